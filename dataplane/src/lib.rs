@@ -1,1 +1,12 @@
-//! Under construction.
+//! The shell of Millrace: sockets, threads and clocks around the sans-IO cores.
+
+pub mod bridge;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod gateway;
+pub mod net;
+pub mod node;
+pub mod obs;
+pub mod shard;

@@ -1,1 +1,16 @@
-//! Under construction.
+//! The language-model engine: GGUF models, quantised CPU kernels, paged KV and continuous batching.
+//!
+//! This crate knows tensors and tokens. It never knows a session, a tenant, a URL or a socket.
+
+pub mod batch;
+pub mod encoder;
+pub mod gguf;
+pub mod kernel;
+pub mod kv;
+pub mod model;
+pub mod quant;
+pub mod sample;
+pub mod stats;
+pub mod template;
+pub mod tokenizer;
+pub mod worker;

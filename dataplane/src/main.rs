@@ -1,0 +1,3 @@
+//! The product binary `millrace`.
+
+fn main() {}
