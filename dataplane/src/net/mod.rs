@@ -1,1 +1,5 @@
-//! Under construction.
+//! Sockets: listeners and the connection loop on completion IO.
+
+pub mod listener;
+
+pub use listener::{ListenError, Listeners, listen};

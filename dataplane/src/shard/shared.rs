@@ -1,0 +1,50 @@
+//! What every shard of a node may reach. Built once by the node before the shards start.
+
+use std::sync::Arc;
+
+use millrace_inference::{ChatTemplate, EmbedWorker, Engine, Model, Tokenizer};
+use millrace_storage::Store;
+
+use super::MailboxSender;
+use crate::config::Config;
+use crate::control::Control;
+use crate::obs::{Health, Metrics};
+
+/// The node as its shards see it. Nothing in here is mutable by one shard alone: each field
+/// is either immutable, or a thread-safe door to a subsystem with its own thread.
+pub struct Shared {
+    /// The checked configuration.
+    pub config: Arc<Config>,
+    /// The durable truth.
+    pub store: Store,
+    /// The batched model engine.
+    pub engine: Arc<Engine>,
+    /// The loaded model.
+    pub model: Arc<Model>,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Its chat template.
+    pub template: Arc<ChatTemplate>,
+    /// The embedding worker, when an embedding model is configured.
+    pub embedder: Option<Arc<EmbedWorker>>,
+    /// Calls to other systems.
+    pub control: Control,
+    /// Counters and histograms.
+    pub metrics: Arc<Metrics>,
+    /// Readiness and drain.
+    pub health: Arc<Health>,
+    /// One sender for each shard, in order.
+    pub mailboxes: Vec<MailboxSender>,
+}
+
+impl Shared {
+    /// How many shards the node has.
+    pub fn shard_count(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// The shard that owns a virtual shard (a stable hash of tenant and conversation).
+    pub fn shard_of(&self, virtual_shard: u16) -> usize {
+        usize::from(virtual_shard) % self.mailboxes.len()
+    }
+}
