@@ -1,1 +1,18 @@
-//! Under construction.
+//! The protocol core of Millrace: it turns bytes into meaning and meaning back into bytes.
+//!
+//! What it never does: it opens no socket and no file, reads no clock, starts no thread and draws no
+//! random number. Time, jitter and keys come in as arguments, so every function here can be driven by
+//! a test, a simulator or a fuzzer exactly as the server drives it.
+//!
+//! Main types: [`http1::RequestHead`] and [`ws::Decoder`] (the wire), [`api::ChatRequest`] and
+//! [`api::ApiError`] (the OpenAI-shaped API), [`channel::Account`] (messengers and webhooks),
+//! [`record`] (what is stored), [`id`] (who and where).
+
+pub mod api;
+pub mod channel;
+pub mod digest;
+pub mod gcra;
+pub mod id;
+pub mod limits;
+pub mod record;
+pub mod retry;

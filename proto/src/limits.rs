@@ -1,0 +1,68 @@
+//! Every bound of the protocol layer in one place, each with its reason.
+//!
+//! A limit that refuses input is checked before memory is reserved for that input.
+
+/// Longest request line and headers together. Larger heads only appear in attacks or with runaway cookies.
+pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Most header fields of one request.
+pub const HEADERS_MAX: usize = 100;
+/// Longest request target (path and query).
+pub const URI_BYTES_MAX: usize = 8 * 1024;
+/// Longest request body of the JSON API: a full context window of text with room for JSON escapes.
+pub const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Longest webhook body; platforms send a few KiB.
+pub const WEBHOOK_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Hex digits in a chunk-size line. Sixteen digits hold every `u64`.
+pub const CHUNK_SIZE_DIGITS_MAX: usize = 16;
+/// Longest chunk-size line with its extensions.
+pub const CHUNK_LINE_BYTES_MAX: usize = 256;
+/// Longest trailer section after the last chunk; trailers are read and dropped.
+pub const TRAILER_BYTES_MAX: usize = 4 * 1024;
+
+/// Payload bound of every WebSocket control frame (RFC 6455 section 5.5).
+pub const WS_CONTROL_BYTES_MAX: usize = 125;
+/// Longest WebSocket message, fragments together.
+pub const WS_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Messages in one chat request.
+pub const CHAT_MESSAGES_MAX: usize = 2_048;
+/// Upper end of `max_tokens`; the model's context window is the tighter bound in practice.
+pub const MAX_TOKENS_MAX: i64 = 1_000_000;
+/// Stop strings of one request.
+pub const STOP_STRINGS_MAX: usize = 16;
+/// Bytes of one stop string.
+pub const STOP_STRING_BYTES_MAX: usize = 256;
+/// Alternatives that may be asked for at each token.
+pub const TOP_LOGPROBS_MAX: i64 = 20;
+/// Upper end of `top_k`; larger than any vocabulary in use.
+pub const TOP_K_MAX: i64 = 1_000_000;
+/// Inputs of one embedding request.
+pub const EMBEDDING_INPUTS_MAX: usize = 256;
+/// Bytes of one embedding input; the encoder itself reads far fewer tokens than this.
+pub const EMBEDDING_INPUT_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a session, user, account or key label name.
+pub const NAME_BYTES_MAX: usize = 256;
+
+/// Text of one inbound channel message; longer text is refused, never cut.
+pub const CHANNEL_TEXT_BYTES_MAX: usize = 64 * 1024;
+/// Clock difference that a signed webhook may show, both ways.
+pub const WEBHOOK_SKEW_S: u64 = 300;
+/// Signatures that one webhook header may list.
+pub const WEBHOOK_SIGNATURES_MAX: usize = 16;
+/// Bytes of a delivery id (dedup key).
+pub const EVENT_KEY_BYTES_MAX: usize = 256;
+/// How long a dedup key is remembered: longer than any platform retries, and what the product promises.
+pub const DEDUP_TTL_MS: u64 = 72 * 3_600 * 1_000;
+
+/// Virtual shards: fixed, so that stored keys do not depend on the number of cores.
+pub const VIRTUAL_SHARDS: u16 = 256;
+/// Steps of a retry policy.
+pub const RETRY_STEPS_MAX: usize = 32;
+/// Longest single pause of a retry policy.
+pub const RETRY_DELAY_S_MAX: u64 = 7 * 24 * 3_600;
+
+const _: () = assert!(URI_BYTES_MAX < HEAD_BYTES_MAX);
+const _: () = assert!(HEAD_BYTES_MAX <= u16::MAX as usize, "head offsets are kept as u16");
+const _: () = assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
+const _: () = assert!(WEBHOOK_BODY_BYTES_MAX <= BODY_BYTES_MAX);
+const _: () = assert!(VIRTUAL_SHARDS.is_power_of_two());
