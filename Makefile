@@ -1,0 +1,75 @@
+# Millrace. `make run` and `make test` start from a bare Debian machine with Rust, git, make and python3 + pip.
+# Everything is built in the release profile, so that RocksDB and FAISS compile once for all targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+export XDG_CACHE_HOME ?= $(HOME)/.cache
+XDG_DATA_HOME ?= $(HOME)/.local/share
+XDG_CONFIG_HOME ?= $(HOME)/.config
+
+export MILLRACE_MODELS ?= $(XDG_CACHE_HOME)/millrace/models
+export MILLRACE_CLIENTS ?= $(XDG_CACHE_HOME)/millrace/clients
+DATA ?= $(XDG_DATA_HOME)/millrace
+CONFIG ?= $(XDG_CONFIG_HOME)/millrace/millrace.toml
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+BINARY := $(TARGET_DIR)/release/millrace
+MEMBERS := proto inference storage agent dataplane loadtest bench tests
+
+# `make test ONLY=telegram` and `make figures ONLY=skeleton.decode` run a part; ARGS reaches `millrace serve`.
+ONLY ?=
+ARGS ?=
+
+.PHONY: help setup setup-test build run test figures fmt lint doc clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-18s %s\n", $$1, $$2 }'
+
+setup: ## install what is missing to build and run: packages, default models
+	@deploy/setup.sh system
+	@deploy/setup.sh models
+
+setup-test: setup ## and what only the tests need: a browser, Python clients
+	@deploy/setup.sh clients
+
+build: setup ## build the product in release mode
+	@$(CARGO) build --release --locked --workspace --bins
+
+run: build ## install, build, fetch models, start on loopback
+	@if [ ! -e "$(CONFIG)" ]; then \
+	    install -D -m 600 deploy/millrace.toml "$(CONFIG)"; \
+	    echo "setup: wrote a first configuration: $(CONFIG)"; \
+	fi
+	@exec "$(BINARY)" serve --config "$(CONFIG)" --data "$(DATA)" --models "$(MILLRACE_MODELS)" $(ARGS)
+
+# The real binary is built before the tests that start it. Doc tests run first, so that the count of
+# the main run is the last thing printed.
+test: setup-test ## all tests of all crates, against real models and real clients
+	@$(CARGO) build --release --locked --workspace --bins
+	@$(CARGO) test --release --locked --workspace --doc --quiet
+	@export MILLRACE_BIN="$(BINARY)"; \
+	if command -v cargo-nextest >/dev/null; then \
+	    exec $(CARGO) nextest run --release --locked --workspace --no-fail-fast $(ONLY); \
+	else \
+	    exec $(CARGO) test --release --locked --workspace --lib --bins --tests --no-fail-fast -- --test-threads=2 $(ONLY); \
+	fi
+
+figures: setup-test ## measure; one JSON line per figure (ONLY=prefix for a part)
+	@$(CARGO) build --release --locked --workspace --bins
+	@MILLRACE_BIN="$(BINARY)" exec "$(MILLRACE_CLIENTS)/bin/python" bench/figures/run.py --only "$(ONLY)"
+
+fmt: ## format the sources
+	@$(CARGO) fmt --all
+
+lint: ## what must hold before a merge: format, clippy without warnings
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+
+doc: ## build the documentation; a warning is an error
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
+
+clean: ## remove what was built of this workspace; the native libraries stay (they take long)
+	@$(CARGO) clean --release --locked $(addprefix -p millrace-,$(MEMBERS))
