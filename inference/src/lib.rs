@@ -2,6 +2,7 @@
 //!
 //! This crate knows tensors and tokens. It never knows a session, a tenant, a URL or a socket.
 
+pub mod backend;
 pub mod batch;
 pub mod encoder;
 pub mod gguf;

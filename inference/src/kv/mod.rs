@@ -1,1 +1,8 @@
-//! Under construction.
+//! Paged key/value memory: fixed blocks, handed out by a bounded allocator.
+//!
+//! The scheduler owns the allocator and each sequence's block table; a backend owns the bytes and only ever sees block
+//! numbers. A block may be held by several sequences (a shared prefix), hence the reference counts.
+
+mod block;
+
+pub use block::{BLOCK_TOKENS, BlockAllocator, BlockId, blocks_for};
