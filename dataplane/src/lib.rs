@@ -10,3 +10,4 @@ pub mod net;
 pub mod node;
 pub mod obs;
 pub mod shard;
+pub mod trouble;

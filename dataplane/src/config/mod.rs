@@ -1,1 +1,220 @@
-//! Under construction.
+//! Configuration: raw texts from flags, environment, file and defaults become one checked [`Config`].
+//!
+//! Code reads only [`Config`]; it never sees a raw text. Secrets never stand in the file: it refers to
+//! them as `env:NAME` or `file:PATH`.
+
+mod accounts;
+mod check;
+mod explain;
+mod keys;
+mod layers;
+mod machine;
+mod units;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millrace_proto::channel::Account;
+use millrace_proto::retry::RetryPolicy;
+
+pub use explain::{explain, explain_all, first_file};
+pub use keys::{KEYS, Key, find, nearest};
+pub use layers::{Flags, Setting, Source};
+pub use machine::{Machine, default_data_folder};
+pub use units::human_bytes;
+
+use crate::trouble::Trouble;
+
+/// Which network back end the reactors use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoMode {
+    /// io_uring when the kernel allows it, else epoll.
+    Auto,
+    /// io_uring or fail.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+/// What keeps the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StorageType {
+    /// RocksDB on disk.
+    Rocksdb,
+    /// In memory; gone with the process.
+    Memory,
+}
+
+/// Settings of the model engine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineOptions {
+    /// Compute threads.
+    pub threads: usize,
+    /// Longest context in tokens (the model's own limit still applies).
+    pub context_max: usize,
+    /// Sequences in one batch.
+    pub sequences_max: usize,
+    /// KV pool in MiB.
+    pub kv_mib: usize,
+    /// Requests waiting for the batch.
+    pub queue_max: usize,
+    /// Prompt tokens in one step.
+    pub prefill_chunk: usize,
+}
+
+/// Settings of the store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StorageOptions {
+    /// Block cache and write buffers in MiB.
+    pub cache_mib: usize,
+    /// File of the sealing key.
+    pub key_file: PathBuf,
+}
+
+/// Settings of sessions and turns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgentOptions {
+    /// First message of every session.
+    pub system_prompt: String,
+    /// Longest reply of a turn in tokens.
+    pub reply_tokens_max: usize,
+    /// Facts recalled into a context; 0 turns recall off.
+    pub recall_items_max: usize,
+    /// Recent messages considered for a context.
+    pub window_messages_max: usize,
+    /// Longest time of a turn.
+    pub turn_deadline: Duration,
+    /// Hot sessions of one shard.
+    pub sessions_hot_max: usize,
+}
+
+/// Bounds on clients.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Requests of one key in a minute.
+    pub requests_per_minute: u32,
+    /// Open connections of the node.
+    pub connections_max: usize,
+    /// Wait between requests of a connection.
+    pub idle_timeout: Duration,
+    /// Longest time of one request.
+    pub request_timeout: Duration,
+}
+
+/// Everything a node needs to know, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Address of the API.
+    pub listen: SocketAddr,
+    /// Address of metrics and health.
+    pub metrics: SocketAddr,
+    /// Data folder.
+    pub data: PathBuf,
+    /// Models folder.
+    pub models: PathBuf,
+    /// Chat model by name or path; `None` takes the only one there is.
+    pub model: Option<String>,
+    /// Encoder by name or path; `None` takes the only one there is.
+    pub embedding_model: Option<String>,
+    /// False when the embedding model was turned off (`none`).
+    pub embeddings: bool,
+    /// Reactor threads (`MAX_WORKERS`).
+    pub workers: usize,
+    /// Network back end.
+    pub io: IoMode,
+    /// Bytes that the memory plan may use.
+    pub memory_limit: u64,
+    /// Pauses between delivery attempts.
+    pub retry_policy: RetryPolicy,
+    /// Level or filter of the log.
+    pub log_level: String,
+    /// JSON log lines.
+    pub log_json: bool,
+    /// What keeps the data.
+    pub storage_type: StorageType,
+    /// File given by `MODEL_ENDPOINT=file:PATH`; `None` is the built-in engine with `model`.
+    pub model_endpoint: Option<String>,
+    /// Longest time of loading models.
+    pub model_load_timeout: Duration,
+    /// How long running answers may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Browser origins that may call the API.
+    pub cors_origins: Vec<String>,
+    /// Engine settings.
+    pub engine: EngineOptions,
+    /// Store settings.
+    pub storage: StorageOptions,
+    /// Session and turn settings.
+    pub agent: AgentOptions,
+    /// Bounds on clients.
+    pub limits: Limits,
+    /// Channel accounts.
+    pub channels: Vec<Account>,
+}
+
+/// A checked configuration and how it came about.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The checked values.
+    pub config: Config,
+    /// Every setting with its source, for `config explain`.
+    pub settings: Vec<Setting>,
+    /// The file that was read, if there was one.
+    pub file: Option<PathBuf>,
+}
+
+/// Name of the configuration file.
+pub const FILE_NAME: &str = "millrace.toml";
+
+/// Loads the configuration of this process.
+pub fn load(flags: &Flags) -> Result<Loaded, Trouble> {
+    load_from(flags, &|name| std::env::var(name).ok(), &Machine::probe())
+}
+
+/// Loads a configuration with a given environment and machine.
+pub fn load_from(
+    flags: &Flags,
+    environment: &dyn Fn(&str) -> Option<String>,
+    machine: &Machine,
+) -> Result<Loaded, Trouble> {
+    let file = locate(flags, environment);
+    let raw = file.as_deref().map(layers::read_file).transpose()?;
+    let settings = layers::settle(flags, environment, file.as_deref().zip(raw.as_ref()));
+    let mut config = check::check(&settings, environment, machine)?;
+    if let Some(raw) = &raw {
+        config.channels = accounts::check(&raw.channels, environment)?;
+    }
+    Ok(Loaded { config, settings, file })
+}
+
+/// The file to read: the one asked for, else `./millrace.toml`, else the one in the data folder.
+fn locate(flags: &Flags, environment: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let asked = flags.config.clone().or_else(|| environment("MILLRACE_CONFIG").map(PathBuf::from));
+    if asked.is_some() {
+        return asked;
+    }
+    let data = flags.values.get("data").cloned().or_else(|| environment("MILLRACE_DATA"));
+    let data = data.map_or_else(|| default_data_folder(environment), PathBuf::from);
+    [PathBuf::from(FILE_NAME), data.join(FILE_NAME)].into_iter().find(|path| path.is_file())
+}
+
+/// Writes the commented first file into the data folder, if no file was found; returns its path.
+pub fn write_first_file(loaded: &Loaded) -> std::io::Result<Option<PathBuf>> {
+    if loaded.file.is_some() {
+        return Ok(None);
+    }
+    let path = loaded.config.data.join(FILE_NAME);
+    write_new(&path, &first_file())?;
+    Ok(Some(path))
+}
+
+fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! Channel accounts: `[[channel]]` tables become [`Account`]s whose secrets come from outside the file.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use millrace_proto::channel::{Account, ChannelKind, Secret};
+use millrace_proto::id::TenantId;
+
+use super::layers::RawChannel;
+use super::{nearest, units};
+use crate::trouble::Trouble;
+
+/// Accounts of one node; each costs a route and a few strings.
+const ACCOUNTS_MAX: usize = 256;
+/// Longest secret that a file may hold.
+const SECRET_BYTES_MAX: u64 = 4096;
+
+type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+pub(super) fn check(raws: &[RawChannel], environment: Environment<'_>) -> Result<Vec<Account>, Trouble> {
+    if let Some(raw) = raws.get(ACCOUNTS_MAX) {
+        return Err(raw.trouble(raw.line, "is one too many", &format!("at most {ACCOUNTS_MAX} accounts are served")));
+    }
+    let mut seen = HashSet::new();
+    let mut accounts = Vec::with_capacity(raws.len());
+    for raw in raws {
+        let account = account(raw, environment)?;
+        if !seen.insert((account.kind, account.name.clone())) {
+            return Err(raw.trouble(raw.line, "has a name that is taken", "kind and name together must be unique"));
+        }
+        accounts.push(account);
+    }
+    Ok(accounts)
+}
+
+fn account(raw: &RawChannel, environment: Environment<'_>) -> Result<Account, Trouble> {
+    let kinds = || ChannelKind::ALL.iter().map(|kind| kind.as_str());
+    let (kind_text, line) = raw.required("kind")?;
+    let kind = ChannelKind::ALL.iter().copied().find(|kind| kind.as_str() == kind_text).ok_or_else(|| {
+        let near = nearest(kind_text, kinds()).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        let known: Vec<&str> = kinds().collect();
+        raw.trouble(line, &format!("has the unknown kind {kind_text:?}"), &format!("known: {}{near}", known.join(", ")))
+    })?;
+    let (name, line) = raw.required("name")?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+        let why = "the name is part of the webhook's path: 1 to 64 letters, digits, `-` or `_`";
+        return Err(raw.trouble(line, &format!("has the name {name:?}"), why));
+    }
+    let tenant = match raw.one("tenant")? {
+        None => TenantId::DEFAULT,
+        Some((text, line)) => match units::whole(text, 1, u64::from(u32::MAX)) {
+            Ok(number) => TenantId(number as u32),
+            Err(why) => return Err(raw.trouble(line, &format!("has the tenant {text:?}"), &why)),
+        },
+    };
+    let mut secrets = Vec::new();
+    if let Some((references, line)) = raw.values.get("secrets") {
+        for reference in references {
+            secrets.push(raw.secret("secrets", reference, *line, environment)?);
+        }
+    }
+    let bot_token = match raw.one("bot_token")? {
+        Some((reference, line)) => Some(raw.secret("bot_token", reference, line, environment)?),
+        None => None,
+    };
+    let account = Account {
+        kind,
+        name: name.to_owned(),
+        tenant,
+        secrets,
+        bot_token,
+        api_base: raw.url("api_base")?,
+        reply_url: raw.url("reply_url")?,
+        bot_username: raw.one("bot_username")?.map(|(text, _)| text.to_owned()),
+    };
+    raw.complete(&account)?;
+    Ok(account)
+}
+
+impl RawChannel {
+    fn trouble(&self, line: usize, what: &str, why: &str) -> Trouble {
+        let file = self.file.display();
+        Trouble::new(format!("the channel in line {line} of {file} {what}"), why, "correct that line")
+    }
+
+    fn one(&self, key: &str) -> Result<Option<(&str, usize)>, Trouble> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some((texts, line)) if texts.len() == 1 => Ok(Some((&texts[0], *line))),
+            Some((_, line)) => Err(self.trouble(*line, &format!("has a list as `{key}`"), "one value belongs there")),
+        }
+    }
+
+    fn required(&self, key: &str) -> Result<(&str, usize), Trouble> {
+        let missing = || self.trouble(self.line, &format!("has no `{key}`"), "kind and name are always needed");
+        self.one(key)?.ok_or_else(missing)
+    }
+
+    fn url(&self, key: &str) -> Result<Option<String>, Trouble> {
+        let Some((text, line)) = self.one(key)? else { return Ok(None) };
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/') || rest.contains([' ', '@'])) {
+            let why = "write an http:// or https:// URL without user name and password";
+            return Err(self.trouble(line, &format!("has {text:?} as `{key}`"), why));
+        }
+        Ok(Some(text.trim_end_matches('/').to_owned()))
+    }
+
+    fn secret(&self, key: &str, text: &str, line: usize, environment: Environment<'_>) -> Result<Secret, Trouble> {
+        // The text itself is never repeated: it may be the secret that somebody pasted here.
+        let value = if let Some(name) = text.strip_prefix("env:") {
+            environment(name).map(String::into_bytes).ok_or_else(|| {
+                let why = format!("the environment variable {name} is not set");
+                self.trouble(line, &format!("refers to a missing secret in `{key}`"), &why)
+            })?
+        } else if let Some(path) = text.strip_prefix("file:") {
+            read_secret(Path::new(path))
+                .map_err(|why| self.trouble(line, &format!("refers to an unreadable secret in `{key}`"), &why))?
+        } else {
+            let why = "secrets do not belong into this file; write env:NAME or file:PATH";
+            return Err(self.trouble(line, &format!("has a literal secret in `{key}`"), why));
+        };
+        if value.is_empty() {
+            return Err(self.trouble(line, &format!("has an empty secret in `{key}`"), "an empty secret protects nothing"));
+        }
+        Ok(Secret::new(value))
+    }
+
+    /// Each kind needs some of the optional keys.
+    fn complete(&self, account: &Account) -> Result<(), Trouble> {
+        let lacks = |key: &str, why: &str| Err(self.trouble(self.line, &format!("has no `{key}`"), why));
+        match account.kind {
+            _ if account.secrets.is_empty() => lacks("secrets", "without it no webhook can be verified"),
+            ChannelKind::Telegram if account.bot_token.is_none() => lacks("bot_token", "replies are sent with it"),
+            ChannelKind::StandardWebhooks if account.reply_url.is_none() => lacks("reply_url", "replies are posted there"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
+    let size = std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.len();
+    if size > SECRET_BYTES_MAX {
+        return Err(format!("{} has {size} bytes; a secret has at most {SECRET_BYTES_MAX}", path.display()));
+    }
+    let mut value = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    // Editors and `echo` end a file with a newline that is not part of the secret.
+    while matches!(value.last(), Some(b'\n' | b'\r')) {
+        value.pop();
+    }
+    Ok(value)
+}

@@ -1,0 +1,178 @@
+//! From settled texts to the checked [`Config`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::layers::Setting;
+use super::machine::{Machine, default_data_folder};
+use super::{AgentOptions, Config, EngineOptions, IoMode, Limits, StorageOptions, StorageType, units};
+use crate::obs::logs;
+use crate::trouble::Trouble;
+
+/// Longest system prompt.
+const SYSTEM_PROMPT_BYTES_MAX: usize = 16 * 1024;
+/// Largest KV pool that `auto` chooses.
+const KV_MIB_AUTO_MAX: u64 = 4096;
+
+struct Texts<'a>(&'a [Setting]);
+
+impl Texts<'_> {
+    fn setting(&self, name: &str) -> &Setting {
+        self.0.iter().find(|setting| setting.key.name == name).expect("every checked name stands in the key table")
+    }
+
+    fn text(&self, name: &str) -> &str {
+        &self.setting(name).text
+    }
+
+    fn read<T>(&self, name: &str, reader: impl FnOnce(&str) -> Result<T, String>) -> Result<T, Trouble> {
+        let setting = self.setting(name);
+        reader(&setting.text).map_err(|why| setting.refuse(why))
+    }
+
+    fn whole(&self, name: &str, min: u64, max: u64) -> Result<usize, Trouble> {
+        self.read(name, |text| units::whole(text, min, max).map(|number| number as usize))
+    }
+
+    fn whole_or_auto(&self, name: &str, min: u64, max: u64, auto: u64) -> Result<usize, Trouble> {
+        if self.text(name) == "auto" { Ok(auto as usize) } else { self.whole(name, min, max) }
+    }
+
+    fn duration(&self, name: &str, min: Duration, max: Duration) -> Result<Duration, Trouble> {
+        self.read(name, |text| {
+            let time = units::duration(text)?;
+            if time < min || time > max { Err(format!("a time from {min:?} to {max:?} is allowed")) } else { Ok(time) }
+        })
+    }
+
+    fn address(&self, name: &str) -> Result<SocketAddr, Trouble> {
+        self.read(name, |text| {
+            let text = text.replace("localhost:", "127.0.0.1:");
+            text.parse().map_err(|_| "write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080".to_owned())
+        })
+    }
+
+    fn choice<T: Copy>(&self, name: &str, choices: &[(&str, T)]) -> Result<T, Trouble> {
+        self.read(name, |text| {
+            let found = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            found.ok_or_else(|| format!("allowed are {}", words.join(", ")))
+        })
+    }
+
+    fn optional(&self, name: &str) -> Option<String> {
+        Some(self.text(name).to_owned()).filter(|text| !text.is_empty())
+    }
+}
+
+pub(super) fn check(
+    settings: &[Setting],
+    environment: &dyn Fn(&str) -> Option<String>,
+    machine: &Machine,
+) -> Result<Config, Trouble> {
+    let texts = Texts(settings);
+    let data = texts.optional("data").map_or_else(|| default_data_folder(environment), PathBuf::from);
+    let models = texts.optional("models").map_or_else(|| data.join("models"), PathBuf::from);
+    let memory_limit = texts.read("memory_limit", |text| {
+        let bytes = units::bytes(text, machine.memory_bytes)?;
+        let least = 64 << 20;
+        if bytes < least { Err(format!("{bytes} bytes are too few; at least 64 MiB are needed")) } else { Ok(bytes) }
+    })?;
+    let embedding_model = texts.optional("embedding_model");
+    let second = Duration::from_secs(1);
+    let hour = second * 3600;
+    let config = Config {
+        listen: texts.address("listen")?,
+        metrics: texts.address("metrics")?,
+        model: texts.optional("model"),
+        embeddings: embedding_model.as_deref() != Some("none"),
+        embedding_model: embedding_model.filter(|name| name != "none"),
+        workers: texts.whole_or_auto("workers", 1, 256, machine.cpus.min(16) as u64)?,
+        io: texts.choice("io", &[("auto", IoMode::Auto), ("uring", IoMode::Uring), ("epoll", IoMode::Epoll)])?,
+        memory_limit,
+        retry_policy: texts.read("retry_policy", |text| text.parse().map_err(|error| format!("{error}")))?,
+        log_level: texts.read("log_level", |text| {
+            if logs::is_valid(text) { Ok(text.to_owned()) } else { Err("no such level or filter".into()) }
+        })?,
+        log_json: texts.choice("log_format", &[("text", false), ("json", true)])?,
+        storage_type: texts
+            .choice("storage_type", &[("rocksdb", StorageType::Rocksdb), ("memory", StorageType::Memory)])?,
+        model_endpoint: texts.read("model_endpoint", endpoint)?,
+        model_load_timeout: texts.duration("model_load_timeout", second, hour)?,
+        drain_timeout: texts.duration("drain_timeout", Duration::ZERO, second * 600)?,
+        cors_origins: texts.read("cors_origins", origins)?,
+        engine: engine(&texts, memory_limit, machine)?,
+        storage: StorageOptions {
+            cache_mib: texts.whole("storage.cache_mib", 8, 1 << 20)?,
+            key_file: texts.optional("storage.key_file").map_or_else(|| data.join("master.key"), PathBuf::from),
+        },
+        agent: agent(&texts)?,
+        limits: Limits {
+            requests_per_minute: texts.whole("limits.requests_per_minute", 1, 10_000_000)? as u32,
+            connections_max: texts.whole("limits.connections_max", 8, 1_000_000)?,
+            idle_timeout: texts.duration("limits.idle_timeout", second, hour)?,
+            request_timeout: texts.duration("limits.request_timeout", second, hour)?,
+        },
+        channels: Vec::new(),
+        data,
+        models,
+    };
+    if config.listen.port() != 0 && config.listen == config.metrics {
+        return Err(texts.setting("metrics").refuse(format!("{} is the address of the API already", config.listen)));
+    }
+    Ok(config)
+}
+
+fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<EngineOptions, Trouble> {
+    let kv_auto = (memory_limit / 4 / (1 << 20)).clamp(16, KV_MIB_AUTO_MAX);
+    Ok(EngineOptions {
+        threads: texts.whole_or_auto("engine.threads", 1, 512, machine.cpus as u64)?,
+        context_max: texts.whole("engine.context_max", 64, 1 << 20)?,
+        sequences_max: texts.whole("engine.sequences_max", 1, 1024)?,
+        kv_mib: texts.whole_or_auto("engine.kv_mib", 16, 1 << 20, kv_auto)?,
+        queue_max: texts.whole("engine.queue_max", 1, 65_536)?,
+        prefill_chunk: texts.whole("engine.prefill_chunk", 16, 8192)?,
+    })
+}
+
+fn agent(texts: &Texts<'_>) -> Result<AgentOptions, Trouble> {
+    let second = Duration::from_secs(1);
+    Ok(AgentOptions {
+        system_prompt: texts.read("agent.system_prompt", |text| {
+            let bytes = text.len();
+            if bytes > SYSTEM_PROMPT_BYTES_MAX {
+                return Err(format!("it has {bytes} bytes; at most {SYSTEM_PROMPT_BYTES_MAX} are allowed"));
+            }
+            Ok(text.to_owned())
+        })?,
+        reply_tokens_max: texts.whole("agent.reply_tokens_max", 1, 131_072)?,
+        recall_items_max: texts.whole("agent.recall_items_max", 0, 64)?,
+        window_messages_max: texts.whole("agent.window_messages_max", 2, 10_000)?,
+        turn_deadline: texts.duration("agent.turn_deadline", second, second * 3600)?,
+        sessions_hot_max: texts.whole("agent.sessions_hot_max", 16, 1_000_000)?,
+    })
+}
+
+fn endpoint(text: &str) -> Result<Option<String>, String> {
+    if text == "local" {
+        return Ok(None);
+    }
+    match text.strip_prefix("file:") {
+        Some(path) if !path.is_empty() => Ok(Some(path.trim_start_matches("//").to_owned())),
+        _ => Err("this version runs models in its own engine only; write `local` or `file:PATH`".into()),
+    }
+}
+
+fn origins(text: &str) -> Result<Vec<String>, String> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts
+        .map(|origin| {
+            let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            let host = rest.filter(|host| !host.is_empty() && !host.contains(['/', '*', ' ', '@', '?', '#']));
+            host.map(|_| origin.to_owned()).ok_or_else(|| {
+                format!("{origin:?} is not an origin; write scheme and host alone, such as https://example.org")
+            })
+        })
+        .collect()
+}

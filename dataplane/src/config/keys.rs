@@ -1,0 +1,188 @@
+//! The table of all settings: names, environment variables, defaults, meaning and price.
+//!
+//! Flags, `config explain` and the first `millrace.toml` are made from this table, so they cannot drift.
+
+/// One setting.
+#[derive(Debug)]
+pub struct Key {
+    /// Name in `millrace.toml`; a dot separates the table from the key.
+    pub name: &'static str,
+    /// Environment variable.
+    pub env: &'static str,
+    /// Default as it would be written.
+    pub default: &'static str,
+    /// What it sets, with the allowed values.
+    pub what: &'static str,
+    /// What a larger (or another) value costs.
+    pub cost: &'static str,
+}
+
+impl Key {
+    /// The long flag without its dashes: `engine.kv_mib` is `engine-kv-mib`.
+    pub fn flag(&self) -> String {
+        self.name.replace(['.', '_'], "-")
+    }
+}
+
+macro_rules! keys {
+    ($($name:literal, $env:literal, $default:literal, $what:literal, $cost:literal;)*) => {
+        /// Every setting, in the order of the file.
+        pub const KEYS: &[Key] = &[$(Key { name: $name, env: $env, default: $default, what: $what, cost: $cost }),*];
+    };
+}
+
+keys! {
+    "data", "MILLRACE_DATA", "",
+        "Folder of everything this node keeps: sessions, memory, queues, key file. Default: $XDG_DATA_HOME/millrace or ~/.local/share/millrace",
+        "Moving it moves the data; one process at a time may use it.";
+    "models", "MILLRACE_MODELS", "",
+        "Folder with the models. Default: `models` inside the data folder",
+        "Nothing but disk space.";
+    "listen", "MILLRACE_LISTEN", "127.0.0.1:8080",
+        "Address of the API and the chat page; port 0 picks a free one",
+        "An address other than loopback opens the API to the network: it is plain HTTP, so put a TLS proxy in front.";
+    "metrics", "MILLRACE_METRICS", "127.0.0.1:8081",
+        "Address of /metrics, /healthz and /readyz; port 0 picks a free one",
+        "These pages need no key: an address other than loopback shows them to the network.";
+    "model", "MILLRACE_MODEL", "",
+        "Chat model: a file or folder name in the models folder, or a path. Default: the only GGUF file there",
+        "A larger model answers better and takes more memory and time for each token.";
+    "embedding_model", "MILLRACE_EMBEDDING_MODEL", "",
+        "Encoder for embeddings and recall: a folder in the models folder, or a path; `none` turns it off. Default: the only encoder folder there",
+        "Without it /v1/embeddings is refused and recall works on words and links alone.";
+    "workers", "MAX_WORKERS", "auto",
+        "Reactor threads, 1 to 256; auto is one for each CPU, at most 16",
+        "Each takes about 1 MiB and one io_uring; more than CPUs only adds switches.";
+    "io", "MILLRACE_IO", "auto",
+        "Network back end: auto, uring (fail if the kernel refuses) or epoll",
+        "epoll costs more system calls for each request.";
+    "memory_limit", "MEMORY_LIMIT", "70%",
+        "Most memory that the plan may use: a size (`8GiB`) or a share of the machine (`70%`)",
+        "The plan refuses to start when it does not fit; a limit near all memory invites the OOM killer.";
+    "retry_policy", "RETRY_POLICY", "exp:1s..60s*5",
+        "Pauses between delivery attempts: a list `5s,30s,2m,10m`, back-off `exp:1s..60s*5`, or `none`",
+        "Longer policies keep undeliverable replies in the outbox for longer.";
+    "log_level", "LOG_LEVEL", "info",
+        "error, warn, info, debug, trace or off; a filter such as `info,millrace_storage=debug` also works",
+        "debug and trace write many lines for each request and slow it down.";
+    "log_format", "MILLRACE_LOG_FORMAT", "text",
+        "text for people or json for machines; always on standard error",
+        "Nothing.";
+    "storage_type", "STORAGE_TYPE", "rocksdb",
+        "rocksdb (durable), or memory (everything is lost at the end of the process; for trials)",
+        "memory keeps no promise about accepted messages.";
+    "model_endpoint", "MODEL_ENDPOINT", "local",
+        "local: the built-in engine; file:PATH: the built-in engine with the GGUF file at PATH. Remote endpoints are not supported by this version",
+        "Nothing.";
+    "model_load_timeout", "MODEL_LOAD_TIMEOUT", "60s",
+        "Longest time that loading the models may take, 1s to 1h",
+        "A longer time hides a slow disk from the supervisor for longer.";
+    "drain_timeout", "MILLRACE_DRAIN_TIMEOUT", "10s",
+        "How long running answers may go on after SIGTERM, 0s to 10m",
+        "A restart takes up to this long; a supervisor must wait longer than it before it kills.";
+    "cors_origins", "MILLRACE_CORS_ORIGINS", "",
+        "Browser origins that may call the API, comma separated, each like https://example.org; empty allows none but the page itself",
+        "Pages of these origins can use a key that their visitor gives them.";
+    "engine.threads", "MILLRACE_ENGINE_THREADS", "auto",
+        "Compute threads of the engine, 1 to 512; auto is one for each CPU",
+        "More than CPUs makes every step slower.";
+    "engine.context_max", "MILLRACE_ENGINE_CONTEXT_MAX", "8192",
+        "Longest context in tokens, 64 to 1048576; the model's own limit is never exceeded",
+        "One sequence may take this many tokens of the KV pool.";
+    "engine.sequences_max", "MILLRACE_ENGINE_SEQUENCES_MAX", "64",
+        "Sequences computed together, 1 to 1024",
+        "Each running sequence makes a step longer and holds its part of the KV pool.";
+    "engine.kv_mib", "MILLRACE_ENGINE_KV_MIB", "auto",
+        "Size of the KV pool in MiB, 16 to 1048576; auto is a quarter of memory_limit, at most 4096",
+        "It is the largest part of the memory plan; pages are touched only when used.";
+    "engine.queue_max", "MILLRACE_ENGINE_QUEUE_MAX", "256",
+        "Requests that may wait for the batch, 1 to 65536; more are refused with 503",
+        "A long queue turns overload into long waits instead of early refusals.";
+    "engine.prefill_chunk", "MILLRACE_ENGINE_PREFILL_CHUNK", "128",
+        "Prompt tokens computed in one step, 16 to 8192",
+        "Larger steps read prompts faster and make running answers stutter.";
+    "storage.cache_mib", "MILLRACE_STORAGE_CACHE_MIB", "64",
+        "Block cache and write buffers of the store in MiB, 8 to 1048576",
+        "Counts in the memory plan.";
+    "storage.key_file", "MILLRACE_STORAGE_KEY_FILE", "",
+        "File with the key that seals the stored values, mode 0600; made at the first start. Default: `master.key` inside the data folder",
+        "Without this file the data cannot be read: back it up apart from the data.";
+    "agent.system_prompt", "MILLRACE_AGENT_SYSTEM_PROMPT", "You are a helpful assistant. Answer briefly and truthfully.",
+        "First message of every session, at most 16384 bytes",
+        "Its tokens are part of every context (shared in the KV cache between sessions).";
+    "agent.reply_tokens_max", "MILLRACE_AGENT_REPLY_TOKENS_MAX", "512",
+        "Longest reply of a session turn in tokens, 1 to 131072, unless the request says otherwise",
+        "This part of the context is kept free for the reply.";
+    "agent.recall_items_max", "MILLRACE_AGENT_RECALL_ITEMS_MAX", "4",
+        "Facts from other sessions of the same user placed into a context, 0 to 64; 0 turns recall off",
+        "Each takes room from the recent messages.";
+    "agent.window_messages_max", "MILLRACE_AGENT_WINDOW_MESSAGES_MAX", "200",
+        "Recent messages of a session that are considered for a context, 2 to 10000",
+        "They are held in memory for hot sessions.";
+    "agent.turn_deadline", "MILLRACE_AGENT_TURN_DEADLINE", "120s",
+        "Longest time of one session turn, 1s to 1h",
+        "A stuck turn holds its session for this long.";
+    "agent.sessions_hot_max", "MILLRACE_AGENT_SESSIONS_HOT_MAX", "1024",
+        "Sessions held in memory by each reactor, 16 to 1000000",
+        "About 16 KiB each in the memory plan.";
+    "limits.requests_per_minute", "MILLRACE_LIMITS_REQUESTS_PER_MINUTE", "600",
+        "API requests of one key in a minute, 1 to 10000000; more are refused with 429",
+        "One client can take more of the engine.";
+    "limits.connections_max", "MILLRACE_LIMITS_CONNECTIONS_MAX", "10000",
+        "Client connections of the whole node, 8 to 1000000",
+        "About 8 KiB each, and one file descriptor.";
+    "limits.idle_timeout", "MILLRACE_LIMITS_IDLE_TIMEOUT", "60s",
+        "How long a connection may wait between requests, 1s to 1h",
+        "Idle connections count as open.";
+    "limits.request_timeout", "MILLRACE_LIMITS_REQUEST_TIMEOUT", "300s",
+        "Longest time of one API request from its head to the end of its answer, 1s to 1h",
+        "A slow client can hold its place for this long.";
+}
+
+/// The keys of one `[[channel]]` table.
+pub const CHANNEL_KEYS: &[&str] =
+    &["kind", "name", "tenant", "secrets", "bot_token", "api_base", "reply_url", "bot_username"];
+
+/// The setting called `name`.
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The known name that is most like `name`, if one is near enough to be meant.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|one, two| one.0.total_cmp(&two.0))
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_variables_and_flags_are_unique_and_explained() {
+        let (mut names, mut envs, mut flags) = (HashSet::new(), HashSet::new(), HashSet::new());
+        for key in KEYS {
+            assert!(names.insert(key.name) && envs.insert(key.env) && flags.insert(key.flag()), "{}", key.name);
+            assert!(!key.what.is_empty() && !key.cost.is_empty(), "{}", key.name);
+        }
+        for wished in
+            ["MAX_WORKERS", "MEMORY_LIMIT", "RETRY_POLICY", "LOG_LEVEL", "MODEL_ENDPOINT", "STORAGE_TYPE", "MODEL_LOAD_TIMEOUT"]
+        {
+            assert!(envs.contains(wished), "{wished}");
+        }
+    }
+
+    #[test]
+    fn a_typo_finds_its_key() {
+        let names = || KEYS.iter().map(|key| key.name);
+        assert_eq!(nearest("engine.kv_mb", names()), Some("engine.kv_mib"));
+        assert_eq!(nearest("lisen", names()), Some("listen"));
+        assert_eq!(nearest("zzz", names()), None);
+    }
+}
