@@ -10,8 +10,19 @@ pub mod kernel;
 pub mod kv;
 pub mod model;
 pub mod quant;
+pub mod request;
 pub mod sample;
 pub mod stats;
 pub mod template;
 pub mod tokenizer;
 pub mod worker;
+
+pub use encoder::{EmbedError, EmbedRequest, EmbedWorker};
+pub use request::{
+    CancelHandle, FinishReason, Outlet, Output, ParameterError, Request, Sampling, SubmitError, Timings, TokenOut,
+    Usage,
+};
+pub use stats::Stats;
+pub use template::{ChatTemplate, TemplateError, TemplateMessage};
+pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerError};
+pub use worker::{Engine, EngineConfig, EngineError};

@@ -1,1 +1,200 @@
-//! Under construction.
+//! The engine: one thread that owns the model's KV memory and runs step after step, and the handle that feeds it.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender};
+
+use crate::batch::admit::{self, RequestBounds};
+use crate::batch::job::Job;
+use crate::request::{CancelHandle, Request, SubmitError};
+use crate::stats::Stats;
+
+/// How much the engine may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Threads that compute; more than the machine has cores makes every step slower.
+    pub threads: usize,
+    /// CPUs to pin the threads to; `None` leaves it to the system.
+    pub cpus: Option<Vec<usize>>,
+    /// Priority of the threads, 0 (as other threads) to 19 (only when nobody else wants the core).
+    pub nice: i32,
+    /// Memory for keys and values. A request needs it for prompt and reply while it runs.
+    pub kv_bytes_max: usize,
+    /// Most tokens of prompt and reply of one request; 0 takes the model's own limit.
+    pub context_max: usize,
+    /// Most requests that generate at the same time. Each one makes a step longer for all.
+    pub sequences_max: usize,
+    /// Most requests that wait; more are refused at once.
+    pub queue_max: usize,
+    /// Prompt tokens per step. More finishes prompts sooner and lets running replies stutter.
+    pub prefill_chunk: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            cpus: None,
+            nice: 5,
+            kv_bytes_max: 512 << 20,
+            context_max: 0,
+            sequences_max: 64,
+            queue_max: 1024,
+            prefill_chunk: 256,
+        }
+    }
+}
+
+impl EngineConfig {
+    pub(crate) fn check(&self) -> Result<(), EngineError> {
+        let ranges: [(&'static str, usize, usize, usize); 5] = [
+            ("threads", self.threads, 1, 1024),
+            ("sequences_max", self.sequences_max, 1, 4096),
+            ("queue_max", self.queue_max, 1, 1 << 20),
+            ("prefill_chunk", self.prefill_chunk, 1, 1 << 16),
+            ("nice", usize::try_from(self.nice).unwrap_or(usize::MAX), 0, 19),
+        ];
+        match ranges.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
+            Some((name, value, min, max)) => Err(EngineError::Setting { name, value, min, max }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why the engine cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A setting is outside its range.
+    #[error("engine setting {name} is {value}, it must be from {min} to {max}")]
+    Setting {
+        /// Name of the setting.
+        name: &'static str,
+        /// Its value.
+        value: usize,
+        /// Least allowed.
+        min: usize,
+        /// Greatest allowed.
+        max: usize,
+    },
+    /// The thread could not be started.
+    #[error("cannot start the engine's thread; check the limit on threads")]
+    Thread(#[source] std::io::Error),
+}
+
+/// What the handle and the engine's thread share.
+pub(crate) struct Shared {
+    pub stats: Stats,
+    /// Jobs sent but not yet in the batch.
+    pub queued: AtomicUsize,
+    pub closing: AtomicBool,
+    pub fault: OnceLock<String>,
+}
+
+pub(crate) enum Message {
+    Job(Box<Job>),
+    /// Look at `Shared::closing`.
+    Wake,
+}
+
+/// A running engine. Shared between threads; dropping the last handle shuts it down.
+pub struct Engine {
+    shared: Arc<Shared>,
+    sender: Sender<Message>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    bounds: RequestBounds,
+    queue_max: usize,
+    started: Instant,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("bounds", &self.bounds).field("queue_max", &self.queue_max).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Queues a request; its outlet hears from it until `Output::Done`. Never blocks.
+    pub fn submit(&self, request: Request) -> Result<CancelHandle, SubmitError> {
+        let refuse = |error| {
+            self.shared.stats.refused.add(1);
+            Err(error)
+        };
+        if let Err(error) = self.check_open().and_then(|()| admit::check(&request, &self.bounds)) {
+            return refuse(error);
+        }
+        if let Err(error) = self.reserve_place() {
+            return refuse(error);
+        }
+        let cancel = CancelHandle::default();
+        let job = Box::new(Job::new(request, cancel.clone()));
+        match self.sender.try_send(Message::Job(job)) {
+            Ok(()) => Ok(cancel),
+            Err(back) => {
+                self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+                if let Message::Job(mut job) = back.into_inner() {
+                    job.disarm();
+                }
+                refuse(self.check_open().err().unwrap_or(SubmitError::Closed))
+            }
+        }
+    }
+
+    /// Live counters.
+    pub fn stats(&self) -> &Stats {
+        &self.shared.stats
+    }
+
+    /// Most tokens of prompt and reply of one request.
+    pub fn context_max(&self) -> usize {
+        self.bounds.context_max
+    }
+
+    /// What went wrong, once the engine has failed; `None` while it is healthy.
+    pub fn fault(&self) -> Option<&str> {
+        self.shared.fault.get().map(String::as_str)
+    }
+
+    /// Ends every request with `Cancelled` and waits for the thread. Later submissions are refused.
+    pub fn shutdown(&self) {
+        self.shared.closing.store(true, Ordering::Release);
+        // A full queue wakes the thread by itself.
+        let _ = self.sender.try_send(Message::Wake);
+        let thread = self.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A panic of the thread was already turned into a fault; there is nothing to learn from it here.
+            let _ = thread.join();
+        }
+    }
+
+    fn check_open(&self) -> Result<(), SubmitError> {
+        if let Some(reason) = self.shared.fault.get() {
+            return Err(SubmitError::Unhealthy { reason: reason.clone() });
+        }
+        if self.shared.closing.load(Ordering::Acquire) { Err(SubmitError::Closed) } else { Ok(()) }
+    }
+
+    fn reserve_place(&self) -> Result<(), SubmitError> {
+        let max = self.queue_max;
+        let more = |n: usize| (n < max).then_some(n + 1);
+        match self.shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
+            Ok(_) => Ok(()),
+            Err(waiting) => {
+                let finished = self.shared.stats.finished().map(|(_, n)| n).sum();
+                let retry_after = admit::retry_after(finished, self.started.elapsed());
+                Err(SubmitError::QueueFull { waiting, max, retry_after })
+            }
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}

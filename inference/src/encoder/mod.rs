@@ -1,1 +1,5 @@
-//! Under construction.
+//! Text encoders: sentences to vectors.
+
+mod worker;
+
+pub use worker::{EmbedError, EmbedRequest, EmbedWorker};

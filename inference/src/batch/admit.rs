@@ -1,0 +1,122 @@
+//! What is refused at submission, before anything is queued.
+
+use std::time::Duration;
+
+use crate::request::{
+    ParameterError, Request, STOP_BYTES_MAX, STOP_STRINGS_MAX, SubmitError, TOP_LOGPROBS_MAX,
+};
+
+/// Shortest and longest advice to a refused caller; beyond it a guess is worth nothing.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Bounds that a single request has to fit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestBounds {
+    /// Most tokens of prompt and reply: the smaller of the configured context and what the KV pool can hold.
+    pub context_max: usize,
+    /// Size of the vocabulary.
+    pub vocabulary: usize,
+}
+
+/// Checks everything about a request that does not depend on the load.
+pub(crate) fn check(request: &Request, bounds: &RequestBounds) -> Result<(), SubmitError> {
+    let (prompt, max, limit) = (request.prompt.len(), request.max_tokens as usize, bounds.context_max);
+    if prompt == 0 {
+        return Err(SubmitError::EmptyPrompt);
+    }
+    if max == 0 {
+        return Err(parameter("max_tokens", 0, "1 or more"));
+    }
+    if prompt.saturating_add(max) > limit {
+        return Err(SubmitError::PromptTooLong { prompt, max, limit });
+    }
+    if let Some(position) = request.prompt.iter().position(|id| *id as usize >= bounds.vocabulary) {
+        let id = request.prompt[position];
+        return Err(SubmitError::UnknownToken { id, position, vocab: bounds.vocabulary });
+    }
+    if request.stop.len() > STOP_STRINGS_MAX {
+        return Err(parameter("stop", request.stop.len(), format!("at most {STOP_STRINGS_MAX} strings")));
+    }
+    if let Some(bad) = request.stop.iter().find(|s| s.is_empty() || s.len() > STOP_BYTES_MAX) {
+        return Err(parameter("stop", format!("{} bytes", bad.len()), format!("1 to {STOP_BYTES_MAX} bytes each")));
+    }
+    if let Some(n) = request.top_logprobs.filter(|n| *n > TOP_LOGPROBS_MAX) {
+        return Err(parameter("top_logprobs", n, format!("0 to {TOP_LOGPROBS_MAX}")));
+    }
+    Ok(request.sampling.check()?)
+}
+
+fn parameter(name: &'static str, value: impl ToString, allowed: impl Into<String>) -> SubmitError {
+    SubmitError::Parameter(ParameterError { name, value: value.to_string(), allowed: allowed.into() })
+}
+
+/// When a place in the queue is likely free: the time one request takes to finish at the present rate.
+pub(crate) fn retry_after(finished: u64, uptime: Duration) -> Duration {
+    if finished == 0 {
+        return Duration::from_secs(1);
+    }
+    (uptime / u32::try_from(finished).unwrap_or(u32::MAX)).clamp(RETRY_MIN, RETRY_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Outlet, Output, Sampling};
+    use std::sync::Arc;
+
+    struct Nowhere;
+    impl Outlet for Nowhere {
+        fn push(&self, _: u64, _: Output) {}
+        fn wake(&self) {}
+    }
+
+    fn request(prompt: usize, max_tokens: u32) -> Request {
+        Request {
+            ticket: 0,
+            prompt: vec![1; prompt],
+            sampling: Sampling::greedy(),
+            max_tokens,
+            stop: Vec::new(),
+            ignore_eos: false,
+            top_logprobs: None,
+            deadline: None,
+            cache_salt: 0,
+            outlet: Arc::new(Nowhere),
+        }
+    }
+
+    const BOUNDS: RequestBounds = RequestBounds { context_max: 100, vocabulary: 50 };
+
+    #[test]
+    fn the_limit_counts_prompt_and_reply_and_the_error_has_the_numbers() {
+        assert_eq!(check(&request(60, 40), &BOUNDS), Ok(()));
+        let error = check(&request(61, 40), &BOUNDS).expect_err("does not fit");
+        assert_eq!(error, SubmitError::PromptTooLong { prompt: 61, max: 40, limit: 100 });
+        assert!(check(&request(1, u32::MAX), &BOUNDS).is_err());
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let refused = |change: fn(&mut Request)| {
+            let mut r = request(10, 10);
+            change(&mut r);
+            check(&r, &BOUNDS).expect_err("nonsense").to_string()
+        };
+        assert!(refused(|r| r.prompt.clear()).contains("no tokens"));
+        assert!(refused(|r| r.prompt[3] = 50).contains("token id 50 at position 3"));
+        assert!(refused(|r| r.max_tokens = 0).contains("max_tokens is 0"));
+        assert!(refused(|r| r.sampling.temperature = f32::NAN).contains("temperature is NaN"));
+        assert!(refused(|r| r.sampling.top_p = -0.5).contains("top_p is -0.5"));
+        assert!(refused(|r| r.stop = vec![String::new()]).contains("stop is 0 bytes"));
+        assert!(refused(|r| r.stop = vec!["x".into(); 17]).contains("stop is 17"));
+        assert!(refused(|r| r.top_logprobs = Some(21)).contains("top_logprobs is 21"));
+    }
+
+    #[test]
+    fn the_advice_follows_the_rate_of_finished_requests() {
+        assert_eq!(retry_after(10, Duration::from_secs(20)), Duration::from_secs(2));
+        assert_eq!(retry_after(1_000_000, Duration::from_secs(1)), RETRY_MIN);
+        assert_eq!(retry_after(1, Duration::from_secs(100_000)), RETRY_MAX);
+    }
+}

@@ -1,0 +1,1 @@
+//! WordPiece as BERT models use it.
