@@ -8,7 +8,9 @@ pub mod encoder;
 pub mod gguf;
 pub mod kernel;
 pub mod kv;
+mod math;
 pub mod model;
+mod priority;
 pub mod quant;
 pub mod request;
 pub mod sample;
@@ -17,7 +19,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod worker;
 
-pub use encoder::{EmbedError, EmbedRequest, EmbedWorker};
+pub use encoder::{EmbedError, EmbedRequest, EmbedWorker, Encoder, EncoderError};
 pub use request::{
     CancelHandle, FinishReason, Outlet, Output, ParameterError, Request, Sampling, SubmitError, Timings, TokenOut,
     Usage,

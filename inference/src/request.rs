@@ -92,6 +92,11 @@ impl Sampling {
         Self { temperature: 0.0, ..Self::default() }
     }
 
+    /// Whether logits are changed before sampling.
+    pub fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
     /// Checks every range; the error names the parameter, its value and what is allowed.
     pub fn check(&self) -> Result<(), ParameterError> {
         let ranges: [(&'static str, f32, f32, f32); 6] = [

@@ -9,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 use serde::Serialize;
 
+use crate::gguf::Gguf;
+
 /// Largest template source in bytes; the longest in use are about 20 KiB.
 const SOURCE_BYTES_MAX: usize = 256 << 10;
 /// Instructions per rendering. A message costs a few dozen; this is enough for tens of thousands of messages.
@@ -100,6 +102,22 @@ impl ChatTemplate {
             .add_template_owned("chat", source.to_owned())
             .map_err(|error| TemplateError::Source(describe(&error)))?;
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// The template of a model file, or ChatML when it has none.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, TemplateError> {
+        let token = |field: &str| {
+            let id = usize::try_from(gguf.u64(field).ok()?).ok()?;
+            gguf.array("tokenizer.ggml.tokens").ok()?.strings()?.nth(id)
+        };
+        match gguf.str("tokenizer.chat_template") {
+            Ok(source) => {
+                let bos = token("tokenizer.ggml.bos_token_id").unwrap_or_default();
+                let eos = token("tokenizer.ggml.eos_token_id").unwrap_or_default();
+                Self::new(source, bos, eos)
+            }
+            Err(_) => Ok(Self::chatml()),
+        }
     }
 
     /// The ChatML format, for models without a template of their own.

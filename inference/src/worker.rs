@@ -3,14 +3,19 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::{Sender, bounded};
 
+use crate::backend::{Backend, BackendStartError, CpuBackend, CpuConfig};
 use crate::batch::admit::{self, RequestBounds};
 use crate::batch::job::Job;
+use crate::batch::scheduler::{Scheduler, StepBounds};
+use crate::kv::BLOCK_TOKENS;
+use crate::model::Model;
 use crate::request::{CancelHandle, Request, SubmitError};
 use crate::stats::Stats;
+use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// How much the engine may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,12 +85,19 @@ pub enum EngineError {
         /// Greatest allowed.
         max: usize,
     },
+    /// The model's tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The backend refused the model or the settings.
+    #[error(transparent)]
+    Backend(#[from] BackendStartError),
     /// The thread could not be started.
     #[error("cannot start the engine's thread; check the limit on threads")]
     Thread(#[source] std::io::Error),
 }
 
 /// What the handle and the engine's thread share.
+#[derive(Default)]
 pub(crate) struct Shared {
     pub stats: Stats,
     /// Jobs sent but not yet in the batch.
@@ -105,6 +117,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     sender: Sender<Message>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    tokenizer: Arc<Tokenizer>,
     bounds: RequestBounds,
     queue_max: usize,
     started: Instant,
@@ -117,6 +130,64 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
+    /// Starts the engine's threads on a model.
+    pub fn start(model: Arc<Model>, config: EngineConfig) -> Result<Engine, EngineError> {
+        config.check()?;
+        let tokenizer = Arc::new(Tokenizer::from_gguf(model.gguf())?);
+        let context_max = match config.context_max {
+            0 => model.info().context_max,
+            n => n.min(model.info().context_max),
+        };
+        let cpu = CpuConfig {
+            threads: config.threads,
+            cpus: config.cpus.clone(),
+            nice: config.nice,
+            kv_bytes_max: config.kv_bytes_max,
+            context_max,
+            step_tokens_max: config.sequences_max + config.prefill_chunk,
+            step_logits_max: config.sequences_max,
+        };
+        let backend = CpuBackend::new(model, &cpu)?;
+        Self::start_on(Box::new(backend), tokenizer, &config)
+    }
+
+    /// Starts the engine's thread on a backend.
+    pub fn start_on(
+        backend: Box<dyn Backend>,
+        tokenizer: Arc<Tokenizer>,
+        config: &EngineConfig,
+    ) -> Result<Engine, EngineError> {
+        config.check()?;
+        let limits = backend.limits();
+        // The last token of a reply is never fed back, so a pool that holds all but one token is enough; keep it whole.
+        let context_max = limits.context_max.min(limits.blocks * BLOCK_TOKENS);
+        let bounds = RequestBounds { context_max, vocabulary: limits.vocab };
+        let shared = Arc::new(Shared::default());
+        // One more than the queue, so that a wake-up finds a place.
+        let (sender, receiver) = bounded(config.queue_max + 1);
+        let step = StepBounds {
+            sequences_max: config.sequences_max.min(limits.step_logits_max),
+            prefill_tokens: config.prefill_chunk.min(limits.step_tokens_max.saturating_sub(config.sequences_max)).max(1),
+        };
+        let scheduler = Scheduler::new(backend, Arc::clone(&tokenizer), Arc::clone(&shared), receiver, step);
+        let thread = std::thread::Builder::new().name("engine".to_owned());
+        let thread = thread.spawn(move || scheduler.run()).map_err(EngineError::Thread)?;
+        Ok(Engine {
+            shared,
+            sender,
+            thread: Mutex::new(Some(thread)),
+            tokenizer,
+            bounds,
+            queue_max: config.queue_max,
+            started: Instant::now(),
+        })
+    }
+
+    /// The tokenizer of the model.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
     /// Queues a request; its outlet hears from it until `Output::Done`. Never blocks.
     pub fn submit(&self, request: Request) -> Result<CancelHandle, SubmitError> {
         let refuse = |error| {

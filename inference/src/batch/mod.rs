@@ -6,3 +6,7 @@
 pub(crate) mod admit;
 pub(crate) mod job;
 pub mod plan;
+mod pool;
+pub(crate) mod scheduler;
+mod sequence;
+mod text;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::Encoder;
 use crate::request::SubmitError;
@@ -59,5 +59,98 @@ pub struct EmbedWorker {
 impl std::fmt::Debug for EmbedWorker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EmbedWorker").field("queue_max", &self.queue_max).finish_non_exhaustive()
+    }
+}
+
+impl EmbedWorker {
+    /// Starts the thread; `nice` is its priority, 0 (as other threads) to 19.
+    pub fn start(encoder: Arc<Encoder>, queue_max: usize, nice: i32) -> std::io::Result<EmbedWorker> {
+        let (sender, receiver) = bounded(queue_max.max(1));
+        let closing = Arc::new(AtomicBool::new(false));
+        let fault = Arc::new(OnceLock::new());
+        let thread = std::thread::Builder::new().name("embed".to_owned()).spawn({
+            let (encoder, closing, fault) = (Arc::clone(&encoder), Arc::clone(&closing), Arc::clone(&fault));
+            move || {
+                crate::priority::lower(nice);
+                serve(&encoder, &receiver, &closing, &fault);
+            }
+        })?;
+        Ok(EmbedWorker {
+            encoder,
+            sender: Mutex::new(Some(sender)),
+            closing,
+            fault,
+            queue_max: queue_max.max(1),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Queues a call; `done` is called exactly once if this succeeds, and never if it fails. Never blocks for long.
+    pub fn submit(&self, request: EmbedRequest) -> Result<(), SubmitError> {
+        let texts = request.texts.len();
+        if texts == 0 || texts > TEXTS_MAX {
+            return Err(SubmitError::TooManyTexts { texts, max: TEXTS_MAX });
+        }
+        if let Some(reason) = self.fault.get() {
+            return Err(SubmitError::Unhealthy { reason: reason.clone() });
+        }
+        let sender = self.sender.lock().unwrap_or_else(|p| p.into_inner());
+        let Some(sender) = sender.as_ref() else { return Err(SubmitError::Closed) };
+        match sender.try_send(request) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => {
+                let (waiting, max) = (sender.len(), self.queue_max);
+                Err(SubmitError::QueueFull { waiting, max, retry_after: RETRY_AFTER })
+            }
+            Err(TrySendError::Disconnected(_)) => Err(SubmitError::Closed),
+        }
+    }
+
+    /// The encoder, for its sizes.
+    pub fn encoder(&self) -> &Arc<Encoder> {
+        &self.encoder
+    }
+
+    /// Calls that wait.
+    pub fn waiting(&self) -> usize {
+        self.sender.lock().unwrap_or_else(|p| p.into_inner()).as_ref().map_or(0, Sender::len)
+    }
+
+    /// Answers what waits with `Closed` and ends the thread.
+    pub fn shutdown(&self) {
+        self.closing.store(true, Ordering::Release);
+        drop(self.sender.lock().unwrap_or_else(|p| p.into_inner()).take());
+        let thread = self.thread.lock().unwrap_or_else(|p| p.into_inner()).take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // The thread catches its panics; there is nothing to learn from the join.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for EmbedWorker {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+fn serve(encoder: &Encoder, receiver: &Receiver<EmbedRequest>, closing: &AtomicBool, fault: &OnceLock<String>) {
+    while let Ok(EmbedRequest { texts, done }) = receiver.recv() {
+        let result = if closing.load(Ordering::Acquire) {
+            Err(EmbedError::Closed)
+        } else {
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            catch_unwind(AssertUnwindSafe(|| encoder.embed(&texts)))
+                .map_err(|_| EmbedError::Failed("the encoder panicked".to_owned()))
+        };
+        if let Err(EmbedError::Failed(reason)) = &result {
+            tracing::error!(%reason, "the embedding worker failed on a text");
+        }
+        if catch_unwind(AssertUnwindSafe(|| done(result))).is_err() {
+            tracing::error!("the receiver of an embedding panicked");
+            let _ = fault.set("the receiver of an embedding panicked".to_owned());
+        }
     }
 }

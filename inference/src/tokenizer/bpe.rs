@@ -8,7 +8,10 @@ use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::PreTokenizer;
+use crate::gguf::Gguf;
 
+/// The one value of `tokenizer.ggml.model` that is supported: byte-level BPE.
+const KIND: &str = "gpt2";
 /// Words up to this many symbols are merged by scanning, longer ones with a heap.
 const SCAN_SYMBOLS_MAX: usize = 24;
 /// Most tokens a vocabulary may have; ids above this are not worth their memory on this engine.
@@ -171,10 +174,44 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
+impl TokenizerParts {
+    /// Reads the fields from a model file.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, TokenizerError> {
+        let strings = |field: &'static str| {
+            let array = gguf.array(field).ok().and_then(|a| a.strings());
+            array.map(|s| s.map(str::to_owned).collect()).ok_or(TokenizerError::MissingField { field })
+        };
+        let kind = gguf.str("tokenizer.ggml.model");
+        let kind = kind.map_err(|_| TokenizerError::MissingField { field: "tokenizer.ggml.model" })?;
+        if kind != KIND {
+            // Other kinds lack the fields below; say what matters first.
+            return Err(TokenizerError::UnknownKind { kind: kind.to_owned() });
+        }
+        let types = gguf.array("tokenizer.ggml.token_type").ok().and_then(|a| a.u64s()).unwrap_or_default();
+        Ok(Self {
+            kind: kind.to_owned(),
+            rules: gguf.str("tokenizer.ggml.pre").unwrap_or_default().to_owned(),
+            tokens: strings("tokenizer.ggml.tokens")?,
+            types: types.into_iter().map(|n| u32::try_from(n).unwrap_or(0)).collect(),
+            merges: strings("tokenizer.ggml.merges")?,
+            bos: gguf.u32("tokenizer.ggml.bos_token_id").ok(),
+            eos: gguf.u32("tokenizer.ggml.eos_token_id").ok(),
+            eot: gguf.u32("tokenizer.ggml.eot_token_id").ok(),
+            unknown: gguf.u32("tokenizer.ggml.unknown_token_id").ok(),
+            add_bos: gguf.bool("tokenizer.ggml.add_bos_token").ok(),
+        })
+    }
+}
+
 impl Tokenizer {
+    /// The tokenizer of a model file.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, TokenizerError> {
+        Self::new(TokenizerParts::from_gguf(gguf)?)
+    }
+
     /// Checks the fields and builds the tables.
     pub fn new(parts: TokenizerParts) -> Result<Self, TokenizerError> {
-        if parts.kind != "gpt2" {
+        if parts.kind != KIND {
             return Err(TokenizerError::UnknownKind { kind: parts.kind });
         }
         let rules = match parts.rules.as_str() {

@@ -1,0 +1,414 @@
+//! The loop of the engine's thread: take requests in, plan a step, compute it, turn logits into replies.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam::channel::Receiver;
+
+use super::job::Job;
+use super::plan::{Bounds, Plan, View};
+use super::pool::Pool;
+use super::sequence::Sequence;
+use crate::backend::{Backend, LogitsBuf, LogitsWanted, StepPlan};
+use crate::kv::{BLOCK_TOKENS, blocks_for};
+use crate::request::{FinishReason, Outlet, TokenOut};
+use crate::sample::{Sampler, best_log_probs, log_prob, log_sum};
+use crate::tokenizer::Tokenizer;
+use crate::worker::{Message, Shared};
+
+/// Waiting requests that one step considers; more than a prompt budget ever admits at once.
+const CANDIDATES_MAX: usize = 32;
+
+/// The numbers of `EngineConfig` that steps depend on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepBounds {
+    pub sequences_max: usize,
+    pub prefill_tokens: usize,
+}
+
+/// Everything the engine's thread owns.
+pub(crate) struct Scheduler {
+    backend: Box<dyn Backend>,
+    tokenizer: Arc<Tokenizer>,
+    shared: Arc<Shared>,
+    receiver: Receiver<Message>,
+    bounds: StepBounds,
+    epoch: Instant,
+    pool: Pool,
+    running: Vec<Sequence>,
+    /// By order, then by arrival.
+    waiting: BTreeMap<(u64, u64), Sequence>,
+    arrivals: u64,
+    sampler: Sampler,
+    logits: LogitsBuf,
+    // Buffers that are filled again in every step.
+    plan: Plan,
+    views: Vec<View>,
+    candidates: Vec<(u64, u64)>,
+    step: StepPlan,
+    unmodified: Vec<f32>,
+    wake: Vec<Arc<dyn Outlet>>,
+}
+
+impl Scheduler {
+    pub fn new(
+        backend: Box<dyn Backend>,
+        tokenizer: Arc<Tokenizer>,
+        shared: Arc<Shared>,
+        receiver: Receiver<Message>,
+        bounds: StepBounds,
+    ) -> Self {
+        let limits = backend.limits();
+        shared.stats.kv_blocks_total.set(limits.blocks as u64);
+        Self {
+            pool: Pool::new(limits.blocks),
+            sampler: Sampler::new(limits.vocab),
+            logits: LogitsBuf::new(&limits),
+            backend,
+            tokenizer,
+            shared,
+            receiver,
+            bounds,
+            epoch: Instant::now(),
+            running: Vec::with_capacity(bounds.sequences_max),
+            waiting: BTreeMap::new(),
+            arrivals: 0,
+            plan: Plan::default(),
+            views: Vec::new(),
+            candidates: Vec::new(),
+            step: StepPlan::new(),
+            unmodified: Vec::new(),
+            wake: Vec::new(),
+        }
+    }
+
+    /// Runs until shutdown or failure. Whatever happens, every request hears its end.
+    pub fn run(mut self) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            self.backend.attach();
+            self.steps()
+        }));
+        let reason = match outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(fault)) => Some(fault),
+            Err(panic) => Some(panic_text(&*panic)),
+        };
+        if let Some(reason) = &reason {
+            tracing::error!(%reason, "the engine failed and takes no more work");
+            // Before the requests end, so that whoever asks again sees why.
+            let _ = self.shared.fault.set(reason.clone());
+        }
+        let reason = reason.map_or(FinishReason::Cancelled, FinishReason::Error);
+        self.end_everything(&reason);
+    }
+
+    fn steps(&mut self) -> Result<(), String> {
+        loop {
+            if !self.receive() {
+                return Ok(());
+            }
+            let begun = Instant::now();
+            self.interrupt(begun);
+            self.plan_step();
+            self.apply_plan(begun);
+            self.publish_load();
+            if self.plan.slices.is_empty() {
+                self.leave_batch(begun);
+                self.wake_outlets();
+                continue;
+            }
+            let computing = Instant::now();
+            self.backend.step(&self.step, &mut self.logits).map_err(|error| chain(&error))?;
+            let computed = Instant::now();
+            self.take_results(computed);
+            self.wake_outlets();
+            let stats = &self.shared.stats;
+            stats.steps.add(1);
+            stats.rows.add(self.step.tokens().len() as u64);
+            stats.step_us.add((computed - computing).as_micros() as u64);
+            stats.overhead_us.add(((computing - begun) + computed.elapsed()).as_micros() as u64);
+        }
+    }
+
+    /// Takes in what was submitted; sleeps while there is nothing to do. False when it is time to end.
+    fn receive(&mut self) -> bool {
+        if self.running.is_empty() && self.waiting.is_empty() {
+            if self.shared.closing.load(Ordering::Acquire) {
+                return false;
+            }
+            match self.receiver.recv() {
+                Ok(message) => self.accept(message),
+                Err(_) => return false,
+            }
+        }
+        while let Ok(message) = self.receiver.try_recv() {
+            self.accept(message);
+        }
+        true
+    }
+
+    fn accept(&mut self, message: Message) {
+        if let Message::Job(job) = message {
+            let sequence = Sequence::new(*job, self.epoch);
+            self.arrivals += 1;
+            self.waiting.insert((sequence.order, self.arrivals), sequence);
+        }
+    }
+
+    /// Ends what was cancelled or is too late.
+    fn interrupt(&mut self, now: Instant) {
+        let closing = self.shared.closing.load(Ordering::Acquire);
+        let mut at = 0;
+        while at < self.running.len() {
+            match self.running[at].interrupted(now, closing) {
+                Some(reason) => self.end_running(at, reason, now),
+                None => at += 1,
+            }
+        }
+        self.candidates.clear();
+        let over = |s: &Sequence| s.interrupted(now, closing).is_some();
+        self.candidates.extend(self.waiting.iter().filter(|(_, s)| over(s)).map(|(key, _)| *key));
+        let over = std::mem::take(&mut self.candidates);
+        for key in &over {
+            let Some(mut sequence) = self.waiting.remove(key) else { continue };
+            let reason = sequence.interrupted(now, closing).unwrap_or(FinishReason::Cancelled);
+            if !sequence.was_started() {
+                self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+            }
+            self.finish(&mut sequence, reason, now);
+        }
+        // Its memory is used again by the plan.
+        self.candidates = over;
+    }
+
+    fn plan_step(&mut self) {
+        let free_blocks = self.pool.available();
+        // Each running sequence takes at most one block for its next token and one where its prompt chunk begins.
+        let wanted = 2 * self.running.len() + blocks_for(self.bounds.prefill_tokens);
+        let tight = free_blocks < wanted;
+        self.views.clear();
+        for sequence in &self.running {
+            let returns = if tight { self.pool.returns(&sequence.table) } else { 0 };
+            self.views.push(sequence.view(sequence.computed, sequence.table.blocks.len(), returns));
+        }
+        self.candidates.clear();
+        let places = self.bounds.sequences_max.saturating_sub(self.running.len()).min(CANDIDATES_MAX);
+        for (key, sequence) in self.waiting.iter().take(places) {
+            let (cached, in_use) = self.pool.peek(sequence.salt(), &sequence.tokens, sequence.cacheable_blocks());
+            self.views.push(sequence.view(cached * BLOCK_TOKENS, in_use, 0));
+            self.candidates.push(*key);
+        }
+        let StepBounds { sequences_max, prefill_tokens } = self.bounds;
+        self.plan.fill(&self.views, &Bounds { free_blocks, sequences_max, prefill_tokens });
+        let idle = self.plan.slices.is_empty() && self.plan.preempt.is_empty();
+        assert!(!idle || self.views.is_empty(), "a plan always gets on: {:?}", self.views);
+    }
+
+    /// Moves sequences between queue and batch and writes the step for the backend.
+    fn apply_plan(&mut self, now: Instant) {
+        // Slices name views by index: running ones first, then candidates. Admitting appends, so that the indices of
+        // the running ones hold until preempted ones are taken out at the end.
+        let running = self.running.len();
+        for at in 0..self.plan.preempt.len() {
+            let sequence = &mut self.running[self.plan.preempt[at]];
+            self.pool.release(&mut sequence.table);
+            sequence.computed = 0;
+            sequence.running = false;
+            self.shared.stats.preemptions.add(1);
+        }
+        for at in 0..self.plan.admit.len() {
+            let key = self.candidates[self.plan.admit[at] - running];
+            let mut sequence = self.waiting.remove(&key).expect("candidates wait");
+            let most = sequence.cacheable_blocks();
+            let cached = BLOCK_TOKENS * self.pool.adopt(&mut sequence.table, sequence.salt(), &sequence.tokens, most);
+            sequence.computed = cached;
+            self.start(&mut sequence, cached, now);
+            self.running.push(sequence);
+        }
+        self.step.clear();
+        for at in 0..self.plan.slices.len() {
+            let slice = self.plan.slices[at];
+            let place = self.place_of(slice.index, running);
+            let sequence = &mut self.running[place];
+            let (start, end) = (sequence.computed, sequence.computed + slice.count);
+            assert!(self.pool.grow(&mut sequence.table, end), "the plan counted the blocks");
+            let wanted = if slice.samples { LogitsWanted::Last } else { LogitsWanted::None };
+            self.step.push(&sequence.tokens[start..end], start, &sequence.table.blocks, wanted);
+        }
+    }
+
+    /// Where a planned view stands in `running`: candidates follow in the order of their admission.
+    fn place_of(&self, index: usize, running: usize) -> usize {
+        if index < running {
+            return index;
+        }
+        let admitted = self.plan.admit.iter().position(|i| *i == index).expect("only admitted candidates run");
+        running + admitted
+    }
+
+    fn start(&mut self, sequence: &mut Sequence, cached: usize, now: Instant) {
+        if let Some(queued) = sequence.start(now, cached) {
+            let stats = &self.shared.stats;
+            stats.queue.record(queued);
+            stats.prompt_tokens.add(sequence.prompt as u64);
+            stats.cached_tokens.add(cached as u64);
+            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+            note_outlet(&mut self.wake, &sequence.job);
+        }
+    }
+
+    /// Notes what was computed, samples where a row of logits came, and ends what is complete.
+    fn take_results(&mut self, now: Instant) {
+        let planned = self.running.len() - self.plan.admit.len();
+        let mut row = 0;
+        for at in 0..self.plan.slices.len() {
+            let slice = self.plan.slices[at];
+            let place = self.place_of(slice.index, planned);
+            let sequence = &mut self.running[place];
+            sequence.computed += slice.count;
+            let (salt, computed) = (sequence.salt(), sequence.computed);
+            self.pool.publish(&mut sequence.table, salt, &sequence.tokens, computed);
+            if slice.samples {
+                let ended = self.next_token(place, row, now);
+                self.running[place].ended = ended;
+                row += 1;
+            }
+        }
+        self.leave_batch(now);
+    }
+
+    /// Samples the next token of a sequence; returns why it is over, if it is.
+    fn next_token(&mut self, place: usize, row: usize, now: Instant) -> Option<FinishReason> {
+        let sequence = &mut self.running[place];
+        let request = &sequence.job.request;
+        let logits = self.logits.row_mut(row);
+        // Log-probabilities are those of the model's own distribution, and penalties change the row.
+        let best = request.top_logprobs.map(|n| {
+            self.unmodified.clear();
+            self.unmodified.extend_from_slice(logits);
+            let log_sum = log_sum(logits);
+            (log_sum, best_log_probs(logits, log_sum, usize::from(n)))
+        });
+        let id = match self.sampler.pick(logits, &request.sampling, &sequence.tokens, sequence.prompt) {
+            Ok(id) => id,
+            Err(error) => return Some(FinishReason::Error(error.to_string())),
+        };
+        let end = !request.ignore_eos && self.tokenizer.is_end(id);
+        let bytes = if end { &[] } else { self.tokenizer.visible_bytes(id) };
+        let out = best.filter(|_| !end).map(|(log_sum, top)| {
+            let logprob = log_prob(self.unmodified[id as usize], log_sum);
+            TokenOut { id, logprob, text: bytes.to_vec(), top }
+        });
+        let (first, since) = sequence.note_token(id, now);
+        let stats = &self.shared.stats;
+        stats.generated_tokens.add(1);
+        if first { stats.time_to_first_token.record(since) } else { stats.inter_token.record(since) }
+        if end {
+            return Some(FinishReason::Stop);
+        }
+        if sequence.gate.push(bytes, out) {
+            return Some(FinishReason::Stop);
+        }
+        let full = sequence.generated() >= sequence.job.request.max_tokens as usize;
+        if full {
+            return Some(FinishReason::Length);
+        }
+        if sequence.flush() {
+            note_outlet(&mut self.wake, &sequence.job);
+        }
+        None
+    }
+
+    /// Takes ended and preempted sequences out of the batch.
+    fn leave_batch(&mut self, now: Instant) {
+        let mut at = 0;
+        while at < self.running.len() {
+            if let Some(reason) = self.running[at].ended.take() {
+                self.end_running(at, reason, now);
+            } else if !self.running[at].running {
+                let sequence = self.running.remove(at);
+                self.arrivals += 1;
+                self.waiting.insert((sequence.order, self.arrivals), sequence);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    fn end_running(&mut self, at: usize, reason: FinishReason, now: Instant) {
+        let mut sequence = self.running.remove(at);
+        self.pool.release(&mut sequence.table);
+        self.finish(&mut sequence, reason, now);
+    }
+
+    fn finish(&mut self, sequence: &mut Sequence, reason: FinishReason, now: Instant) {
+        self.shared.stats.count_finish(&reason);
+        note_outlet(&mut self.wake, &sequence.job);
+        let total = sequence.finish(reason, now);
+        self.shared.stats.request.record(total);
+    }
+
+    fn wake_outlets(&mut self) {
+        for outlet in self.wake.drain(..) {
+            outlet.wake();
+        }
+    }
+
+    fn publish_load(&self) {
+        let stats = &self.shared.stats;
+        stats.waiting.set((self.waiting.len() + self.receiver.len()) as u64);
+        stats.running.set(self.running.len() as u64);
+        stats.kv_blocks_used.set(self.pool.used() as u64);
+    }
+
+    /// Ends every request that is known. An outlet that panics must not keep the others from hearing.
+    fn end_everything(&mut self, reason: &FinishReason) {
+        let now = Instant::now();
+        let waiting = std::mem::take(&mut self.waiting).into_values();
+        let live: Vec<Sequence> = std::mem::take(&mut self.running).into_iter().chain(waiting).collect();
+        for mut sequence in live {
+            let told = catch_unwind(AssertUnwindSafe(|| self.finish(&mut sequence, reason.clone(), now)));
+            let dropped = catch_unwind(AssertUnwindSafe(|| drop(sequence)));
+            if told.is_err() || dropped.is_err() {
+                tracing::error!("an outlet panicked while its request was being ended");
+            }
+        }
+        while let Ok(message) = self.receiver.try_recv() {
+            if let Message::Job(job) = message {
+                let mut sequence = Sequence::new(*job, self.epoch);
+                let _ = catch_unwind(AssertUnwindSafe(|| self.finish(&mut sequence, reason.clone(), now)));
+            }
+        }
+        let _ = catch_unwind(AssertUnwindSafe(|| self.wake_outlets()));
+        let stats = &self.shared.stats;
+        for number in [&stats.waiting, &stats.running, &stats.kv_blocks_used] {
+            number.set(0);
+        }
+    }
+}
+
+/// Remembers whom to wake after the step, each outlet once.
+fn note_outlet(wake: &mut Vec<Arc<dyn Outlet>>, job: &Job) {
+    if !wake.iter().any(|other| Arc::ptr_eq(other, job.outlet())) {
+        wake.push(Arc::clone(job.outlet()));
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the engine's thread panicked: {}", text.unwrap_or("without a message"))
+}

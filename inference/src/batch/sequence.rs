@@ -1,0 +1,149 @@
+//! One request in the engine: its tokens, its KV blocks and its reply so far.
+
+use std::time::{Duration, Instant};
+
+use super::job::Job;
+use super::plan::View;
+use super::pool::Table;
+use super::text::TextGate;
+use crate::kv::BLOCK_TOKENS;
+use crate::request::{FinishReason, Output, Timings, TokenOut, Usage};
+
+/// A prompt token moves a request without a nearer deadline back by this much in the order. Short prompts therefore go
+/// first, and a long one is overtaken only for as long as its own computation may take.
+const ORDER_PER_PROMPT_TOKEN: Duration = Duration::from_millis(1);
+
+/// A request in the queue or in the batch.
+pub(crate) struct Sequence {
+    pub job: Job,
+    /// Smaller goes first: nanoseconds since the engine started.
+    pub order: u64,
+    /// Prompt and reply.
+    pub tokens: Vec<u32>,
+    pub prompt: usize,
+    /// Tokens whose keys and values are in `table`.
+    pub computed: usize,
+    pub table: Table,
+    pub running: bool,
+    pub gate: TextGate,
+    /// Set when the last token ended the request.
+    pub ended: Option<FinishReason>,
+    cached: u32,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+}
+
+impl Sequence {
+    pub fn new(mut job: Job, epoch: Instant) -> Self {
+        let request = &mut job.request;
+        let prompt = request.prompt.len();
+        let mut tokens = std::mem::take(&mut request.prompt);
+        // Reserved now, so that generating does not allocate.
+        tokens.reserve_exact(request.max_tokens as usize);
+        let patience = ORDER_PER_PROMPT_TOKEN * u32::try_from(prompt).unwrap_or(u32::MAX);
+        let fair = job.submitted + patience;
+        let order = request.deadline.map_or(fair, |deadline| deadline.min(fair));
+        let gate = TextGate::new(std::mem::take(&mut request.stop));
+        Self {
+            order: u64::try_from(order.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX),
+            tokens,
+            prompt,
+            computed: 0,
+            table: Table::default(),
+            running: false,
+            gate,
+            ended: None,
+            cached: 0,
+            started: None,
+            first_token: None,
+            last_token: None,
+            job,
+        }
+    }
+
+    /// Tokens generated so far.
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Requests share cached blocks only under an equal salt.
+    pub fn salt(&self) -> u64 {
+        self.job.request.cache_salt
+    }
+
+    /// Blocks that may come from the cache: at least one token has to be computed, or there would be no logits.
+    pub fn cacheable_blocks(&self) -> usize {
+        (self.tokens.len() - 1) / BLOCK_TOKENS
+    }
+
+    /// Whether it ever left the queue.
+    pub fn was_started(&self) -> bool {
+        self.started.is_some()
+    }
+
+    /// What the planner may know; the block numbers come from the caller.
+    pub fn view(&self, computed: usize, blocks: usize, returns: usize) -> View {
+        View { order: self.order, known: self.tokens.len(), computed, blocks, returns, running: self.running }
+    }
+
+    /// Whether the request must end now for a reason from outside.
+    pub fn interrupted(&self, now: Instant, closing: bool) -> Option<FinishReason> {
+        if closing || self.job.cancel.is_cancelled() {
+            return Some(FinishReason::Cancelled);
+        }
+        self.job.request.deadline.filter(|deadline| *deadline <= now).map(|_| FinishReason::Deadline)
+    }
+
+    /// Notes the first start; returns the time in the queue, or `None` when it was running before.
+    pub fn start(&mut self, now: Instant, cached: usize) -> Option<Duration> {
+        self.running = true;
+        if self.started.is_some() {
+            return None;
+        }
+        self.started = Some(now);
+        self.cached = cached as u32;
+        self.job.push(Output::Started { cached_tokens: self.cached });
+        Some(now.saturating_duration_since(self.job.submitted))
+    }
+
+    /// Notes a generated token; returns the time since submission for the first one, else since the last one.
+    pub fn note_token(&mut self, id: u32, now: Instant) -> (bool, Duration) {
+        self.tokens.push(id);
+        let first = self.first_token.is_none();
+        let since = if first { self.job.submitted } else { self.last_token.unwrap_or(now) };
+        self.first_token.get_or_insert(now);
+        self.last_token = Some(now);
+        (first, now.saturating_duration_since(since))
+    }
+
+    /// Sends what may be shown; returns whether there was anything.
+    pub fn flush(&mut self) -> bool {
+        let mut text = String::new();
+        let mut tokens: Vec<TokenOut> = Vec::new();
+        self.gate.release(&mut text, &mut tokens);
+        if text.is_empty() && tokens.is_empty() {
+            return false;
+        }
+        self.job.push(Output::Delta { text, tokens });
+        true
+    }
+
+    /// Sends the rest of the text and `Done`; returns the time since submission.
+    pub fn finish(&mut self, reason: FinishReason, now: Instant) -> Duration {
+        self.gate.finish();
+        self.flush();
+        let generated = self.generated() as u32;
+        let usage = Usage { prompt: self.prompt as u32, completion: generated, cached: self.cached };
+        let submitted = self.job.submitted;
+        let started = self.started.unwrap_or(now);
+        let first = self.first_token.unwrap_or(now);
+        let timings = Timings {
+            queue: started.saturating_duration_since(submitted),
+            prefill: first.saturating_duration_since(started),
+            decode: now.saturating_duration_since(first),
+        };
+        self.job.finish(reason, usage, timings);
+        now.saturating_duration_since(submitted)
+    }
+}
