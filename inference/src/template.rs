@@ -136,7 +136,7 @@ impl ChatTemplate {
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
         };
-        match template.render_to_write(values, &mut out) {
+        match template.render_captured_to(values, &mut out) {
             Ok(_) => {
                 String::from_utf8(out.bytes).map_err(|_| TemplateError::Render("its output is not UTF-8".to_owned()))
             }

@@ -222,8 +222,8 @@ impl Scheduler {
         for at in 0..self.plan.admit.len() {
             let key = self.candidates[self.plan.admit[at] - running];
             let mut sequence = self.waiting.remove(&key).expect("candidates wait");
-            let most = sequence.cacheable_blocks();
-            let cached = BLOCK_TOKENS * self.pool.adopt(&mut sequence.table, sequence.salt(), &sequence.tokens, most);
+            let (most, salt) = (sequence.cacheable_blocks(), sequence.salt());
+            let cached = BLOCK_TOKENS * self.pool.adopt(&mut sequence.table, salt, &sequence.tokens, most);
             sequence.computed = cached;
             self.start(&mut sequence, cached, now);
             self.running.push(sequence);

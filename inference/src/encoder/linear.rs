@@ -49,11 +49,6 @@ impl Linear {
         Ok(Self { inputs, outputs, weights: packed, bias: padded })
     }
 
-    /// Outputs per row.
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
     /// Applies the layer to rows of `inputs` numbers and `activation` to each result. `panel` is scratch memory.
     pub fn apply(&self, x: &[f32], y: &mut Vec<f32>, panel: &mut Vec<f32>, activation: impl Fn(f32) -> f32) {
         let rows = x.len() / self.inputs;
