@@ -59,13 +59,9 @@ impl Latency {
         let slot = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(recorded) = slot.as_ref() {
             merged.sum_seconds += recorded.sum_seconds;
-            match &mut merged.micros {
-                Some(all) => all.add(&recorded.micros).expect("every latency histogram has the same bounds"),
-                none => {
-                    let mut all = wide();
-                    all.add(&recorded.micros).expect("every latency histogram has the same bounds");
-                    *none = Some(all);
-                }
+            let all = merged.micros.get_or_insert_with(wide);
+            for step in recorded.micros.iter_recorded() {
+                all.saturating_record_n(step.value_iterated_to(), u64::from(step.count_at_value()));
             }
         }
     }
