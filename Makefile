@@ -7,12 +7,10 @@ SHELL := /bin/bash
 
 export XDG_CACHE_HOME ?= $(HOME)/.cache
 XDG_DATA_HOME ?= $(HOME)/.local/share
-XDG_CONFIG_HOME ?= $(HOME)/.config
 
 export MILLRACE_MODELS ?= $(XDG_CACHE_HOME)/millrace/models
 export MILLRACE_CLIENTS ?= $(XDG_CACHE_HOME)/millrace/clients
 DATA ?= $(XDG_DATA_HOME)/millrace
-CONFIG ?= $(XDG_CONFIG_HOME)/millrace/millrace.toml
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
@@ -39,11 +37,7 @@ build: setup ## build the product in release mode
 	@$(CARGO) build --release --locked --workspace --bins
 
 run: build ## install, build, fetch models, start on loopback
-	@if [ ! -e "$(CONFIG)" ]; then \
-	    install -D -m 600 deploy/millrace.toml "$(CONFIG)"; \
-	    echo "setup: wrote a first configuration: $(CONFIG)"; \
-	fi
-	@exec "$(BINARY)" serve --config "$(CONFIG)" --data "$(DATA)" --models "$(MILLRACE_MODELS)" $(ARGS)
+	@exec "$(BINARY)" serve --data "$(DATA)" --models "$(MILLRACE_MODELS)" $(ARGS)
 
 # The real binary is built before the tests that start it. Doc tests run first, so that the count of
 # the main run is the last thing printed.

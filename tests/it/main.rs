@@ -1,2 +1,14 @@
 //! What Millrace promises, proved from outside on the real binary with real models.
+
+mod bad_input;
+mod browser;
+mod channels;
+mod cli;
+mod clients;
+mod drain;
+mod kill;
+mod limits;
+mod metrics;
+mod recall;
+mod start;
 mod tidy;
