@@ -166,7 +166,11 @@ fn status_and_chat_talk_to_a_running_server() {
     let url = server.url();
     let run = |arguments: &[&str], input: &str| {
         let mut command = command(arguments);
-        command.env("MILLRACE_KEY", &server.key).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env("MILLRACE_API_KEY", &server.key)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program runs");
         child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
         let output = child.wait_with_output().expect("it ends");

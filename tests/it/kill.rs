@@ -150,8 +150,7 @@ fn settled(server: &millrace_tests::Server, telegram: &Platform, webhook: &Platf
     settled.extend(webhook.seen().iter().map(conversation_of));
     for state in ["unknown", "dead"] {
         for job in outbox(server, state) {
-            let chat = job["address"]["chat"].as_str().or(job["chat"].as_str());
-            settled.insert(chat.unwrap_or_else(|| panic!("a job without its chat: {job}")).to_owned());
+            settled.insert(job["chat"].as_str().unwrap_or_else(|| panic!("a job without its chat: {job}")).to_owned());
         }
     }
     settled

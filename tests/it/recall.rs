@@ -50,7 +50,10 @@ fn a_fact_from_one_session_reaches_another_session_of_the_same_user_only() {
     assert!(!same_name.contains("Bartholomew"), "the name of a session is not a key to it: {same_name}");
 
     let made = server
-        .post("/v1/admin/keys", &json!({"tenant": 2, "user": "anna", "label": "other tenant", "scopes": ["chat"]}))
+        .post(
+            "/v1/admin/keys",
+            &json!({"tenant": 2, "user": "anna", "label": "other tenant", "scopes": ["chat", "impersonate"]}),
+        )
         .expect(201);
     let other_key = made["key"].as_str().unwrap_or_else(|| panic!("no key: {made}")).to_owned();
     turn(&server, &other_key, "anna", "tuesday", "Hello.");

@@ -333,10 +333,15 @@ impl Server {
         self.post("/v1/chat/completions", &chat(text, 8)).expect(200)
     }
 
-    /// The value of a metric with exactly this name and these labels (as they stand in the text format).
-    pub fn metric(&self, series: &str) -> Option<f64> {
+    /// The sum over all series of a metric; `None` when there is none.
+    ///
+    /// # Panics
+    /// When the metrics port does not answer.
+    pub fn metric(&self, name: &str) -> Option<f64> {
         let text = client::request(self.metrics, "GET", "/metrics", "", &[], b"").expect("metrics").text();
-        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.trim().parse().ok())
+        let of_this_name = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        let values: Vec<f64> = of_this_name.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+        (!values.is_empty()).then(|| values.iter().sum())
     }
 }
 

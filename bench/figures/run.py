@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Measures what Millrace promises. One JSON line for each figure: figure, value, unit, goal, peer, ratio.
+
+    run.py [--only PREFIX] [--repeat N]
+
+`peer` is the same quantity of the peer program in the same run on the same machine (llama-server, nginx), or null
+when it is not installed (MILLRACE_LLAMA_SERVER names a binary that is not on PATH). `ratio` says how many times
+better than the peer Millrace is, whichever direction is better.
+"""
+import argparse
+import asyncio
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import chats
+import servers
+
+LOWER, HIGHER = -1, 1
+OPTIONS = argparse.Namespace(only="", repeat=3)
+
+
+def wanted(*figures):
+    """Whether any of these figures is asked for: measuring costs time."""
+    return any(figure.startswith(OPTIONS.only) or OPTIONS.only.startswith(figure) for figure in figures)
+
+
+def show(figure, value, unit, goal=None, peer=None, better=HIGHER):
+    if not figure.startswith(OPTIONS.only):
+        return
+    ratio = None
+    if peer and value:
+        ratio = value / peer if better == HIGHER else peer / value
+    rounded = lambda number: None if number is None else float(f"{number:.4g}")
+    print(json.dumps({"figure": figure, "value": rounded(value), "unit": unit, "goal": goal, "peer": rounded(peer), "ratio": rounded(ratio)}), flush=True)
+
+
+def note(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def start():
+    """From the start of the process to ready, and what an idle process holds."""
+    if not wanted("skeleton.ready_s", "skeleton.idle_rss_mib"):
+        return
+    ready, resident = [], []
+    for _ in range(OPTIONS.repeat + 1):
+        with servers.millrace() as server:
+            ready.append(server.ready_s)
+            time.sleep(1)
+            resident.append(server.resident_mib() - packed_weights_mib(server))
+    show("skeleton.ready_s", statistics.median(ready[1:]), "s", 1.0, better=LOWER)
+    show("skeleton.idle_rss_mib", statistics.median(resident), "MiB", 64, better=LOWER)
+
+
+def packed_weights_mib(server):
+    """Weights that the engine holds packed in memory of its own, beside the mapped files (see `resident_mib`)."""
+    return servers.metric(server, "millrace_model_packed_bytes") / (1 << 20)
+
+
+def decode():
+    """One user alone."""
+    names = ("skeleton.decode.b1_tok_s", "skeleton.ttft.b1_ms")
+    if not wanted(*names):
+        return
+    with servers.millrace() as server:
+        ours = asyncio.run(chats.alone(server, OPTIONS.repeat, 128))
+    peer = None
+    if servers.llama_server_binary():
+        with servers.llama_server(1) as server:
+            peer = asyncio.run(chats.alone(server, OPTIONS.repeat, 128))
+    show(names[0], ours["tokens_s"], "tok/s", peer and round(peer["tokens_s"], 1), peer and peer["tokens_s"])
+    show(names[1], ours["ttft_ms"], "ms", None, peer and peer["ttft_ms"], LOWER)
+
+
+def many():
+    """64 people at once, each asking once."""
+    if not wanted("skeleton.chat64"):
+        return
+    with servers.millrace() as server:
+        ours = asyncio.run(chats.closed_loop(server, 64, 64, 64))
+    peer = {}
+    if servers.llama_server_binary():
+        with servers.llama_server(64) as server:
+            peer = asyncio.run(chats.closed_loop(server, 64, 64, 64))
+    for error in ours["samples"]:
+        note(f"chat64: {error}")
+    show("skeleton.chat64.errors", ours["errors"], "errors", 0, peer.get("errors"), LOWER)
+    show("skeleton.chat64.out_tok_s", ours["tokens_s"], "tok/s", None, peer.get("tokens_s"))
+    for name in ("ttft_p50_ms", "ttft_p99_ms", "gap_p50_ms", "gap_p99_ms"):
+        show(f"skeleton.chat64.{name}", ours[name], "ms", None, peer.get(name), LOWER)
+
+
+def load_requests(url, connections, seconds):
+    """wrk: requests made, and requests a second."""
+    output = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", url], capture_output=True, text=True, check=True).stdout
+    if errors := re.search(r"Non-2xx.*|Socket errors.*", output):
+        note(f"wrk on {url}: {errors.group()}")
+    return int(re.search(r"(\d+) requests in", output).group(1)), float(re.search(r"Requests/sec:\s+([\d.]+)", output).group(1))
+
+
+def http():
+    """What one small HTTP request costs, beside nginx with a page from memory."""
+    names = ("skeleton.http.cpu_us", "skeleton.http.requests_s")
+    if not wanted(*names):
+        return
+    if not shutil.which("wrk"):
+        note("skeleton.http: wrk is not installed")
+        return
+
+    def cost(server, path, cpu):
+        load_requests(server.base + path, 64, 1)
+        before = cpu()
+        count, rate = load_requests(server.base + path, 64, 5)
+        return (cpu() - before) / count * 1e6, rate
+
+    with servers.millrace() as server:
+        ours = cost(server, "/healthz", server.cpu_s)
+    peer = (None, None)
+    if shutil.which("nginx"):
+        with servers.nginx() as server:
+            peer = cost(server, "/", lambda: workers_cpu_s(server.process.pid))
+    show(names[0], ours[0], "us", None, peer[0], LOWER)
+    show(names[1], ours[1], "1/s", None, peer[1])
+
+
+def workers_cpu_s(parent):
+    """The time of all children of a process: nginx works in its workers."""
+    children = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=True).stdout.split()
+    total = 0
+    for child in children:
+        fields = open(f"/proc/{child}/stat").read().rsplit(")", 1)[1].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / 100
+
+
+def storage():
+    """Signed events acknowledged after the durable commit."""
+    if not wanted("storage.hook_ack"):
+        return
+    loader = shutil.which("millrace-load") or str(servers.Path(servers.os.environ["MILLRACE_BIN"]).with_name("millrace-load"))
+    if not servers.Path(loader).exists():
+        note("storage.hook_ack: millrace-load is not built")
+        return
+    import hooks
+    result = hooks.measure(loader)
+    show("storage.hook_ack.p99_ms", result["p99_ms"], "ms", 10, better=LOWER)
+    show("storage.hook_ack.rate", result["rate"], "1/s")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.parse_args(namespace=OPTIONS)
+    for group in (start, decode, many, http, storage):
+        group()
+
+
+if __name__ == "__main__":
+    main()
