@@ -10,9 +10,14 @@
 
 pub mod api;
 pub mod channel;
+pub mod date;
 pub mod digest;
 pub mod gcra;
+pub mod http1;
 pub mod id;
 pub mod limits;
 pub mod record;
 pub mod retry;
+pub mod split;
+pub mod sse;
+pub mod ws;

@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(ceilings, [1, 2, 4, 8, 16, 32, 60, 60]);
         assert_eq!(policy.delay(0, 0.0), Some(Duration::from_millis(500)));
         assert_eq!(policy.delay(8, 0.5), None);
-        assert_eq!(policy.to_string(), "exp:1s..60s*8");
+        assert_eq!(policy.to_string(), "exp:1s..1m*8");
         assert_eq!(policy.delay(3, f64::NAN), policy.delay(3, 0.5));
     }
 

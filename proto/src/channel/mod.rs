@@ -3,7 +3,14 @@
 //! Each platform is one file with three duties: verify and decode what comes in (over the raw bytes, before
 //! anything parses them), encode what goes out, and classify the answer of the platform.
 
-use crate::limits::DEDUP_TTL_MS;
+pub mod standard_webhooks;
+mod telegram;
+#[cfg(test)]
+mod tests;
+
+use crate::limits::{DEDUP_TTL_MS, RETRY_DELAY_S_MAX};
+use crate::record::OutboxJob;
+use crate::split::{self, Unit};
 use std::fmt;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -32,6 +39,15 @@ impl ChannelKind {
     /// Reads the id.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    /// The longest text of one message, and what it is counted in.
+    pub fn text_max(self) -> (Unit, usize) {
+        match self {
+            // No platform limit; receivers of webhooks are advised to expect bodies below 20 kB.
+            ChannelKind::StandardWebhooks => (Unit::Bytes, 16 * 1024),
+            ChannelKind::Telegram => (Unit::Utf16, 4_096),
+        }
     }
 
     /// How long a dedup key of this channel must be remembered.
@@ -298,4 +314,49 @@ pub enum Delivery {
         /// What the platform said.
         why: String,
     },
+    /// The peer cannot tell and a repetition could double it.
+    Unknown {
+        /// What is known.
+        why: String,
+    },
+}
+
+/// Verifies and reads a request of a channel. `now_s` is Unix time in seconds.
+///
+/// The order is that of a careful receiver: size, required headers, timestamp, signature over the raw bytes,
+/// and only then the body.
+pub fn decode(account: &Account, incoming: &Incoming<'_>, now_s: u64) -> Result<Decoded, Reject> {
+    match account.kind {
+        ChannelKind::StandardWebhooks => standard_webhooks::decode(account, incoming, now_s),
+        ChannelKind::Telegram => telegram::decode(account, incoming),
+    }
+}
+
+/// Splits a reply into texts that the channel accepts, one outbox job each.
+pub fn split_text(kind: ChannelKind, text: &str) -> Vec<String> {
+    let (unit, max) = kind.text_max();
+    split::split(text, unit, max)
+}
+
+/// The call that delivers an outbox job. `now_s` is Unix time in seconds (part of signatures).
+pub fn encode_reply(account: &Account, job: &OutboxJob, now_s: u64) -> Result<OutboundCall, EncodeError> {
+    match account.kind {
+        ChannelKind::StandardWebhooks => standard_webhooks::encode_reply(account, job, now_s),
+        ChannelKind::Telegram => telegram::encode_reply(account, job),
+    }
+}
+
+/// What the platform's answer means. `retry_after` is the value of its `Retry-After` header.
+pub fn classify(kind: ChannelKind, status: u16, retry_after: Option<&str>, body: &[u8]) -> Delivery {
+    match kind {
+        ChannelKind::StandardWebhooks => standard_webhooks::classify(status, retry_after),
+        ChannelKind::Telegram => telegram::classify(status, body),
+    }
+}
+
+/// Seconds of a `Retry-After` header. The date form is left to the retry policy: no clock here.
+fn retry_after(value: Option<&str>) -> Option<Duration> {
+    let digits = value?.trim();
+    let valid = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    valid.then(|| Duration::from_secs(digits.parse::<u64>().unwrap_or(u64::MAX).min(RETRY_DELAY_S_MAX)))
 }

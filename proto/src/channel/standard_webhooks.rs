@@ -1,0 +1,208 @@
+//! Standard Webhooks 1.0: any program can talk to the agent with signed JSON, and gets signed JSON back.
+//!
+//! In: `{"type":"message","conversation":"..","user":"..","text":".."}`, the fields also inside `data`.
+//! Any other `type` is a change report of another system. Out: a Standard Webhook to the account's
+//! `reply_url` whose `webhook-id` is the effect key, so that the receiver recognises a repetition.
+
+use super::{
+    Account, Decoded, Delivery, EncodeError, EventKind, InboundEvent, Incoming, OutboundCall, Reject, Secret,
+    retry_after,
+};
+use crate::limits::{
+    CHANNEL_TEXT_BYTES_MAX, EVENT_KEY_BYTES_MAX, NAME_BYTES_MAX, WEBHOOK_BODY_BYTES_MAX, WEBHOOK_SIGNATURES_MAX,
+    WEBHOOK_SKEW_S,
+};
+use crate::record::OutboxJob;
+use crate::{date, digest};
+use serde_json::{Map, Value, json};
+
+enum Key {
+    Hmac(Vec<u8>),
+    Ed25519(Vec<u8>),
+}
+
+/// Reads `whsec_...` (or its bare base64) and `whpk_...`.
+fn key(secret: &Secret) -> Option<Key> {
+    let text = secret.text()?.trim();
+    if let Some(public) = text.strip_prefix("whpk_") {
+        return digest::unbase64(public).filter(|key| key.len() == 32).map(Key::Ed25519);
+    }
+    digest::unbase64(text.strip_prefix("whsec_").unwrap_or(text)).filter(|key| !key.is_empty()).map(Key::Hmac)
+}
+
+/// Why a configured secret cannot be used, for the configuration check.
+pub fn check_secret(secret: &Secret) -> Result<(), &'static str> {
+    match key(secret) {
+        Some(_) => Ok(()),
+        None => Err("a Standard Webhooks secret is `whsec_` and base64, or `whpk_` and a base64 Ed25519 public key"),
+    }
+}
+
+/// The `v1` signature of a message: base64 of HMAC-SHA-256 over `id.timestamp.body`. `None` when the secret
+/// is no symmetric one.
+pub fn sign(secret: &Secret, id: &str, timestamp_s: u64, body: &[u8]) -> Option<String> {
+    match key(secret)? {
+        Key::Hmac(key) => Some(format!("v1,{}", mac(&key, id.as_bytes(), timestamp_s.to_string().as_bytes(), body))),
+        Key::Ed25519(_) => None,
+    }
+}
+
+fn mac(key: &[u8], id: &[u8], timestamp: &[u8], body: &[u8]) -> String {
+    digest::base64(&digest::hmac_sha256(key, &[id, b".", timestamp, b".", body]))
+}
+
+pub(super) fn decode(account: &Account, incoming: &Incoming<'_>, now_s: u64) -> Result<Decoded, Reject> {
+    if incoming.body.len() > WEBHOOK_BODY_BYTES_MAX {
+        return Err(Reject::TooLarge("webhook body"));
+    }
+    let (id, timestamp, signatures) = signed_headers(incoming)?;
+    let id = std::str::from_utf8(id).ok().filter(|id| id_is_valid(id)).ok_or(Reject::Unauthorized("malformed id"))?;
+    check_time(timestamp, now_s)?;
+    verify(account, id, timestamp, signatures, incoming.body)?;
+    event(account, id, incoming.body).map(Decoded::Event)
+}
+
+type Signed<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// Id, timestamp and signatures. The `svix-` names are the older ones of the same scheme.
+fn signed_headers<'a>(incoming: &Incoming<'a>) -> Result<Signed<'a>, Reject> {
+    for names in
+        [["svix-id", "svix-timestamp", "svix-signature"], ["webhook-id", "webhook-timestamp", "webhook-signature"]]
+    {
+        let [id, timestamp, signature] = names.map(|name| incoming.single(name));
+        if let (Some(id), Some(timestamp), Some(signature)) = (id?, timestamp?, signature?) {
+            return Ok((id, timestamp, signature));
+        }
+    }
+    Err(Reject::Unauthorized("a signature header is missing"))
+}
+
+/// A dot in the id would let two different (id, timestamp, body) have the same signed bytes.
+fn id_is_valid(id: &str) -> bool {
+    (1..=EVENT_KEY_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'.')
+}
+
+fn check_time(timestamp: &[u8], now_s: u64) -> Result<(), Reject> {
+    let digits = (1..=19).contains(&timestamp.len()) && timestamp.iter().all(u8::is_ascii_digit);
+    let sent_s = digits.then(|| timestamp.iter().fold(0u64, |sum, digit| sum * 10 + u64::from(digit - b'0')));
+    let skew_s = sent_s.ok_or(Reject::Unauthorized("malformed timestamp"))?.abs_diff(now_s);
+    if skew_s > WEBHOOK_SKEW_S { Err(Reject::Stale { skew_s }) } else { Ok(()) }
+}
+
+fn verify(account: &Account, id: &str, timestamp: &[u8], signatures: &[u8], body: &[u8]) -> Result<(), Reject> {
+    let keys: Vec<Key> = account.secrets.iter().filter_map(key).collect();
+    if keys.is_empty() {
+        return Err(Reject::Misconfigured("no usable secret"));
+    }
+    let macs: Vec<String> = keys
+        .iter()
+        .filter_map(|key| match key {
+            Key::Hmac(key) => Some(mac(key, id.as_bytes(), timestamp, body)),
+            Key::Ed25519(_) => None,
+        })
+        .collect();
+    let signed = [id.as_bytes(), b".", timestamp, b".", body].concat();
+    let mut valid = false;
+    // Every listed signature is tried against every key without an early exit.
+    for (index, entry) in signatures.split(|byte| *byte == b' ').filter(|entry| !entry.is_empty()).enumerate() {
+        if index == WEBHOOK_SIGNATURES_MAX {
+            return Err(Reject::Unauthorized("too many signatures"));
+        }
+        if let Some(given) = entry.strip_prefix(b"v1,") {
+            for mac in &macs {
+                valid |= digest::constant_time_eq(mac.as_bytes(), given);
+            }
+        } else if let Some(given) = entry.strip_prefix(b"v1a,") {
+            let given = std::str::from_utf8(given).ok().and_then(digest::unbase64).unwrap_or_default();
+            for key in &keys {
+                if let Key::Ed25519(public) = key {
+                    valid |= digest::ed25519_verify(public, &signed, &given);
+                }
+            }
+        }
+    }
+    if valid { Ok(()) } else { Err(Reject::Unauthorized("no signature fits")) }
+}
+
+fn event(account: &Account, id: &str, body: &[u8]) -> Result<InboundEvent, Reject> {
+    let text = std::str::from_utf8(body).map_err(|_| Reject::Malformed("body is not UTF-8"))?;
+    let value: Value = serde_json::from_str(text).map_err(|_| Reject::Malformed("body is not JSON"))?;
+    let object = value.as_object().ok_or(Reject::Malformed("body is not a JSON object"))?;
+    let fields = object.get("data").and_then(Value::as_object).unwrap_or(object);
+    let is_message = object.get("type").and_then(Value::as_str) == Some("message");
+    let text = if is_message {
+        let text = fields.get("text").and_then(Value::as_str).ok_or(Reject::Malformed("text is missing"))?;
+        text.trim()
+    } else {
+        text
+    };
+    if text.is_empty() {
+        return Err(Reject::Malformed("text is empty"));
+    }
+    if text.len() > CHANNEL_TEXT_BYTES_MAX {
+        return Err(Reject::TooLarge("text"));
+    }
+    Ok(InboundEvent {
+        event_key: id.to_owned(),
+        user: name(fields, "user")?.unwrap_or_else(|| "webhook".to_owned()),
+        chat: name(fields, "conversation")?.unwrap_or_else(|| account.name.clone()),
+        thread: name(fields, "thread")?,
+        message_id: name(fields, "message_id")?,
+        text: text.to_owned(),
+        kind: if is_message { EventKind::Message } else { EventKind::DataChange },
+        mentioned: is_message,
+    })
+}
+
+/// An id field: text, or a number as its text.
+fn name(fields: &Map<String, Value>, field: &str) -> Result<Option<String>, Reject> {
+    let text = match fields.get(field) {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Number(number)) => number.to_string(),
+        Some(_) => return Err(Reject::Malformed("an id is neither text nor number")),
+    };
+    let valid = (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
+    if valid { Ok(Some(text)) } else { Err(Reject::Malformed("an id is empty, too long or has control characters")) }
+}
+
+pub(super) fn encode_reply(account: &Account, job: &OutboxJob, now_s: u64) -> Result<OutboundCall, EncodeError> {
+    let missing = |missing| EncodeError { channel: account.kind, account: account.name.clone(), missing };
+    let url = account.reply_url.clone().ok_or_else(|| missing("no reply_url is configured"))?;
+    let body = json!({
+        "type": "message.reply",
+        "timestamp": date::rfc3339(job.created_ms),
+        "data": {
+            "conversation": job.address.chat,
+            "thread": job.address.thread,
+            "in_reply_to": job.address.reply_to,
+            "text": job.text,
+        },
+    });
+    let body = body.to_string().into_bytes();
+    let id = job.key.to_string();
+    // One signature for each secret, so that the receiver can change its secret at any time.
+    let signatures: Vec<String> = account.secrets.iter().filter_map(|secret| sign(secret, &id, now_s, &body)).collect();
+    if signatures.is_empty() {
+        return Err(missing("no symmetric secret (whsec_...) is configured to sign with"));
+    }
+    let headers = [
+        ("content-type", "application/json".to_owned()),
+        ("webhook-id", id),
+        ("webhook-timestamp", now_s.to_string()),
+        ("webhook-signature", signatures.join(" ")),
+    ];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    Ok(OutboundCall { method: "POST", url, headers, body, idempotent: true })
+}
+
+pub(super) fn classify(status: u16, retry_after_header: Option<&str>) -> Delivery {
+    match status {
+        200..=299 => Delivery::Delivered { receipt: None },
+        410 => Delivery::Dead { why: "the receiver answered 410: it wants no more messages".to_owned() },
+        300..=399 | 408 | 425 | 429 | 500.. => {
+            Delivery::Retry { after: retry_after(retry_after_header), why: format!("the receiver answered {status}") }
+        }
+        _ => Delivery::Dead { why: format!("the receiver refused it with {status}") },
+    }
+}

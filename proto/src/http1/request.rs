@@ -1,0 +1,383 @@
+//! The head of a request.
+
+use super::body::BodyFraming;
+use super::{HttpError, target};
+use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX, URI_BYTES_MAX};
+use std::fmt;
+use std::mem::MaybeUninit;
+
+/// Empty lines that may come before a request line (RFC 9112 section 2.2 asks to skip at least one).
+const LEADING_EMPTY_LINES_MAX: usize = 2;
+/// Room for method and version beside the longest target.
+const REQUEST_LINE_BYTES_MAX: usize = URI_BYTES_MAX + 64;
+
+/// A request method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// GET.
+    Get,
+    /// HEAD.
+    Head,
+    /// POST.
+    Post,
+    /// PUT.
+    Put,
+    /// PATCH.
+    Patch,
+    /// DELETE.
+    Delete,
+    /// OPTIONS.
+    Options,
+    /// Any other token; no route has it.
+    Other,
+}
+
+impl Method {
+    fn of(token: &str) -> Self {
+        match token {
+            "GET" => Method::Get,
+            "HEAD" => Method::Head,
+            "POST" => Method::Post,
+            "PUT" => Method::Put,
+            "PATCH" => Method::Patch,
+            "DELETE" => Method::Delete,
+            "OPTIONS" => Method::Options,
+            _ => Method::Other,
+        }
+    }
+
+    /// The name on the wire; `?` for [`Method::Other`].
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Head => "HEAD",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+            Method::Patch => "PATCH",
+            Method::Delete => "DELETE",
+            Method::Options => "OPTIONS",
+            Method::Other => "?",
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The protocol version of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+}
+
+/// A range of the head bytes. [`HEAD_BYTES_MAX`] fits into `u16`.
+#[derive(Clone, Copy, Debug)]
+struct Span(u16, u16);
+
+impl Span {
+    fn of(whole: &[u8], part: &[u8]) -> Self {
+        let start = part.as_ptr() as usize - whole.as_ptr() as usize;
+        debug_assert!(start + part.len() <= whole.len(), "the part lies inside the whole");
+        Self(start as u16, (start + part.len()) as u16)
+    }
+
+    fn range(self) -> std::ops::Range<usize> {
+        usize::from(self.0)..usize::from(self.1)
+    }
+}
+
+/// A checked request head. Owns a copy of its bytes, so that the receive buffer can go back to the ring.
+#[derive(Clone, Debug)]
+pub struct RequestHead {
+    /// The method.
+    pub method: Method,
+    /// The version.
+    pub version: Version,
+    /// How the body is framed.
+    pub framing: BodyFraming,
+    /// Whether the connection may carry another request after this one.
+    pub keep_alive: bool,
+    /// Whether the client waits for `100 Continue` before it sends the body.
+    pub expect_continue: bool,
+    /// Bytes of the head in the input: the body starts here.
+    pub head_bytes: usize,
+    bytes: Box<[u8]>,
+    target: Span,
+    fields: Box<[(Span, Span)]>,
+}
+
+impl RequestHead {
+    /// Path and query, starting with `/` (or `*` for OPTIONS).
+    pub fn target(&self) -> &str {
+        self.text(self.target)
+    }
+
+    /// The path, without decoding: routes compare it byte for byte.
+    pub fn path(&self) -> &str {
+        let target = self.target();
+        target.split_once('?').map_or(target, |(path, _)| path)
+    }
+
+    /// The query without its `?`, without decoding.
+    pub fn query(&self) -> Option<&str> {
+        self.target().split_once('?').map(|(_, query)| query)
+    }
+
+    /// The first value of a query parameter, decoded.
+    pub fn query_param(&self, name: &str) -> Option<String> {
+        target::query_pairs(self.query()?).find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    /// The first value of a header, if it is visible ASCII or UTF-8.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.header_bytes(name).and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// The first value of a header, byte for byte.
+    pub fn header_bytes(&self, name: &str) -> Option<&[u8]> {
+        self.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// All header fields in order.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.fields.iter().map(|(name, value)| (self.text(*name), &self.bytes[value.range()]))
+    }
+
+    /// All header fields as channel verification takes them.
+    pub fn header_pairs(&self) -> Vec<(&str, &[u8])> {
+        self.headers().collect()
+    }
+
+    /// Whether a comma-separated header names `token`, in any case.
+    pub fn header_has_token(&self, name: &str, token: &str) -> bool {
+        self.headers()
+            .filter(|(known, _)| known.eq_ignore_ascii_case(name))
+            .any(|(_, value)| tokens(value).any(|known| known.eq_ignore_ascii_case(token.as_bytes())))
+    }
+
+    fn text(&self, span: Span) -> &str {
+        std::str::from_utf8(&self.bytes[span.range()]).expect("checked to be ASCII when the head was parsed")
+    }
+}
+
+/// Parses request heads as their bytes arrive; remembers how far it has looked, so that a head that drips
+/// in byte by byte costs linear time. One per connection; reusable after every head.
+#[derive(Clone, Debug, Default)]
+pub struct HeadParser {
+    scanned: usize,
+    line_start: usize,
+    started: bool,
+    skipped: usize,
+}
+
+/// Parses a head that starts at the beginning of `bytes`: `None` means that more bytes are needed.
+pub fn parse(bytes: &[u8]) -> Result<Option<RequestHead>, HttpError> {
+    HeadParser::default().parse(bytes)
+}
+
+impl HeadParser {
+    /// `bytes` is everything received since the last head ended (and its body was taken away); it may only
+    /// grow between calls.
+    pub fn parse(&mut self, bytes: &[u8]) -> Result<Option<RequestHead>, HttpError> {
+        let Some(end) = self.find_end(bytes)? else { return Ok(None) };
+        let head = read_head(&bytes[self.skipped..end], end);
+        *self = Self::default();
+        head.map(Some)
+    }
+
+    /// Finds the end of the empty line that closes the head, checking line structure on the way.
+    fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, HttpError> {
+        while self.scanned < bytes.len() {
+            let at = self.scanned;
+            match bytes[at] {
+                b'\n' if at == 0 || bytes[at - 1] != b'\r' => {
+                    return Err(HttpError::bad("line feed without carriage return"));
+                }
+                b'\n' => {
+                    let line_bytes = at - 1 - self.line_start;
+                    self.scanned = at + 1;
+                    self.line_start = at + 1;
+                    if line_bytes > 0 {
+                        self.started = true;
+                    } else if self.started {
+                        return Ok(Some(at + 1));
+                    } else if at + 1 > LEADING_EMPTY_LINES_MAX * 2 {
+                        return Err(HttpError::bad("empty lines before the request"));
+                    } else {
+                        self.skipped = at + 1;
+                    }
+                    continue;
+                }
+                // Looking back, not ahead: the byte after the carriage return may not have arrived yet.
+                _ if at > 0 && bytes[at - 1] == b'\r' => {
+                    return Err(HttpError::bad("carriage return without line feed"));
+                }
+                0 => return Err(HttpError::bad("NUL in the head")),
+                b' ' | b'\t' if at == self.line_start => {
+                    return Err(HttpError::bad("line starts with white space (folded headers are not accepted)"));
+                }
+                _ => {}
+            }
+            let head_bytes = at + 1 - self.skipped;
+            if head_bytes > HEAD_BYTES_MAX {
+                return Err(HttpError::new(431, "head is longer than 32 KiB"));
+            }
+            if !self.started && head_bytes > REQUEST_LINE_BYTES_MAX {
+                return Err(HttpError::new(414, "request target is longer than 8 KiB"));
+            }
+            self.scanned = at + 1;
+        }
+        Ok(None)
+    }
+}
+
+fn read_head(head: &[u8], head_bytes: usize) -> Result<RequestHead, HttpError> {
+    let bytes: Box<[u8]> = head.into();
+    let mut storage = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(&bytes, &mut storage) {
+        Ok(httparse::Status::Complete(used)) if used == bytes.len() => {}
+        Ok(_) => return Err(HttpError::bad("malformed head")),
+        Err(error) => return Err(parse_error(error)),
+    }
+    let version = match request.version {
+        Some(0) => Version::Http10,
+        _ => Version::Http11,
+    };
+    let method = Method::of(request.method.unwrap_or(""));
+    let fields = request.headers.iter().map(|field| (field.name, field.value));
+    let facts = Facts::gather(fields, version)?;
+    let full_target = request.path.unwrap_or("");
+    let target = target::check(full_target, method, facts.host)?;
+    let keep_alive = match version {
+        Version::Http11 => !facts.close,
+        Version::Http10 => facts.keep_alive && !facts.close,
+    };
+    let target = Span::of(&bytes, target.as_bytes());
+    let fields = request
+        .headers
+        .iter()
+        .map(|field| (Span::of(&bytes, field.name.as_bytes()), Span::of(&bytes, field.value)))
+        .collect();
+    let (framing, expect_continue) = (facts.framing, facts.expect_continue && version == Version::Http11);
+    Ok(RequestHead { method, version, framing, keep_alive, expect_continue, head_bytes, bytes, target, fields })
+}
+
+fn parse_error(error: httparse::Error) -> HttpError {
+    match error {
+        httparse::Error::TooManyHeaders => HttpError::new(431, "more than 100 header fields"),
+        httparse::Error::Version => HttpError::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"),
+        httparse::Error::HeaderName => HttpError::bad("malformed header name"),
+        httparse::Error::HeaderValue => HttpError::bad("malformed header value"),
+        _ => HttpError::bad("malformed request line"),
+    }
+}
+
+/// What the header fields say about framing and connection.
+struct Facts<'a> {
+    host: &'a str,
+    framing: BodyFraming,
+    close: bool,
+    keep_alive: bool,
+    expect_continue: bool,
+}
+
+impl<'a> Facts<'a> {
+    fn gather(fields: impl Iterator<Item = (&'a str, &'a [u8])>, version: Version) -> Result<Self, HttpError> {
+        let mut host = None;
+        let mut length = None;
+        let mut chunked = false;
+        let mut facts =
+            Facts { host: "", framing: BodyFraming::None, close: false, keep_alive: false, expect_continue: false };
+        for (name, value) in fields {
+            // Checked by length first: almost every field falls through without a comparison.
+            match name.len() {
+                4 if name.eq_ignore_ascii_case("host") => {
+                    if host.replace(host_value(value)?).is_some() {
+                        return Err(HttpError::bad("more than one Host"));
+                    }
+                }
+                14 if name.eq_ignore_ascii_case("content-length") => {
+                    let this = content_length(value)?;
+                    if length.replace(this).is_some_and(|before| before != this) {
+                        return Err(HttpError::bad("two different Content-Length values"));
+                    }
+                }
+                17 if name.eq_ignore_ascii_case("transfer-encoding") => {
+                    if chunked {
+                        return Err(HttpError::bad("more than one Transfer-Encoding"));
+                    }
+                    transfer_encoding(value)?;
+                    chunked = true;
+                }
+                10 if name.eq_ignore_ascii_case("connection") => {
+                    for token in tokens(value) {
+                        facts.close |= token.eq_ignore_ascii_case(b"close");
+                        facts.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                    }
+                }
+                6 if name.eq_ignore_ascii_case("expect") => {
+                    if !value.eq_ignore_ascii_case(b"100-continue") {
+                        return Err(HttpError::new(417, "the only known expectation is 100-continue"));
+                    }
+                    facts.expect_continue = true;
+                }
+                _ => {}
+            }
+        }
+        facts.host = match (host, version) {
+            (Some(host), _) => host,
+            (None, Version::Http10) => "",
+            (None, Version::Http11) => return Err(HttpError::bad("no Host")),
+        };
+        facts.framing = match (chunked, length) {
+            (true, Some(_)) => return Err(HttpError::bad("Content-Length together with Transfer-Encoding")),
+            (true, None) if version == Version::Http10 => {
+                return Err(HttpError::bad("Transfer-Encoding in HTTP/1.0"));
+            }
+            (true, None) => BodyFraming::Chunked,
+            (false, None | Some(0)) => BodyFraming::None,
+            (false, Some(length)) => BodyFraming::Length(length),
+        };
+        Ok(facts)
+    }
+}
+
+fn host_value(value: &[u8]) -> Result<&str, HttpError> {
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(byte);
+    match std::str::from_utf8(value) {
+        Ok(host) if !host.is_empty() && value.iter().all(allowed) => Ok(host),
+        _ => Err(HttpError::bad("malformed Host")),
+    }
+}
+
+/// Digits only: Rust's own integer parser would also take a sign.
+pub(super) fn content_length(value: &[u8]) -> Result<u64, HttpError> {
+    const BAD: HttpError = HttpError::bad("malformed Content-Length");
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return Err(BAD);
+    }
+    value.iter().try_fold(0u64, |sum, digit| sum.checked_mul(10)?.checked_add(u64::from(digit - b'0'))).ok_or(BAD)
+}
+
+pub(super) fn transfer_encoding(value: &[u8]) -> Result<(), HttpError> {
+    if value.eq_ignore_ascii_case(b"chunked") {
+        return Ok(());
+    }
+    let mut codings = tokens(value);
+    match codings.any(|coding| coding.eq_ignore_ascii_case(b"chunked")) {
+        true => Err(HttpError::bad("chunked must be the only transfer coding")),
+        false => Err(HttpError::new(501, "the only known transfer coding is chunked")),
+    }
+}
+
+/// The trimmed members of a comma-separated list.
+pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
