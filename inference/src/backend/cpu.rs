@@ -1,4 +1,16 @@
-//! Settings of the CPU backend.
+//! The CPU backend: owns the KV memory, the work buffers and the team of threads.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use memmap2::MmapMut;
+
+use super::forward::{ATTEND_ROWS_MAX, FF_TOKENS, Frame, Unit};
+use super::team::Team;
+use super::{Backend, BackendError, BackendLimits, BackendStartError, LogitsBuf, LogitsWanted, StepPlan};
+use crate::kernel::{self, BLOCK, Kernels};
+use crate::kv::{BLOCK_TOKENS, blocks_for};
+use crate::model::Model;
 
 /// How the CPU backend uses the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,4 +29,199 @@ pub struct CpuConfig {
     pub step_tokens_max: usize,
     /// Most rows of logits in one step.
     pub step_logits_max: usize,
+}
+
+/// Bounds of [`CpuConfig`].
+const THREADS_MAX: usize = 256;
+const STEP_TOKENS_MAX: usize = 1 << 16;
+const BLOCKS_MAX: usize = 1 << 24;
+
+/// Runs steps on the processor's cores.
+pub struct CpuBackend {
+    model: Arc<Model>,
+    kernels: &'static Kernels,
+    limits: BackendLimits,
+    team: Team,
+    kv: MmapMut,
+    work: Work,
+}
+
+/// Buffers of a step, allocated once. Rows marked "+" have one more for each thread, for single-token steps.
+pub(super) struct Work {
+    pub(super) x: Vec<f32>,
+    /// Quantised rows of the residual stream's width "+".
+    pub(super) acts_x: ActsBuf,
+    /// Quantised attention results "+".
+    pub(super) acts_o: ActsBuf,
+    pub(super) acts_ff: ActsBuf,
+    pub(super) qkv: Vec<f32>,
+    pub(super) attended: Vec<f32>,
+    /// Cosine and sine of each rotated pair, per token.
+    pub(super) rope: Vec<f32>,
+    /// Per token: position, block, slot in the block.
+    pub(super) places: Vec<(u32, u32, u32)>,
+    /// Rows that need logits.
+    pub(super) logits_rows: Vec<u32>,
+    pub(super) units: Vec<Unit>,
+    /// Next attention unit to take, per layer.
+    pub(super) taken: Vec<AtomicUsize>,
+    /// Work space, `scratch_len` floats for each thread.
+    pub(super) scratch: Vec<f32>,
+    pub(super) scratch_len: usize,
+    pub(super) threads: usize,
+}
+
+/// Storage behind [`kernel::Acts`].
+pub(super) struct ActsBuf {
+    q: Vec<i8>,
+    d: Vec<f32>,
+    s: Vec<f32>,
+    f: Vec<f32>,
+    columns: usize,
+}
+
+impl ActsBuf {
+    fn new(rows: usize, columns: usize, plain: bool) -> ActsBuf {
+        let scales = rows * (columns / BLOCK);
+        ActsBuf {
+            q: vec![0; rows * columns],
+            d: vec![0.0; scales],
+            s: vec![0.0; scales],
+            f: vec![0.0; if plain { rows * columns } else { 0 }],
+            columns,
+        }
+    }
+
+    pub(super) fn view(&mut self) -> kernel::Acts {
+        kernel::Acts {
+            q: self.q.as_mut_ptr(),
+            d: self.d.as_mut_ptr(),
+            s: self.s.as_mut_ptr(),
+            f: if self.f.is_empty() { std::ptr::null_mut() } else { self.f.as_mut_ptr() },
+            columns: self.columns,
+        }
+    }
+}
+
+impl CpuBackend {
+    /// Makes a backend for `model`: reserves memory and starts the threads.
+    pub fn new(model: Arc<Model>, config: &CpuConfig) -> Result<CpuBackend, BackendStartError> {
+        Self::with_kernels(model, config, kernel::kernels())
+    }
+
+    pub(crate) fn with_kernels(
+        model: Arc<Model>,
+        config: &CpuConfig,
+        kernels: &'static Kernels,
+    ) -> Result<CpuBackend, BackendStartError> {
+        let hyper = model.hyper();
+        within("threads", config.threads, 1, THREADS_MAX)?;
+        within("context_max", config.context_max, 1, usize::MAX)?;
+        within("step_tokens_max", config.step_tokens_max, 1, STEP_TOKENS_MAX)?;
+        within("step_logits_max", config.step_logits_max, 1, config.step_tokens_max)?;
+        let block_bytes = hyper.kv_token_bytes() * BLOCK_TOKENS;
+        let blocks = (config.kv_bytes_max / block_bytes).min(BLOCKS_MAX);
+        if blocks == 0 {
+            return Err(BackendStartError::KvBudget { bytes: config.kv_bytes_max, block_bytes, blocks, min: 1 });
+        }
+        let kv_bytes = blocks * block_bytes;
+        let kv = MmapMut::map_anon(kv_bytes)
+            .map_err(|_| BackendStartError::Memory { what: "keys and values", bytes: kv_bytes })?;
+        // A block's memory is contiguous over all layers, so large pages are filled well; without them it is slower.
+        let _ = kv.advise(memmap2::Advice::HugePage);
+        let limits = BackendLimits {
+            blocks,
+            step_tokens_max: config.step_tokens_max,
+            step_logits_max: config.step_logits_max,
+            context_max: config.context_max.min(hyper.context_max),
+            vocab: hyper.vocab,
+        };
+        let work = Work::new(&model, config);
+        let team = Team::start(config)?;
+        Ok(CpuBackend { kernels, limits, team, kv, work, model })
+    }
+}
+
+fn within(name: &'static str, value: usize, min: usize, max: usize) -> Result<(), BackendStartError> {
+    if (min..=max).contains(&value) { Ok(()) } else { Err(BackendStartError::Setting { name, value, min, max }) }
+}
+
+impl Work {
+    fn new(model: &Model, config: &CpuConfig) -> Work {
+        let (hyper, tokens) = (model.hyper(), config.step_tokens_max);
+        let plain = model.weights().plain_activations;
+        let private = tokens + config.threads;
+        let attend = kernel::AttendArgs::scratch_len(ATTEND_ROWS_MAX.max(hyper.heads / hyper.kv_heads), hyper.head_dim);
+        // Rounded to whole pages, so that threads do not share cache lines.
+        let scratch_len = attend.max(2 * FF_TOKENS * BLOCK).next_multiple_of(1024);
+        Work {
+            // Products write whole tiles of 16 columns; every width here is a multiple of 16.
+            x: vec![0.0; tokens * hyper.width],
+            acts_x: ActsBuf::new(private, hyper.width, plain),
+            acts_o: ActsBuf::new(private, hyper.q_width(), plain),
+            acts_ff: ActsBuf::new(tokens, hyper.ff, plain),
+            qkv: vec![0.0; tokens * (hyper.q_width() + 2 * hyper.kv_width())],
+            attended: vec![0.0; tokens * hyper.q_width()],
+            rope: vec![0.0; tokens * hyper.rope_dim],
+            places: Vec::with_capacity(tokens),
+            logits_rows: Vec::with_capacity(config.step_logits_max),
+            units: Vec::with_capacity(tokens * hyper.kv_heads),
+            taken: (0..hyper.layers).map(|_| AtomicUsize::new(0)).collect(),
+            scratch: vec![0.0; config.threads * scratch_len],
+            scratch_len,
+            threads: config.threads,
+        }
+    }
+
+    /// Lays out what all threads need to know about the step. Allocates nothing: capacities cover the limits.
+    pub(super) fn prepare(&mut self, plan: &StepPlan, kv_heads: usize, group: usize) {
+        self.places.clear();
+        self.logits_rows.clear();
+        self.units.clear();
+        let chunk = (ATTEND_ROWS_MAX / group).max(1);
+        for (index, slice) in plan.slices().enumerate() {
+            for i in 0..slice.tokens.len() {
+                let position = slice.start + i;
+                let block = slice.blocks[position / BLOCK_TOKENS];
+                self.places.push((position as u32, block.0, (position % BLOCK_TOKENS) as u32));
+            }
+            let (first, last) = (slice.row as u32, (slice.row + slice.tokens.len()) as u32);
+            match slice.logits {
+                LogitsWanted::None => {}
+                LogitsWanted::Last => self.logits_rows.push(last - 1),
+                LogitsWanted::All => self.logits_rows.extend(first..last),
+            }
+            for from in (0..slice.tokens.len()).step_by(chunk) {
+                let tokens = chunk.min(slice.tokens.len() - from);
+                for kv_head in 0..kv_heads {
+                    let cost = tokens * group * blocks_for(slice.start + from + tokens);
+                    self.units.push(Unit { slice: index, from, tokens, kv_head, cost });
+                }
+            }
+        }
+        // The longest units first, so that the threads end together.
+        self.units.sort_unstable_by_key(|unit| (std::cmp::Reverse(unit.cost), unit.slice, unit.from, unit.kv_head));
+        for taken in &mut self.taken {
+            *taken.get_mut() = 0;
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    fn limits(&self) -> BackendLimits {
+        self.limits
+    }
+
+    fn attach(&mut self) {
+        self.team.attach();
+    }
+
+    fn step(&mut self, plan: &StepPlan, logits: &mut LogitsBuf) -> Result<(), BackendError> {
+        plan.check(&self.limits)?;
+        let stride = logits.stride();
+        let logits = logits.begin(plan.logits_rows());
+        let frame = Frame::new(&self.model, self.kernels, plan, &mut self.work, &mut self.kv, (logits, stride));
+        self.team.run(&|member, barrier| frame.run(member, barrier));
+        Ok(())
+    }
 }

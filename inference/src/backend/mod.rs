@@ -5,11 +5,16 @@
 //! the step, not on how a prompt was cut into chunks, not on the number of threads.
 
 mod cpu;
+mod forward;
 mod plan;
+mod team;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
-pub use cpu::CpuConfig;
+pub use cpu::{CpuBackend, CpuConfig};
 pub use plan::{LogitsBuf, LogitsWanted, SliceView, StepPlan};
 
 /// What a backend can hold; fixed when it is made.

@@ -99,13 +99,19 @@ impl StepPlan {
 
     /// The slices in the order in which they were added.
     pub fn slices(&self) -> impl Iterator<Item = SliceView<'_>> {
-        self.slices.iter().map(|slice| SliceView {
+        (0..self.slices.len()).map(|index| self.slice(index))
+    }
+
+    /// One slice.
+    pub fn slice(&self, index: usize) -> SliceView<'_> {
+        let slice = &self.slices[index];
+        SliceView {
             tokens: &self.tokens[slice.tokens.clone()],
             row: slice.tokens.start,
             start: slice.start,
             blocks: &self.blocks[slice.blocks.clone()],
             logits: slice.logits,
-        })
+        }
     }
 
     /// Checks the plan against a backend's limits, so that computing it needs no further checks.

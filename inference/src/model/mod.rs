@@ -3,11 +3,13 @@
 //! Loading checks every size against every other before a weight is touched, so that computing needs no checks.
 
 mod hyper;
+mod weights;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use hyper::Hyper;
+pub(crate) use weights::{Layer, Weights};
 
 use crate::backend::LoadError;
 use crate::gguf::{Gguf, GgufError};
@@ -39,14 +41,21 @@ pub struct Model {
     info: ModelInfo,
     hyper: Hyper,
     gguf: Gguf,
+    weights: Weights,
 }
 
 impl Model {
-    /// Loads a model file.
+    /// Loads a model file and packs its weights. The file must not be shortened while it is being read.
     pub fn load(path: &Path) -> Result<Arc<Model>, LoadError> {
         let wrap = |source| LoadError::Gguf { path: path.to_owned(), source };
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         Self::from_gguf(Gguf::open(path).map_err(wrap)?, &stem, wrap)
+    }
+
+    /// Loads a model that is already in memory.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Arc<Model>, LoadError> {
+        let wrap = |source| LoadError::Gguf { path: PathBuf::new(), source };
+        Self::from_gguf(Gguf::from_bytes(bytes).map_err(wrap)?, "", wrap)
     }
 
     fn from_gguf(gguf: Gguf, stem: &str, wrap: impl Fn(GgufError) -> LoadError) -> Result<Arc<Model>, LoadError> {
@@ -61,7 +70,9 @@ impl Model {
             file_bytes: gguf.len_bytes() as u64,
             kv_token_bytes: hyper.kv_token_bytes(),
         };
-        Ok(Arc::new(Model { info, hyper, gguf }))
+        let weights = Weights::load(&gguf, &hyper, &wrap)?;
+        tracing::info!(model = info.name, bytes = weights.bytes(), "weights packed");
+        Ok(Arc::new(Model { info, hyper, gguf, weights }))
     }
 
     /// What the model is.
@@ -72,6 +83,10 @@ impl Model {
     /// The model file: tokenizer and chat template read their metadata from it.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     /// Sizes of the network.

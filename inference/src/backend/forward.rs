@@ -1,0 +1,398 @@
+//! The forward pass of a llama network, run by all members of the team together.
+//!
+//! Every phase splits its output among the members and ends at a barrier, so that within a phase no two threads touch
+//! the same element and none reads what another writes. Each output element is computed by one thread in a fixed order
+//! of operations: neither the number of threads nor the other rows of the step change a result.
+//!
+//! | phase | split by | reads | writes |
+//! |---|---|---|---|
+//! | embed | token | plan, embedding | x, rope |
+//! | norm | token | x | acts_x |
+//! | q, k, v | 16 outputs | acts_x | qkv |
+//! | rotate, store | token and kv head | qkv, rope | qkv (queries), kv |
+//! | attend | unit, taken from a counter | qkv, kv | attended |
+//! | quantise | token | attended | acts_o |
+//! | output | 16 outputs | acts_o | x |
+//! | norm | token | x | acts_x |
+//! | gate, up, SiLU | 32 elements | acts_x | acts_ff |
+//! | down | 16 outputs | acts_ff | x |
+//! | head | 16 outputs | acts_x | logits |
+//!
+//! A step of a single token has nothing to split in norm and quantise: each thread computes them for itself, into a
+//! row of its own, and saves the barrier.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use half::f16;
+
+use super::StepPlan;
+use super::cpu::Work;
+use super::team::Barrier;
+use crate::kernel::{Acts, AttendArgs, BLOCK, GemmArgs, Kernels, Matrix, NormArgs, SwigluArgs, TILE_ROWS};
+use crate::kv::BLOCK_TOKENS;
+use crate::model::{Hyper, Layer, Model};
+
+/// Query rows of one attention unit: enough to use each block of keys several times, few enough to stay in the cache.
+pub(super) const ATTEND_ROWS_MAX: usize = 48;
+/// Tokens of one gate/up unit between product and SiLU.
+pub(super) const FF_TOKENS: usize = 64;
+
+/// A piece of attention: some consecutive tokens of a slice, for the query heads of one key/value head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unit {
+    pub(super) slice: usize,
+    pub(super) from: usize,
+    pub(super) tokens: usize,
+    pub(super) kv_head: usize,
+    pub(super) cost: usize,
+}
+
+/// Everything that a step needs, as raw views that all members share.
+pub(super) struct Frame<'a> {
+    model: &'a Model,
+    hyper: &'a Hyper,
+    kernels: &'static Kernels,
+    plan: &'a StepPlan,
+    members: usize,
+    places: &'a [(u32, u32, u32)],
+    logits_rows: &'a [u32],
+    units: &'a [Unit],
+    taken: &'a [AtomicUsize],
+    /// First of the rows of `acts_x` and `acts_o` that belong to one member each.
+    private_row: usize,
+    x: *mut f32,
+    acts_x: Acts,
+    acts_o: Acts,
+    acts_ff: Acts,
+    qkv: *mut f32,
+    attended: *mut f32,
+    rope: *mut f32,
+    scratch: *mut f32,
+    scratch_len: usize,
+    kv: *mut u16,
+    logits: *mut f32,
+    logits_stride: usize,
+}
+
+// SAFETY: the views stay valid for `'a`, during which `Frame::new` holds the exclusive borrows, and the phases split
+// what they write as the table above says.
+unsafe impl Sync for Frame<'_> {}
+
+impl<'a> Frame<'a> {
+    /// Views of a step. `work` has room for the plan (checked against the limits it was made for).
+    pub(super) fn new(
+        model: &'a Model,
+        kernels: &'static Kernels,
+        plan: &'a StepPlan,
+        work: &'a mut Work,
+        kv: &'a mut [u8],
+        (logits, logits_stride): (&'a mut [f32], usize),
+    ) -> Frame<'a> {
+        let hyper = model.hyper();
+        work.prepare(plan, hyper.kv_heads, hyper.heads / hyper.kv_heads);
+        Frame {
+            model,
+            hyper,
+            kernels,
+            plan,
+            members: work.threads,
+            private_row: work.x.len() / hyper.width,
+            x: work.x.as_mut_ptr(),
+            acts_x: work.acts_x.view(),
+            acts_o: work.acts_o.view(),
+            acts_ff: work.acts_ff.view(),
+            qkv: work.qkv.as_mut_ptr(),
+            attended: work.attended.as_mut_ptr(),
+            rope: work.rope.as_mut_ptr(),
+            scratch: work.scratch.as_mut_ptr(),
+            scratch_len: work.scratch_len,
+            places: &work.places,
+            logits_rows: &work.logits_rows,
+            units: &work.units,
+            taken: &work.taken,
+            kv: kv.as_mut_ptr().cast(),
+            logits: logits.as_mut_ptr(),
+            logits_stride,
+        }
+    }
+
+    /// The whole pass, as one member of the team.
+    pub(super) fn run(&self, member: usize, barrier: &Barrier) {
+        let weights = self.model.weights();
+        let count = self.places.len();
+        self.embed(self.share(member, count));
+        barrier.wait();
+        for (index, layer) in weights.layers.iter().enumerate() {
+            let first = self.normalise(member, barrier, &layer.attention_norm);
+            self.qkv(member, layer, first);
+            barrier.wait();
+            self.rotate_and_store(index, self.share(member, count * self.hyper.kv_heads));
+            barrier.wait();
+            self.attend(index, member);
+            barrier.wait();
+            let first = self.quantise_attended(member, barrier);
+            self.residual(member, &layer.o, self.acts_o, first);
+            barrier.wait();
+            let first = self.normalise(member, barrier, &layer.ff_norm);
+            self.feed_forward(member, layer, first);
+            barrier.wait();
+            self.residual(member, &layer.down, self.acts_ff, 0);
+            barrier.wait();
+        }
+        if !self.logits_rows.is_empty() {
+            let rows = self.share(member, self.logits_rows.len());
+            for row in rows {
+                self.norm_row(&weights.output_norm, self.logits_rows[row] as usize, row);
+            }
+            barrier.wait();
+            self.head(member, &weights.head);
+        }
+    }
+
+    /// The part of `0..count` that a member computes: contiguous, so that weights are read in order.
+    fn share(&self, member: usize, count: usize) -> Range<usize> {
+        count * member / self.members..count * (member + 1) / self.members
+    }
+
+    fn embed(&self, rows: Range<usize>) {
+        let (weights, width) = (self.model.weights(), self.hyper.width);
+        for row in rows {
+            // SAFETY: each row of `x` and `rope` belongs to one member in this phase.
+            let (x, rope) = unsafe {
+                let rope = self.rope.add(row * self.hyper.rope_dim);
+                let x = std::slice::from_raw_parts_mut(self.x.add(row * width), width);
+                (x, std::slice::from_raw_parts_mut(rope, self.hyper.rope_dim))
+            };
+            weights.embed(self.plan.tokens()[row], x);
+            rotation(self.hyper, &weights.rope_factors, self.places[row].0, rope);
+        }
+    }
+
+    /// Normalises and quantises all rows of `x`; returns the row of `acts_x` where this member finds the first.
+    fn normalise(&self, member: usize, barrier: &Barrier, weight: &[f32]) -> usize {
+        let count = self.places.len();
+        if count == 1 {
+            self.norm_row(weight, 0, self.private_row + member);
+            return self.private_row + member;
+        }
+        for row in self.share(member, count) {
+            self.norm_row(weight, row, row);
+        }
+        barrier.wait();
+        0
+    }
+
+    fn norm_row(&self, weight: &[f32], from: usize, to: usize) {
+        let (width, eps) = (self.hyper.width, self.hyper.norm_eps);
+        // SAFETY: row `from` of `x` is not written in this phase; row `to` of `acts_x` belongs to this member.
+        unsafe {
+            let x = self.x.add(from * width).cast_const();
+            (self.kernels.norm_quantize)(&NormArgs { x, weight: weight.as_ptr(), eps, acts: self.acts_x, row: to });
+        }
+    }
+
+    fn quantise_attended(&self, member: usize, barrier: &Barrier) -> usize {
+        let count = self.places.len();
+        let quantise = |from: usize, row: usize| {
+            // SAFETY: `attended` is not written in this phase; `row` of `acts_o` belongs to this member.
+            unsafe {
+                let x = self.attended.add(from * self.hyper.q_width()).cast_const();
+                let weight = std::ptr::null();
+                (self.kernels.norm_quantize)(&NormArgs { x, weight, eps: 0.0, acts: self.acts_o, row });
+            }
+        };
+        if count == 1 {
+            quantise(0, self.private_row + member);
+            return self.private_row + member;
+        }
+        for row in self.share(member, count) {
+            quantise(row, row);
+        }
+        barrier.wait();
+        0
+    }
+
+    fn qkv(&self, member: usize, layer: &Layer, first: usize) {
+        let stride = self.hyper.q_width() + 2 * self.hyper.kv_width();
+        let tiles = [&layer.q, &layer.k, &layer.v].map(Matrix::row_tiles);
+        for tile in self.share(member, tiles.iter().sum()) {
+            let (matrix, inner, column) = if tile < tiles[0] {
+                (&layer.q, tile, 0)
+            } else if tile < tiles[0] + tiles[1] {
+                (&layer.k, tile - tiles[0], self.hyper.q_width())
+            } else {
+                (&layer.v, tile - tiles[0] - tiles[1], self.hyper.q_width() + self.hyper.kv_width())
+            };
+            let column = column + inner * TILE_ROWS;
+            // SAFETY: the columns of this tile belong to this member; head widths are multiples of 16.
+            unsafe {
+                let out = self.qkv.add(column);
+                self.product(matrix, inner, (self.acts_x, first), self.places.len(), (out, stride), false);
+            }
+        }
+    }
+
+    /// Adds a product to the residual stream.
+    fn residual(&self, member: usize, matrix: &Matrix, acts: Acts, first: usize) {
+        for tile in self.share(member, matrix.row_tiles()) {
+            // SAFETY: the columns of this tile belong to this member; the width is a multiple of 16.
+            unsafe {
+                let out = (self.x.add(tile * TILE_ROWS), self.hyper.width);
+                self.product(matrix, tile, (acts, first), self.places.len(), out, true);
+            }
+        }
+    }
+
+    fn head(&self, member: usize, matrix: &Matrix) {
+        for tile in self.share(member, matrix.row_tiles()) {
+            // SAFETY: the columns of this tile belong to this member; rows are padded to a multiple of 16.
+            unsafe {
+                let out = (self.logits.add(tile * TILE_ROWS), self.logits_stride);
+                self.product(matrix, tile, (self.acts_x, 0), self.logits_rows.len(), out, false);
+            }
+        }
+    }
+
+    /// One row of tiles times `count` rows of activations.
+    ///
+    /// # Safety
+    /// `out` and its stride name 16 floats per row that no other member touches, and `acts` holds the rows.
+    unsafe fn product(
+        &self,
+        matrix: &Matrix,
+        tile: usize,
+        (acts, first): (Acts, usize),
+        count: usize,
+        (out, stride): (*mut f32, usize),
+        add: bool,
+    ) {
+        let tiles = self.model.weights().row_tile(matrix, tile).as_ptr();
+        let args = GemmArgs { tiles, blocks: matrix.blocks(), acts, first, count, out, stride, add };
+        // SAFETY: `row_tile` gives whole tiles of the matrix' kind; the caller keeps the rest.
+        unsafe { (self.kernels.gemm[matrix.kind as usize])(&args) }
+    }
+
+    fn rotate_and_store(&self, layer: usize, units: Range<usize>) {
+        let Hyper { head_dim, rope_dim, kv_heads, heads, .. } = *self.hyper;
+        let (group, q_width, kv_width) = (heads / kv_heads, self.hyper.q_width(), self.hyper.kv_width());
+        for unit in units {
+            let (row, kv_head) = (unit / kv_heads, unit % kv_heads);
+            let (_, block, slot) = self.places[row];
+            // SAFETY: in this phase a token's heads of one kv head, and their slot in the block, belong to one member.
+            // The plan was checked: blocks exist.
+            unsafe {
+                let rope = std::slice::from_raw_parts(self.rope.add(row * rope_dim).cast_const(), rope_dim);
+                let base = self.qkv.add(row * (q_width + 2 * kv_width));
+                let head = |offset: usize| std::slice::from_raw_parts_mut(base.add(offset), head_dim);
+                for q in 0..group {
+                    rotate(head((kv_head * group + q) * head_dim), rope);
+                }
+                let key = head(q_width + kv_head * head_dim);
+                rotate(key, rope);
+                let value = head(q_width + kv_width + kv_head * head_dim);
+                let keys = self.kv_head(block as usize, layer, kv_head).add(slot as usize);
+                let values = keys.sub(slot as usize).add(head_dim * BLOCK_TOKENS + slot as usize * head_dim);
+                for i in 0..head_dim {
+                    *keys.add(i * BLOCK_TOKENS) = f16::from_f32(key[i]).to_bits();
+                    *values.add(i) = f16::from_f32(value[i]).to_bits();
+                }
+            }
+        }
+    }
+
+    /// Half floats of one block over all layers.
+    fn block_len(&self) -> usize {
+        self.hyper.layers * self.hyper.kv_width() * 2 * BLOCK_TOKENS
+    }
+
+    /// Keys, then values, of one block, layer and head. Memory order: block, layer, head, keys or values.
+    fn kv_head(&self, block: usize, layer: usize, head: usize) -> *mut u16 {
+        let head_len = 2 * self.hyper.head_dim * BLOCK_TOKENS;
+        // SAFETY: callers name existing blocks, layers and heads.
+        unsafe { self.kv.add(block * self.block_len() + (layer * self.hyper.kv_heads + head) * head_len) }
+    }
+
+    fn attend(&self, layer: usize, member: usize) {
+        let Hyper { head_dim, kv_heads, heads, .. } = *self.hyper;
+        let (group, q_width) = (heads / kv_heads, self.hyper.q_width());
+        let q_stride = q_width + 2 * self.hyper.kv_width();
+        // Which member takes a unit changes nothing in its result.
+        while let Some(unit) = self.units.get(self.taken[layer].fetch_add(1, Ordering::Relaxed)) {
+            let slice = self.plan.slice(unit.slice);
+            let (row, column) = (slice.row + unit.from, unit.kv_head * group * head_dim);
+            // SAFETY: queries and keys are complete after the last barrier; a unit's results belong to its taker, and
+            // the scratch part to this member.
+            unsafe {
+                (self.kernels.attend)(&AttendArgs {
+                    q: self.qkv.add(row * q_stride + column),
+                    q_stride,
+                    out: self.attended.add(row * q_width + column),
+                    out_stride: q_width,
+                    position: slice.start + unit.from,
+                    tokens: unit.tokens,
+                    group,
+                    head_dim,
+                    blocks: slice.blocks,
+                    kv: self.kv_head(0, layer, unit.kv_head),
+                    kv_stride: self.block_len(),
+                    scratch: self.scratch.add(member * self.scratch_len),
+                });
+            }
+        }
+    }
+
+    /// Gate and up products, SiLU(gate) × up, quantised: 32 elements of the feed-forward width at a time.
+    fn feed_forward(&self, member: usize, layer: &Layer, first: usize) {
+        let count = self.places.len();
+        // SAFETY: this part of the scratch belongs to this member.
+        let gate = unsafe { self.scratch.add(member * self.scratch_len) };
+        // SAFETY: the scratch holds two panels.
+        let up = unsafe { gate.add(FF_TOKENS * BLOCK) };
+        for block in self.share(member, self.hyper.ff / BLOCK) {
+            for from in (0..count).step_by(FF_TOKENS) {
+                let tokens = FF_TOKENS.min(count - from);
+                // SAFETY: panels are 32 wide, two tiles; block `block` of `acts_ff` belongs to this member.
+                unsafe {
+                    for (matrix, panel) in [(&layer.gate, gate), (&layer.up, up)] {
+                        for half in 0..2 {
+                            let out = (panel.add(half * TILE_ROWS), BLOCK);
+                            self.product(matrix, 2 * block + half, (self.acts_x, first + from), tokens, out, false);
+                        }
+                    }
+                    (self.kernels.swiglu)(&SwigluArgs {
+                        gate,
+                        up,
+                        stride: BLOCK,
+                        acts: self.acts_ff,
+                        first: from,
+                        count: tokens,
+                        block,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Cosines and sines for one position: pair i turns by position × theta^(−2i / rope_dim). Angles are computed in double
+/// precision, because at large positions single precision loses the fraction of a turn.
+fn rotation(hyper: &Hyper, factors: &[f32], position: u32, out: &mut [f32]) {
+    for (i, pair) in out.chunks_exact_mut(2).enumerate() {
+        let frequency = hyper.rope_theta.powf(-2.0 * i as f64 / hyper.rope_dim as f64);
+        let factor = factors.get(i).map_or(1.0, |&factor| f64::from(factor));
+        let (sin, cos) = (f64::from(position) * frequency / factor).sin_cos();
+        pair[0] = cos as f32;
+        pair[1] = sin as f32;
+    }
+}
+
+/// Rotates the pairs (0, 1), (2, 3), … of a head: the order in which converters store llama's projections.
+fn rotate(head: &mut [f32], rope: &[f32]) {
+    for (x, turn) in head.chunks_exact_mut(2).zip(rope.chunks_exact(2)) {
+        let (a, b, cos, sin) = (x[0], x[1], turn[0], turn[1]);
+        x[0] = a * cos - b * sin;
+        x[1] = a * sin + b * cos;
+    }
+}

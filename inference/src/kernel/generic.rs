@@ -1,0 +1,493 @@
+//! The algorithms, once for all vector instruction sets.
+//!
+//! Every function is `inline(always)` so that it is compiled inside a function that enables the set's instructions.
+//! Loops over tokens have constant bounds: each token's chain of operations is the same whatever the bound, so results
+//! do not depend on how tokens were grouped.
+
+use std::array::from_fn;
+
+use super::args::{Acts, AttendArgs, GemmArgs, NormArgs, SwigluArgs};
+use super::tile::{TileF16, TileF32, TileQ4, TileQ8, TileWide};
+use super::vector::Vector;
+use super::{BLOCK, TILE_ROWS};
+use crate::kv::BLOCK_TOKENS;
+
+/// How one kind of tile is multiplied with `T` tokens. `acts` and `t` name the first token.
+trait TileProduct<V: Vector> {
+    type Tile;
+    /// Adds the product of `tile`, rows from `part × V::ROWS` on, with block `b` of `T` tokens to `acc`.
+    ///
+    /// # Safety
+    /// As for [`Vector`]; `acts` holds the rows and the block.
+    unsafe fn product<const T: usize>(tile: &Self::Tile, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]);
+}
+
+pub(super) struct Q4;
+pub(super) struct Q8;
+pub(super) struct Wide;
+pub(super) struct F16;
+pub(super) struct F32;
+
+impl<V: Vector> TileProduct<V> for Q4 {
+    type Tile = TileQ4;
+    #[inline(always)]
+    unsafe fn product<const T: usize>(tile: &TileQ4, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+        // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
+        unsafe {
+            let a: [*const i8; T] = from_fn(|i| acts.q.add((t + i) * acts.columns + b * BLOCK).cast_const());
+            let mut sums = [V::sum_zero(); T];
+            for lane in 0..4 {
+                let bytes = V::load_bytes(tile.q.as_ptr().add(64 * lane + part * V::ROWS * 4));
+                let (low, high) = (V::low_nibbles(bytes), V::high_nibbles(bytes));
+                for i in 0..T {
+                    sums[i] = V::sum_nibbles(sums[i], low, V::splat_bytes(a[i].add(4 * lane)));
+                    sums[i] = V::sum_nibbles(sums[i], high, V::splat_bytes(a[i].add(4 * lane + 16)));
+                }
+            }
+            let d = V::load_half(tile.d.as_ptr().add(part * V::ROWS));
+            let m = V::load_half(tile.m.as_ptr().add(part * V::ROWS));
+            for i in 0..T {
+                let at = (t + i) * (acts.columns / BLOCK) + b;
+                let scale = V::mul(d, V::splat(*acts.d.add(at)));
+                acc[i] = V::fmadd(V::float(V::sum_finish(sums[i])), scale, acc[i]);
+                acc[i] = V::fmadd(m, V::splat(*acts.s.add(at)), acc[i]);
+            }
+        }
+    }
+}
+
+impl<V: Vector> TileProduct<V> for Q8 {
+    type Tile = TileQ8;
+    #[inline(always)]
+    unsafe fn product<const T: usize>(tile: &TileQ8, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+        // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
+        unsafe {
+            let a: [*const i8; T] = from_fn(|i| acts.q.add((t + i) * acts.columns + b * BLOCK).cast_const());
+            let mut sums = [V::int_zero(); T];
+            for lane in 0..8 {
+                let w = V::load_bytes(tile.q.as_ptr().add(64 * lane + part * V::ROWS * 4).cast());
+                for i in 0..T {
+                    sums[i] = V::sum_bytes(sums[i], w, V::splat_bytes(a[i].add(4 * lane)));
+                }
+            }
+            let d = V::load_half(tile.d.as_ptr().add(part * V::ROWS));
+            for i in 0..T {
+                let at = (t + i) * (acts.columns / BLOCK) + b;
+                let scale = V::mul(d, V::splat(*acts.d.add(at)));
+                acc[i] = V::fmadd(V::float(sums[i]), scale, acc[i]);
+            }
+        }
+    }
+}
+
+impl<V: Vector> TileProduct<V> for Wide {
+    type Tile = TileWide;
+    #[inline(always)]
+    unsafe fn product<const T: usize>(tile: &TileWide, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+        // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
+        unsafe {
+            let a: [*const i8; T] = from_fn(|i| acts.q.add((t + i) * acts.columns + b * BLOCK).cast_const());
+            let at: [usize; T] = from_fn(|i| (t + i) * (acts.columns / BLOCK) + b);
+            for half in 0..2 {
+                let mut sums = [V::int_zero(); T];
+                for lane in 4 * half..4 * half + 4 {
+                    let w = V::load_bytes(tile.q.as_ptr().add(64 * lane + part * V::ROWS * 4).cast());
+                    for i in 0..T {
+                        sums[i] = V::sum_bytes(sums[i], w, V::splat_bytes(a[i].add(4 * lane)));
+                    }
+                }
+                let d = V::load(tile.d[half].as_ptr().add(part * V::ROWS));
+                for i in 0..T {
+                    let scale = V::mul(d, V::splat(*acts.d.add(at[i])));
+                    acc[i] = V::fmadd(V::float(sums[i]), scale, acc[i]);
+                }
+            }
+            let m = V::load(tile.m.as_ptr().add(part * V::ROWS));
+            for i in 0..T {
+                acc[i] = V::fmadd(m, V::splat(*acts.s.add(at[i])), acc[i]);
+            }
+        }
+    }
+}
+
+impl<V: Vector> TileProduct<V> for F16 {
+    type Tile = TileF16;
+    #[inline(always)]
+    unsafe fn product<const T: usize>(tile: &TileF16, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+        // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
+        unsafe {
+            for (k, lane) in tile.w.iter().enumerate() {
+                let w = V::load_half(lane.as_ptr().add(part * V::ROWS));
+                for i in 0..T {
+                    acc[i] = V::fmadd(w, V::splat(*acts.f.add((t + i) * acts.columns + b * BLOCK + k)), acc[i]);
+                }
+            }
+        }
+    }
+}
+
+impl<V: Vector> TileProduct<V> for F32 {
+    type Tile = TileF32;
+    #[inline(always)]
+    unsafe fn product<const T: usize>(tile: &TileF32, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+        // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
+        unsafe {
+            for (k, lane) in tile.w.iter().enumerate() {
+                let w = V::load(lane.as_ptr().add(part * V::ROWS));
+                for i in 0..T {
+                    acc[i] = V::fmadd(w, V::splat(*acts.f.add((t + i) * acts.columns + b * BLOCK + k)), acc[i]);
+                }
+            }
+        }
+    }
+}
+
+/// One row of tiles times `args.count` tokens.
+///
+/// # Safety
+/// As for [`Vector`]; `args` names whole tiles of the product's kind, rows of activations that exist, and outputs that
+/// nobody else touches.
+#[inline(always)]
+#[allow(private_bounds)]
+pub(super) unsafe fn gemm<V: Vector, P: TileProduct<V>>(args: &GemmArgs) {
+    let mut t = 0;
+    // SAFETY: each call handles tokens below `count`; the caller keeps the rest.
+    unsafe {
+        if V::MANY_REGISTERS {
+            while t + 12 <= args.count {
+                gemm_tokens::<V, P, 12>(args, t);
+                t += 12;
+            }
+        }
+        while t + 4 <= args.count {
+            gemm_tokens::<V, P, 4>(args, t);
+            t += 4;
+        }
+        match args.count - t {
+            3 => gemm_tokens::<V, P, 3>(args, t),
+            2 => gemm_tokens::<V, P, 2>(args, t),
+            1 => gemm_tokens::<V, P, 1>(args, t),
+            _ => {}
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn gemm_tokens<V: Vector, P: TileProduct<V>, const T: usize>(args: &GemmArgs, t: usize) {
+    // SAFETY: `blocks` tiles follow each other from `tiles` on, and outputs are 16 wide; the caller keeps both.
+    unsafe {
+        let tiles = args.tiles.cast::<P::Tile>();
+        for part in 0..V::PARTS {
+            let mut acc = [V::zero(); T];
+            for b in 0..args.blocks {
+                P::product::<T>(&*tiles.add(b), part, &args.acts, args.first + t, b, &mut acc);
+            }
+            for (i, acc) in acc.into_iter().enumerate() {
+                let out = args.out.add((t + i) * args.stride + part * V::ROWS);
+                V::store(out, if args.add { V::add(V::load(out), acc) } else { acc });
+            }
+        }
+    }
+}
+
+/// RMS norm of one row (or the row as it is), quantised block by block.
+///
+/// # Safety
+/// As for [`Vector`]; all rows named by `args` have `acts.columns` elements, a multiple of 32.
+#[inline(always)]
+pub(super) unsafe fn norm_quantize<V: Vector>(args: &NormArgs) {
+    let columns = args.acts.columns;
+    // SAFETY: all offsets are below `columns`; the caller keeps the rest.
+    unsafe {
+        let mut factor = 1.0;
+        if !args.weight.is_null() {
+            // Four sums hide the latency of the additions.
+            let mut sums = [V::zero(); 4];
+            for at in (0..columns).step_by(BLOCK) {
+                for i in 0..BLOCK / V::ROWS {
+                    let x = V::load(args.x.add(at + i * V::ROWS));
+                    sums[i % 4] = V::fmadd(x, x, sums[i % 4]);
+                }
+            }
+            let total = V::total(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
+            factor = 1.0 / (total / columns as f32 + args.eps).sqrt();
+        }
+        for b in 0..columns / BLOCK {
+            let mut x = V::block_load(args.x.add(b * BLOCK));
+            if !args.weight.is_null() {
+                x = V::block_mul(V::block_scale(x, factor), V::block_load(args.weight.add(b * BLOCK)));
+            }
+            put_block::<V>(&args.acts, args.row, b, x);
+        }
+    }
+}
+
+/// Quantises one block to bytes with scale = greatest magnitude / 127.
+#[inline(always)]
+unsafe fn put_block<V: Vector>(acts: &Acts, row: usize, b: usize, x: V::Block) {
+    // SAFETY: the caller names a block inside `acts` that nobody else touches.
+    unsafe {
+        let magnitude = V::block_magnitude(x);
+        let inverse = if magnitude > 0.0 { 127.0 / magnitude } else { 0.0 };
+        let d = magnitude / 127.0;
+        let sum = V::block_quantize(x, inverse, acts.q.add(row * acts.columns + b * BLOCK));
+        let at = row * (acts.columns / BLOCK) + b;
+        *acts.d.add(at) = d;
+        *acts.s.add(at) = d * sum as f32;
+        if !acts.f.is_null() {
+            V::block_store(acts.f.add(row * acts.columns + b * BLOCK), x);
+        }
+    }
+}
+
+/// e to the power of each lane; 0 below −87.3, relative error below 2e-7 (a degree-6 polynomial after range reduction).
+#[inline(always)]
+unsafe fn exp<V: Vector>(x: V::F) -> V::F {
+    // SAFETY: the caller keeps the duties of `Vector`.
+    unsafe {
+        let x = V::min(V::max(x, V::splat(-87.3)), V::splat(88.0));
+        let n = V::round(V::mul(x, V::splat(std::f32::consts::LOG2_E)));
+        let whole = V::float(n);
+        // ln 2 in two parts, so that the difference keeps its low bits.
+        let r = V::fmadd(whole, V::splat(-0.693_359_375), x);
+        let r = V::fmadd(whole, V::splat(2.121_944_4e-4), r);
+        let mut p = V::splat(1.987_569_1e-4);
+        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+            p = V::fmadd(p, r, V::splat(c));
+        }
+        let p = V::fmadd(p, V::mul(r, r), V::add(r, V::splat(1.0)));
+        V::mul(p, V::power_of_two(n))
+    }
+}
+
+/// SiLU(gate) × up for one block of each token, quantised.
+///
+/// # Safety
+/// As for [`Vector`]; `args` names 32 gate and up values of each token and a block of each destination row.
+#[inline(always)]
+pub(super) unsafe fn swiglu<V: Vector>(args: &SwigluArgs) {
+    // SAFETY: offsets are those named by the caller.
+    unsafe {
+        for t in 0..args.count {
+            let mut h = [0.0f32; BLOCK];
+            for at in (0..BLOCK).step_by(V::ROWS) {
+                let gate = V::load(args.gate.add(t * args.stride + at));
+                let up = V::load(args.up.add(t * args.stride + at));
+                let one_plus = V::add(V::splat(1.0), exp::<V>(V::mul(gate, V::splat(-1.0))));
+                V::store(h.as_mut_ptr().add(at), V::mul(V::div(gate, one_plus), up));
+            }
+            put_block::<V>(&args.acts, args.first + t, args.block, V::block_load(h.as_ptr()));
+        }
+    }
+}
+
+/// Query rows that go through a block of keys together.
+const ATTEND_ROWS: usize = 6;
+
+/// Attention with online softmax, one block of 16 tokens after the other. Blocks always begin at multiples of 16
+/// positions, so a row's result does not depend on how its prompt was cut into steps.
+///
+/// # Safety
+/// As for [`Vector`]; `args` names existing rows and blocks, and keys and values are written up to each row's position.
+#[inline(always)]
+pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
+    let (rows, dim) = (args.tokens * args.group, args.head_dim);
+    // SAFETY: the work space is laid out as `AttendArgs::scratch_len` says; the caller keeps the rest.
+    unsafe {
+        let q = args.scratch;
+        let o = q.add(rows * dim);
+        let scores = o.add(rows * dim);
+        let maximum = scores.add(rows * BLOCK_TOKENS);
+        let total = maximum.add(rows);
+        let scale = V::splat(1.0 / (dim as f32).sqrt());
+        for row in 0..rows {
+            let from = args.q.add(row / args.group * args.q_stride + row % args.group * dim);
+            for at in (0..dim).step_by(V::ROWS) {
+                V::store(q.add(row * dim + at), V::mul(V::load(from.add(at)), scale));
+                V::store(o.add(row * dim + at), V::zero());
+            }
+            *maximum.add(row) = f32::NEG_INFINITY;
+            *total.add(row) = 0.0;
+        }
+        let last = (args.position + args.tokens - 1) / BLOCK_TOKENS;
+        for (index, block) in args.blocks[..=last].iter().enumerate() {
+            let keys = args.kv.add(block.0 as usize * args.kv_stride);
+            let values = keys.add(dim * BLOCK_TOKENS);
+            // Earlier rows of a chunk may end before this block.
+            let skip = (index * BLOCK_TOKENS).saturating_sub(args.position) * args.group;
+            let mut row = skip;
+            while row < rows {
+                let count = (rows - row).min(ATTEND_ROWS);
+                let s = scores.add(row * BLOCK_TOKENS);
+                panel::<V, false>(count, dim, q.add(row * dim), dim, keys, BLOCK_TOKENS, s, BLOCK_TOKENS);
+                let mut visible_most = 0;
+                for r in row..row + count {
+                    let visible = (args.position + r / args.group + 1 - index * BLOCK_TOKENS).min(BLOCK_TOKENS);
+                    visible_most = visible_most.max(visible);
+                    let s = scores.add(r * BLOCK_TOKENS);
+                    softmax_block::<V>(s, visible, &mut *maximum.add(r), &mut *total.add(r), o.add(r * dim), dim);
+                }
+                for at in (0..dim).step_by(TILE_ROWS) {
+                    let o = o.add(row * dim + at);
+                    panel::<V, true>(count, visible_most, s, BLOCK_TOKENS, values.add(at), dim, o, dim);
+                }
+                row += count;
+            }
+        }
+        for row in 0..rows {
+            let to = args.out.add(row / args.group * args.out_stride + row % args.group * dim);
+            let inverse = V::splat(1.0 / *total.add(row));
+            for at in (0..dim).step_by(V::ROWS) {
+                V::store(to.add(at), V::mul(V::load(o.add(row * dim + at)), inverse));
+            }
+        }
+    }
+}
+
+/// Turns 16 scores into weights relative to the running maximum, and rescales what was summed under an older one.
+#[inline(always)]
+unsafe fn softmax_block<V: Vector>(s: *mut f32, visible: usize, maximum: &mut f32, total: &mut f32, o: *mut f32, dim: usize) {
+    // SAFETY: 16 scores and `dim` results, as the caller laid them out.
+    unsafe {
+        let mut greatest = V::splat(f32::NEG_INFINITY);
+        for part in 0..V::PARTS {
+            let at = part * V::ROWS;
+            let x = V::load(s.add(at));
+            let x = V::first_lanes(visible.saturating_sub(at), x, V::splat(f32::NEG_INFINITY));
+            greatest = V::max(greatest, x);
+        }
+        let greatest = V::greatest(greatest);
+        if greatest > *maximum {
+            if *maximum > f32::NEG_INFINITY {
+                let shrink = (*maximum - greatest).exp();
+                *total *= shrink;
+                let shrink = V::splat(shrink);
+                for at in (0..dim).step_by(V::ROWS) {
+                    V::store(o.add(at), V::mul(V::load(o.add(at)), shrink));
+                }
+            }
+            *maximum = greatest;
+        }
+        let mut sum = V::zero();
+        for part in 0..V::PARTS {
+            let at = part * V::ROWS;
+            let x = exp::<V>(V::add(V::load(s.add(at)), V::splat(-*maximum)));
+            let x = V::first_lanes(visible.saturating_sub(at), x, V::zero());
+            V::store(s.add(at), x);
+            sum = V::add(sum, x);
+        }
+        *total += V::total(sum);
+    }
+}
+
+/// C (rows × 16) = A (rows × n) × B (n × 16 half floats), or added to C. `rows` is at most [`ATTEND_ROWS`].
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn panel<V: Vector, const ADD: bool>(
+    rows: usize,
+    n: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const u16,
+    b_stride: usize,
+    c: *mut f32,
+    c_stride: usize,
+) {
+    // SAFETY: the caller names whole panels.
+    unsafe {
+        match rows {
+            6 => panel_rows::<V, ADD, 6>(n, a, a_stride, b, b_stride, c, c_stride),
+            5 => panel_rows::<V, ADD, 5>(n, a, a_stride, b, b_stride, c, c_stride),
+            4 => panel_rows::<V, ADD, 4>(n, a, a_stride, b, b_stride, c, c_stride),
+            3 => panel_rows::<V, ADD, 3>(n, a, a_stride, b, b_stride, c, c_stride),
+            2 => panel_rows::<V, ADD, 2>(n, a, a_stride, b, b_stride, c, c_stride),
+            _ => panel_rows::<V, ADD, 1>(n, a, a_stride, b, b_stride, c, c_stride),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn panel_rows<V: Vector, const ADD: bool, const R: usize>(
+    n: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const u16,
+    b_stride: usize,
+    c: *mut f32,
+    c_stride: usize,
+) {
+    // SAFETY: the caller names whole panels. At most two registers cover 16 columns.
+    unsafe {
+        let mut acc = [[V::zero(); 2]; R];
+        for k in 0..n {
+            for part in 0..V::PARTS {
+                let b = V::load_half(b.add(k * b_stride + part * V::ROWS));
+                for r in 0..R {
+                    acc[r][part] = V::fmadd(b, V::splat(*a.add(r * a_stride + k)), acc[r][part]);
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            for part in 0..V::PARTS {
+                let c = c.add(r * c_stride + part * V::ROWS);
+                V::store(c, if ADD { V::add(V::load(c), acc[part]) } else { acc[part] });
+            }
+        }
+    }
+}
+
+/// Writes the table of one instruction set: `functions!(Set, "features", NAME, "name")`.
+macro_rules! functions {
+    ($set:ty, $features:literal, $table:ident, $name:literal) => {
+        pub(crate) static $table: super::Kernels = {
+            #[target_feature(enable = $features)]
+            unsafe fn gemm_q4(args: &super::GemmArgs) {
+                // SAFETY: this function enables the set; the caller keeps the rest.
+                unsafe { super::generic::gemm::<$set, super::generic::Q4>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn gemm_q8(args: &super::GemmArgs) {
+                // SAFETY: as above.
+                unsafe { super::generic::gemm::<$set, super::generic::Q8>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn gemm_wide(args: &super::GemmArgs) {
+                // SAFETY: as above.
+                unsafe { super::generic::gemm::<$set, super::generic::Wide>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn gemm_f16(args: &super::GemmArgs) {
+                // SAFETY: as above.
+                unsafe { super::generic::gemm::<$set, super::generic::F16>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn gemm_f32(args: &super::GemmArgs) {
+                // SAFETY: as above.
+                unsafe { super::generic::gemm::<$set, super::generic::F32>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn norm_quantize(args: &super::NormArgs) {
+                // SAFETY: as above.
+                unsafe { super::generic::norm_quantize::<$set>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn swiglu(args: &super::SwigluArgs) {
+                // SAFETY: as above.
+                unsafe { super::generic::swiglu::<$set>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn attend(args: &super::AttendArgs<'_>) {
+                // SAFETY: as above.
+                unsafe { super::generic::attend::<$set>(args) }
+            }
+            super::Kernels {
+                name: $name,
+                gemm: [gemm_q4, gemm_q8, gemm_wide, gemm_f16, gemm_f32],
+                norm_quantize,
+                swiglu,
+                attend,
+            }
+        };
+    };
+}
+pub(super) use functions;

@@ -1,0 +1,189 @@
+//! Plain versions of every kernel: the reference of the tests, and the fall-back.
+
+use super::args::{Acts, AttendArgs, GemmArgs, NormArgs, SwigluArgs};
+use super::tile::{TileF16, TileF32, TileQ4, TileQ8, TileWide};
+use super::{BLOCK, Kernels, TILE_ROWS};
+use crate::kv::BLOCK_TOKENS;
+use crate::quant::half;
+
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "scalar",
+    gemm: [gemm::<TileQ4>, gemm::<TileQ8>, gemm::<TileWide>, gemm::<TileF16>, gemm::<TileF32>],
+    norm_quantize,
+    swiglu,
+    attend,
+};
+
+/// One block of one token as the tiles see it.
+struct ActBlock<'a> {
+    q: &'a [i8],
+    d: f32,
+    s: f32,
+    f: &'a [f32],
+}
+
+trait Tile {
+    /// Product of row `row` of the tile with a block.
+    fn product(&self, row: usize, block: &ActBlock<'_>) -> f32;
+}
+
+impl Tile for TileQ4 {
+    fn product(&self, row: usize, block: &ActBlock<'_>) -> f32 {
+        let quant = |k: usize| {
+            let byte = self.q[64 * (k % 16 / 4) + 4 * row + k % 4];
+            i32::from(if k < 16 { byte & 15 } else { byte >> 4 })
+        };
+        let sum: i32 = (0..BLOCK).map(|k| quant(k) * i32::from(block.q[k])).sum();
+        half(self.d[row]) * block.d * sum as f32 + half(self.m[row]) * block.s
+    }
+}
+
+impl Tile for TileQ8 {
+    fn product(&self, row: usize, block: &ActBlock<'_>) -> f32 {
+        let sum: i32 = (0..BLOCK).map(|k| i32::from(byte_quant(&self.q, row, k)) * i32::from(block.q[k])).sum();
+        half(self.d[row]) * block.d * sum as f32
+    }
+}
+
+impl Tile for TileWide {
+    fn product(&self, row: usize, block: &ActBlock<'_>) -> f32 {
+        let sum = |range: std::ops::Range<usize>| -> i32 {
+            range.map(|k| i32::from(byte_quant(&self.q, row, k)) * i32::from(block.q[k])).sum()
+        };
+        let (low, high) = (sum(0..16) as f32, sum(16..32) as f32);
+        (self.d[0][row] * low + self.d[1][row] * high) * block.d + self.m[row] * block.s
+    }
+}
+
+impl Tile for TileF16 {
+    fn product(&self, row: usize, block: &ActBlock<'_>) -> f32 {
+        self.w.iter().zip(block.f).map(|(lane, x)| half(lane[row]) * x).sum()
+    }
+}
+
+impl Tile for TileF32 {
+    fn product(&self, row: usize, block: &ActBlock<'_>) -> f32 {
+        self.w.iter().zip(block.f).map(|(lane, x)| lane[row] * x).sum()
+    }
+}
+
+fn byte_quant(lanes: &[i8; 512], row: usize, k: usize) -> i8 {
+    lanes[64 * (k / 4) + 4 * row + k % 4]
+}
+
+/// # Safety
+/// `args` names whole tiles of kind `T`, existing rows of activations, and outputs that nobody else touches.
+unsafe fn gemm<T: Tile>(args: &GemmArgs) {
+    // SAFETY: offsets are those named by the caller.
+    unsafe {
+        let tiles = std::slice::from_raw_parts(args.tiles.cast::<T>(), args.blocks);
+        for t in 0..args.count {
+            for row in 0..TILE_ROWS {
+                let product = |(b, tile): (usize, &T)| tile.product(row, &block(&args.acts, args.first + t, b));
+                let value: f32 = tiles.iter().enumerate().map(product).sum();
+                let out = &mut *args.out.add(t * args.stride + row);
+                *out = if args.add { *out + value } else { value };
+            }
+        }
+    }
+}
+
+unsafe fn block<'a>(acts: &Acts, row: usize, b: usize) -> ActBlock<'a> {
+    // SAFETY: the caller names a block inside `acts`, which outlives the product.
+    unsafe {
+        let start = row * acts.columns + b * BLOCK;
+        let at = row * (acts.columns / BLOCK) + b;
+        let f = if acts.f.is_null() { &[][..] } else { std::slice::from_raw_parts(acts.f.add(start), BLOCK) };
+        let q = std::slice::from_raw_parts(acts.q.add(start), BLOCK);
+        ActBlock { q, d: *acts.d.add(at), s: *acts.s.add(at), f }
+    }
+}
+
+/// # Safety
+/// All rows named by `args` have `acts.columns` elements, a multiple of 32.
+unsafe fn norm_quantize(args: &NormArgs) {
+    let columns = args.acts.columns;
+    // SAFETY: offsets are below `columns`.
+    unsafe {
+        let x = std::slice::from_raw_parts(args.x, columns);
+        let mean = x.iter().map(|x| x * x).sum::<f32>() / columns as f32;
+        let factor = 1.0 / (mean + args.eps).sqrt();
+        for b in 0..columns / BLOCK {
+            let value = |k: usize| {
+                let at = b * BLOCK + k;
+                if args.weight.is_null() { x[at] } else { x[at] * factor * *args.weight.add(at) }
+            };
+            put_block(&args.acts, args.row, b, &std::array::from_fn(value));
+        }
+    }
+}
+
+unsafe fn put_block(acts: &Acts, row: usize, b: usize, x: &[f32; BLOCK]) {
+    // SAFETY: the caller names a block inside `acts` that nobody else touches.
+    unsafe {
+        let magnitude = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let inverse = if magnitude > 0.0 { 127.0 / magnitude } else { 0.0 };
+        let mut sum = 0;
+        for (k, x) in x.iter().enumerate() {
+            let q = (x * inverse).round_ties_even() as i32;
+            sum += q;
+            *acts.q.add(row * acts.columns + b * BLOCK + k) = q as i8;
+            if !acts.f.is_null() {
+                *acts.f.add(row * acts.columns + b * BLOCK + k) = *x;
+            }
+        }
+        let at = row * (acts.columns / BLOCK) + b;
+        *acts.d.add(at) = magnitude / 127.0;
+        *acts.s.add(at) = magnitude / 127.0 * sum as f32;
+    }
+}
+
+/// # Safety
+/// `args` names 32 gate and up values of each token and a block of each destination row.
+unsafe fn swiglu(args: &SwigluArgs) {
+    // SAFETY: offsets are those named by the caller.
+    unsafe {
+        for t in 0..args.count {
+            let value = |k: usize| {
+                let gate = *args.gate.add(t * args.stride + k);
+                gate / (1.0 + (-gate).exp()) * *args.up.add(t * args.stride + k)
+            };
+            put_block(&args.acts, args.first + t, args.block, &std::array::from_fn(value));
+        }
+    }
+}
+
+/// # Safety
+/// `args` names existing rows and blocks; keys and values are written up to each row's position.
+unsafe fn attend(args: &AttendArgs<'_>) {
+    let dim = args.head_dim;
+    // SAFETY: offsets are those named by the caller.
+    unsafe {
+        let place = |token: usize| {
+            let block = args.blocks[token / BLOCK_TOKENS].0 as usize;
+            (args.kv.add(block * args.kv_stride), token % BLOCK_TOKENS)
+        };
+        let key = |token: usize, i: usize| {
+            let (block, slot) = place(token);
+            half(*block.add(i * BLOCK_TOKENS + slot))
+        };
+        let value = |token: usize, i: usize| {
+            let (block, slot) = place(token);
+            half(*block.add(dim * BLOCK_TOKENS + slot * dim + i))
+        };
+        for row in 0..args.tokens * args.group {
+            let (token, head) = (row / args.group, row % args.group);
+            let q = args.q.add(token * args.q_stride + head * dim);
+            let score = |other: usize| {
+                (0..dim).map(|i| *q.add(i) * key(other, i)).sum::<f32>() / (dim as f32).sqrt()
+            };
+            let visible = 0..=args.position + token;
+            let greatest = visible.clone().map(score).fold(f32::NEG_INFINITY, f32::max);
+            let total: f32 = visible.clone().map(|other| (score(other) - greatest).exp()).sum();
+            for i in 0..dim {
+                let sum: f32 = visible.clone().map(|other| (score(other) - greatest).exp() * value(other, i)).sum();
+                *args.out.add(token * args.out_stride + head * dim + i) = sum / total;
+            }
+        }
+    }
+}
