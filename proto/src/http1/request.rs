@@ -299,9 +299,8 @@ impl<'a> Facts<'a> {
             // Checked by length first: almost every field falls through without a comparison.
             match name.len() {
                 4 if name.eq_ignore_ascii_case("host") => {
-                    if host.replace(host_value(value)?).is_some() {
-                        return Err(HttpError::bad("more than one Host"));
-                    }
+                    let before = host.replace(host_value(value)?);
+                    before.map_or(Ok(()), |_| Err(HttpError::bad("more than one Host")))?;
                 }
                 14 if name.eq_ignore_ascii_case("content-length") => {
                     let this = content_length(value)?;
