@@ -1,1 +1,44 @@
-//! Under construction.
+//! What to do next in a conversation, and nothing else.
+//!
+//! [`Agent`] is a state machine without a socket, a file, a thread, a clock or randomness: it is told
+//! what happened ([`Event`]) and what time it is, and it says what is to be done ([`Effect`]). One agent
+//! belongs to one shard and is the only owner of that shard's conversations, so the order inside a
+//! conversation follows from single ownership and needs no lock.
+//!
+//! A turn goes this way, and no step starts before the one above it is durable or has been given up:
+//!
+//! ```text
+//! Arrived ─▶ (Load head + history) ─▶ Persist user message (+ inbox record + dedup key) ─▶ Accepted
+//!         ─▶ Embed + Recall, with a deadline; late or failing = the turn goes on without
+//!         ─▶ assemble the context under the token budget ─▶ Generate, with a deadline
+//!         ─▶ Persist reply + memory + outbox jobs + closed inbox record in ONE batch ─▶ Done, Deliver
+//! ```
+//!
+//! [`Delivery`] is the second machine: it brings outbox jobs to their peers, in order per chat, and
+//! knows the difference between "not sent", "delivered" and "nobody can tell".
+//!
+//! Invariants, each of them driven by random event sequences in `tests/`:
+//! - no answer without a durable question; exactly one terminal reply for every arrival;
+//! - at most one running turn per conversation, a bounded queue behind it, bounded hot conversations;
+//! - effect keys are (conversation, turn, step): the same work repeated after a crash has the same keys;
+//! - a channel message that was accepted ends in a reply, in a visible error, or in a dead letter.
+
+mod agent;
+mod config;
+mod context;
+mod conversation;
+mod delivery;
+mod effect;
+mod event;
+mod stats;
+
+pub use agent::Agent;
+pub use config::{AgentConfig, ConfigError};
+pub use context::{Assembled, ContextInput, ContextTooLong, PromptMessage, Prompter, assemble};
+pub use delivery::{Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Verdict};
+pub use effect::{Effect, Memory, Reply, TurnError, Write};
+pub use event::{
+    Arrival, ConversationKey, Event, Fact, Fault, Finish, GenerationOptions, Loaded, OpId, Output, RunId, Source,
+    Ticket, Timings, TokenInfo, Usage,
+};
+pub use stats::AgentStats;

@@ -1,0 +1,515 @@
+//! The machine: arrivals, durable acceptance, cancel, eviction. The work on a turn is in `turn.rs`.
+
+#[path = "turn.rs"]
+mod turn;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use millrace_proto::record::{ChatAddress, InboxRecord, Message, Role, SessionHead};
+
+use crate::config::{AgentConfig, ConfigError};
+use crate::context::Prompter;
+use crate::conversation::{Answer, Batch, Conversation, Opening, Outcome, Phase, Turn, Writing};
+use crate::effect::{Effect, Reply, TurnError, Write};
+use crate::event::{Arrival, ConversationKey, Event, Fault, Loaded, OpId, RunId, Source, Ticket};
+use crate::stats::AgentStats;
+
+/// Turns that become durable in one batch of one conversation.
+const ACCEPT_BATCH_MAX: usize = 32;
+/// Characters of the first message that become the title of a conversation.
+const TITLE_CHARS_MAX: usize = 80;
+
+/// The agent of one shard.
+pub struct Agent {
+    config: AgentConfig,
+    prompter: Arc<dyn Prompter + Send + Sync>,
+    conversations: HashMap<ConversationKey, Conversation>,
+    /// Idle conversations by the time of their last use.
+    idle: BTreeMap<u64, ConversationKey>,
+    timers: BTreeSet<(u64, ConversationKey)>,
+    ops: HashMap<OpId, ConversationKey>,
+    runs: HashMap<RunId, ConversationKey>,
+    tickets: HashMap<Ticket, ConversationKey>,
+    open_turns: usize,
+    next_id: u64,
+    stats: AgentStats,
+}
+
+impl Agent {
+    /// An agent without conversations.
+    pub fn new(config: AgentConfig, prompter: Arc<dyn Prompter + Send + Sync>) -> Result<Self, ConfigError> {
+        config.check()?;
+        Ok(Self {
+            config,
+            prompter,
+            conversations: HashMap::new(),
+            idle: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            ops: HashMap::new(),
+            runs: HashMap::new(),
+            tickets: HashMap::new(),
+            open_turns: 0,
+            next_id: 0,
+            stats: AgentStats::default(),
+        })
+    }
+
+    /// Takes in what happened and says what is to be done.
+    pub fn step(&mut self, event: Event, now_ms: u64, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Arrived(arrival) => self.arrived(*arrival, now_ms, effects),
+            Event::Resumed(record) => self.resumed(*record, now_ms, effects),
+            Event::Loaded { key, result } => self.loaded(key, result, now_ms, effects),
+            Event::Persisted { op, result } => self.persisted(op, result, now_ms, effects),
+            Event::Embedded { op, result } => self.embedded(op, result, now_ms, effects),
+            Event::Recalled { op, result } => self.recalled(op, result, now_ms, effects),
+            Event::Output { run, output } => self.output(run, output, now_ms, effects),
+            Event::Cancelled { ticket } => self.cancelled(ticket, now_ms, effects),
+            Event::Tick => self.tick(now_ms, effects),
+        }
+    }
+
+    /// When the next [`Event::Tick`] is of use.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Turns that are not finished.
+    pub fn open_turns(&self) -> usize {
+        self.open_turns
+    }
+
+    /// Conversations in memory.
+    pub fn hot_conversations(&self) -> usize {
+        self.conversations.len()
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> AgentStats {
+        self.stats
+    }
+
+    /// The options.
+    pub fn config(&self) -> &AgentConfig {
+        &self.config
+    }
+
+    /// The model's tokenizer and template.
+    pub fn prompter(&self) -> &dyn Prompter {
+        &*self.prompter
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn arrived(&mut self, arrival: Arrival, now_ms: u64, effects: &mut Vec<Effect>) {
+        let (key, ticket) = (arrival.key, arrival.ticket);
+        if let Err(error) = self.admit(&arrival, now_ms, effects) {
+            self.stats.turns_refused += 1;
+            effects.push(Effect::Reply { ticket, reply: Reply::Failed(error) });
+            self.settle(key);
+            return;
+        }
+        self.open_turns += 1;
+        self.tickets.insert(ticket, key);
+        self.conversation(key).openings.push_back(Opening::New(Box::new(arrival)));
+        self.advance(key, now_ms, effects);
+    }
+
+    /// Whether there is room for this turn; makes its conversation hot.
+    fn admit(&mut self, arrival: &Arrival, now_ms: u64, effects: &mut Vec<Effect>) -> Result<(), TurnError> {
+        if self.open_turns >= self.config.open_turns_max {
+            return Err(TurnError::Overloaded { what: "places for open turns", max: self.config.open_turns_max });
+        }
+        if let Source::Interactive(options) = &arrival.source {
+            // The exact check happens on the whole prompt. This one keeps a message that can never be
+            // answered out of the record, and it is cheap against reading it into a prompt.
+            self.fits(&arrival.text, options.max_tokens)?;
+        }
+        if !self.conversations.contains_key(&arrival.key) {
+            if self.conversations.len() >= self.config.conversations_max && !self.evict() {
+                return Err(TurnError::Overloaded { what: "places for conversations", max: self.config.conversations_max });
+            }
+            self.heat(arrival.key, effects);
+        }
+        let waiting_max = self.config.queue_turns_max;
+        let (turns_max, tokens_max) = (self.config.turns_per_minute_max, self.config.tokens_per_hour_max);
+        let conversation = self.conversation(arrival.key);
+        if conversation.open_turns() > waiting_max {
+            return Err(TurnError::ConversationBusy { waiting_max });
+        }
+        conversation.caps.take_turn(now_ms, turns_max, tokens_max)
+    }
+
+    fn fits(&self, text: &str, max_tokens: Option<u32>) -> Result<(), TurnError> {
+        let prompt_tokens = self.prompter.count(text);
+        let reply_tokens = max_tokens.unwrap_or(self.config.reply_tokens_max);
+        let context_tokens_max = self.config.context_tokens_max;
+        if prompt_tokens.saturating_add(reply_tokens) > context_tokens_max {
+            return Err(TurnError::ContextTooLong { prompt_tokens, reply_tokens, context_tokens_max });
+        }
+        Ok(())
+    }
+
+    /// Takes a conversation into memory and asks for its rows.
+    fn heat(&mut self, key: ConversationKey, effects: &mut Vec<Effect>) {
+        self.conversations.insert(key, Conversation::default());
+        effects.push(Effect::Load { key, messages_max: self.config.window_messages_max });
+    }
+
+    /// A record of an earlier process has its place already: bounds were checked when it was accepted.
+    fn resumed(&mut self, record: InboxRecord, now_ms: u64, effects: &mut Vec<Effect>) {
+        let key = ConversationKey { tenant: record.tenant, conversation: record.conversation };
+        if !self.conversations.contains_key(&key) {
+            if self.conversations.len() >= self.config.conversations_max {
+                self.evict();
+            }
+            self.heat(key, effects);
+        }
+        self.open_turns += 1;
+        self.conversation(key).openings.push_back(Opening::Again(Box::new(record)));
+        self.advance(key, now_ms, effects);
+    }
+
+    fn loaded(&mut self, key: ConversationKey, result: Result<Loaded, Fault>, now_ms: u64, effects: &mut Vec<Effect>) {
+        let (messages_max, bytes_max) = (self.config.window_messages_max, self.config.window_bytes_max);
+        let pause_ms = self.config.retry_max_ms;
+        let Some(conversation) = self.conversations.get_mut(&key) else { return };
+        if conversation.loaded {
+            return;
+        }
+        match result {
+            Ok(loaded) => {
+                conversation.loaded = true;
+                conversation.head = loaded.head;
+                for message in loaded.messages {
+                    conversation.window.push(message, messages_max, bytes_max);
+                }
+            }
+            Err(fault) => {
+                // Whoever waits is told; what was accepted before a restart is tried again, for it must
+                // not end in silence.
+                let openings = std::mem::take(&mut conversation.openings);
+                for opening in openings {
+                    match opening {
+                        Opening::New(arrival) => {
+                            let error = TurnError::Storage(fault.clone());
+                            self.refuse(arrival.ticket, error, effects);
+                        }
+                        again => self.conversation(key).openings.push_back(again),
+                    }
+                }
+                if !self.conversation(key).openings.is_empty() {
+                    self.set_timer(key, Some(now_ms + pause_ms));
+                }
+            }
+        }
+        self.advance(key, now_ms, effects);
+    }
+
+    /// An arrival that was counted but never became durable.
+    fn refuse(&mut self, ticket: Ticket, error: TurnError, effects: &mut Vec<Effect>) {
+        self.tickets.remove(&ticket);
+        self.open_turns -= 1;
+        self.stats.turns_refused += 1;
+        effects.push(Effect::Reply { ticket, reply: Reply::Failed(error) });
+    }
+
+    /// Does whatever a conversation can do next: write, or start the next turn.
+    fn advance(&mut self, key: ConversationKey, now_ms: u64, effects: &mut Vec<Effect>) {
+        let Some(conversation) = self.conversations.get(&key) else { return };
+        if conversation.loaded {
+            if conversation.running.is_none() && !conversation.queue.is_empty() {
+                self.start_turn(key, now_ms, effects);
+            }
+            let conversation = self.conversation(key);
+            if conversation.writing.is_none() {
+                let finishing =
+                    conversation.running.as_ref().is_some_and(|r| matches!(r.phase, Phase::Finishing { .. }))
+                        && conversation.timer_ms.is_none();
+                if finishing {
+                    self.write_finish(key, now_ms, effects);
+                } else if !conversation.openings.is_empty() {
+                    self.write_accept(key, now_ms, effects);
+                }
+            }
+        }
+        self.settle(key);
+    }
+
+    /// One batch with everything that waits to be accepted.
+    fn write_accept(&mut self, key: ConversationKey, now_ms: u64, effects: &mut Vec<Effect>) {
+        let op = OpId(self.id());
+        let (inbox_ttl_ms, dedup_ttl_ms) = (self.config.inbox_ttl_ms, self.config.dedup_ttl_ms);
+        let prompter = Arc::clone(&self.prompter);
+        let conversation = self.conversation(key);
+        let mut head = conversation.head.clone();
+        let (mut writes, mut turns, mut messages) = (Vec::new(), Vec::new(), Vec::new());
+        while turns.len() < ACCEPT_BATCH_MAX {
+            let Some(opening) = conversation.openings.pop_front() else { break };
+            match opening {
+                Opening::New(arrival) => {
+                    let head = head.get_or_insert_with(|| new_head(&arrival, now_ms));
+                    let (turn, seq) = (head.next_turn, head.next_seq);
+                    head.next_turn += 1;
+                    head.next_seq += 1;
+                    head.updated_ms = now_ms;
+                    let tokens = prompter.count(&arrival.text);
+                    let message =
+                        Message { seq, turn, role: Role::User, text: arrival.text.clone(), at_ms: now_ms, tokens };
+                    writes.push(Write::Message(message.clone()));
+                    messages.push(message);
+                    let answer = match arrival.source {
+                        Source::Interactive(options) => Answer::Stream { ticket: arrival.ticket, options },
+                        Source::Channel { address, event_key, dedup_scope } => {
+                            let deadline_ms = now_ms + inbox_ttl_ms;
+                            head.address = Some(ChatAddress { reply_to: None, ..address.clone() });
+                            writes.push(Write::Inbox(InboxRecord {
+                                tenant: key.tenant,
+                                user: arrival.user,
+                                conversation: key.conversation,
+                                turn,
+                                address: address.clone(),
+                                text: arrival.text.clone(),
+                                event_key: event_key.clone(),
+                                received_ms: now_ms,
+                                deadline_ms,
+                                attempt: 1,
+                            }));
+                            writes.push(Write::Dedup {
+                                scope: dedup_scope,
+                                key: event_key,
+                                expires_ms: now_ms + dedup_ttl_ms,
+                            });
+                            Answer::Outbox { address, deadline_ms, attempt: 1 }
+                        }
+                    };
+                    let turn = Turn {
+                        id: turn,
+                        user: arrival.user,
+                        text: arrival.text,
+                        question_seq: Some(seq),
+                        at_ms: now_ms,
+                        answer,
+                        cancelled: false,
+                    };
+                    turns.push((Some(arrival.ticket), turn));
+                }
+                Opening::Again(mut record) => {
+                    // The start is counted before the work, so that a message which kills the process
+                    // cannot do so for ever.
+                    record.attempt = record.attempt.saturating_add(1);
+                    writes.push(Write::Inbox((*record).clone()));
+                    turns.push((None, resumed_turn(*record, conversation)));
+                }
+            }
+        }
+        let Some(head) = head.or_else(|| turns.first().map(|(_, turn)| orphan_head(key, turn, now_ms))) else { return };
+        writes.insert(0, Write::Session(head.clone()));
+        conversation.writing = Some(Writing { op, head, messages, what: Batch::Accept { turns } });
+        self.ops.insert(op, key);
+        effects.push(Effect::Persist { op, key, writes });
+    }
+
+    fn persisted(&mut self, op: OpId, result: Result<(), Fault>, now_ms: u64, effects: &mut Vec<Effect>) {
+        let Some(key) = self.ops.remove(&op) else { return };
+        let Some(conversation) = self.conversations.get_mut(&key) else { return };
+        if conversation.writing.as_ref().is_none_or(|writing| writing.op != op) {
+            return;
+        }
+        let Some(Writing { head, messages, what, .. }) = conversation.writing.take() else { return };
+        if result.is_ok() {
+            conversation.head = Some(head);
+            for message in messages {
+                conversation.window.push(message, self.config.window_messages_max, self.config.window_bytes_max);
+            }
+        }
+        match what {
+            Batch::Accept { turns } => {
+                for (ticket, turn) in turns {
+                    self.accept_settled(key, ticket, turn, result.clone(), effects);
+                }
+            }
+            Batch::Finish { jobs, answer_seq } => self.finish_settled(key, jobs, answer_seq, result, now_ms, effects),
+        }
+        self.advance(key, now_ms, effects);
+    }
+
+    fn accept_settled(
+        &mut self,
+        key: ConversationKey,
+        ticket: Option<Ticket>,
+        turn: Turn,
+        result: Result<(), Fault>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match (ticket, result) {
+            (Some(ticket), Err(fault)) => self.refuse(ticket, TurnError::Storage(fault), effects),
+            (Some(ticket), Ok(())) => {
+                self.stats.turns_accepted += 1;
+                let seq = turn.question_seq.unwrap_or_default();
+                effects.push(Effect::Reply { ticket, reply: Reply::Accepted { turn: turn.id, seq } });
+                if turn.answer.ticket().is_none() {
+                    self.tickets.remove(&ticket);
+                }
+                self.conversation(key).enqueue(turn);
+            }
+            // A resumed record is durable already; only its count of starts is not. Going on is right: the
+            // batch that ends the turn waits for the disk anyway.
+            (None, _) => self.conversation(key).enqueue(turn),
+        }
+    }
+
+    fn cancelled(&mut self, ticket: Ticket, now_ms: u64, effects: &mut Vec<Effect>) {
+        let Some(&key) = self.tickets.get(&ticket) else { return };
+        let Some(conversation) = self.conversations.get_mut(&key) else { return };
+        let is_it = |opening: &Opening| matches!(opening, Opening::New(arrival) if arrival.ticket == ticket);
+        if let Some(place) = conversation.openings.iter().position(is_it) {
+            conversation.openings.remove(place);
+            self.refuse(ticket, TurnError::Cancelled, effects);
+        } else if let Some(turn) = waiting_turn(conversation, ticket) {
+            turn.cancelled = true;
+        } else {
+            self.cancel_running(key, effects);
+        }
+        self.advance(key, now_ms, effects);
+    }
+
+    fn tick(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        while let Some(&(at, key)) = self.timers.first() {
+            if at > now_ms {
+                break;
+            }
+            self.timers.pop_first();
+            if let Some(conversation) = self.conversations.get_mut(&key) {
+                conversation.timer_ms = None;
+            }
+            if self.conversations.get(&key).is_some_and(|conversation| !conversation.loaded) {
+                effects.push(Effect::Load { key, messages_max: self.config.window_messages_max });
+            } else {
+                self.timer_fired(key, now_ms, effects);
+            }
+            self.advance(key, now_ms, effects);
+        }
+    }
+
+    fn set_timer(&mut self, key: ConversationKey, at_ms: Option<u64>) {
+        let Some(conversation) = self.conversations.get_mut(&key) else { return };
+        if let Some(old) = conversation.timer_ms {
+            self.timers.remove(&(old, key));
+        }
+        conversation.timer_ms = at_ms;
+        if let Some(at) = at_ms {
+            self.timers.insert((at, key));
+        }
+    }
+
+    /// Keeps the list of idle conversations: those can be dropped at any time.
+    fn settle(&mut self, key: ConversationKey) {
+        let Some(conversation) = self.conversations.get_mut(&key) else { return };
+        let busy = conversation.open_turns() > 0 || conversation.writing.is_some();
+        if let Some(stamp) = conversation.idle_stamp.take() {
+            self.idle.remove(&stamp);
+        }
+        if !busy && !conversation.loaded {
+            // Its load failed or is still on its way for somebody who left: the next one asks again.
+            self.cool(key);
+        } else if !busy {
+            self.next_id += 1;
+            conversation.idle_stamp = Some(self.next_id);
+            self.idle.insert(self.next_id, key);
+        }
+    }
+
+    fn evict(&mut self) -> bool {
+        let Some((_, key)) = self.idle.pop_first() else { return false };
+        self.cool(key);
+        self.stats.conversations_evicted += 1;
+        true
+    }
+
+    fn cool(&mut self, key: ConversationKey) {
+        self.set_timer(key, None);
+        self.conversations.remove(&key);
+    }
+
+    /// The conversation of a key that is known to be hot.
+    fn conversation(&mut self, key: ConversationKey) -> &mut Conversation {
+        self.conversations.get_mut(&key).expect("a conversation with open work is hot")
+    }
+}
+
+fn new_head(arrival: &Arrival, now_ms: u64) -> SessionHead {
+    SessionHead {
+        tenant: arrival.key.tenant,
+        user: arrival.user,
+        conversation: arrival.key.conversation,
+        name: arrival.name.clone(),
+        title: title(&arrival.text),
+        created_ms: now_ms,
+        updated_ms: now_ms,
+        next_seq: 0,
+        next_turn: 0,
+        address: None,
+    }
+}
+
+/// The head of a resumed record whose conversation has none. Head and record are written in one batch, so
+/// this is a damaged store; the message is answered all the same.
+fn orphan_head(key: ConversationKey, turn: &Turn, now_ms: u64) -> SessionHead {
+    SessionHead {
+        tenant: key.tenant,
+        user: turn.user,
+        conversation: key.conversation,
+        name: key.conversation.to_string(),
+        title: title(&turn.text),
+        created_ms: now_ms,
+        updated_ms: now_ms,
+        next_seq: 0,
+        next_turn: turn.id + 1,
+        address: None,
+    }
+}
+
+/// The first words of a conversation.
+fn title(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(TITLE_CHARS_MAX).collect()
+}
+
+fn resumed_turn(record: InboxRecord, conversation: &Conversation) -> Turn {
+    Turn {
+        id: record.turn,
+        user: record.user,
+        question_seq: conversation.window.question_of(record.turn),
+        text: record.text,
+        at_ms: record.received_ms,
+        answer: Answer::Outbox { address: record.address, deadline_ms: record.deadline_ms, attempt: record.attempt },
+        cancelled: false,
+    }
+}
+
+fn waiting_turn(conversation: &mut Conversation, ticket: Ticket) -> Option<&mut Turn> {
+    let accepting = match &mut conversation.writing {
+        Some(Writing { what: Batch::Accept { turns }, .. }) => turns.as_mut_slice(),
+        _ => &mut [],
+    };
+    accepting
+        .iter_mut()
+        .map(|(_, turn)| turn)
+        .chain(conversation.queue.iter_mut())
+        .find(|turn| turn.answer.ticket() == Some(ticket))
+}
+
+/// What a finished turn leaves behind, told apart for the counters.
+fn count_outcome(stats: &mut AgentStats, outcome: &Outcome) {
+    match outcome {
+        Outcome::Answered { .. } => stats.turns_answered += 1,
+        Outcome::Failed(TurnError::Cancelled) => stats.turns_cancelled += 1,
+        Outcome::Failed(_) => stats.turns_failed += 1,
+        Outcome::DeadLetter(_) => stats.dead_letters += 1,
+    }
+}
