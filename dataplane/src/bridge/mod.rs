@@ -1,1 +1,270 @@
-//! Under construction.
+//! The only place that knows both sides: it carries each effect of the agent to its subsystem (store,
+//! engine, encoder, outbound calls, other shards) and the result back as an event.
+//!
+//! One [`Bridge`] belongs to one shard and lives on its thread. Nothing here blocks except reads of the
+//! store that are answered from memory as a rule; nothing is shared with another shard. What runs
+//! elsewhere comes back through the shard's inlet (see `inlet.rs`) or its mailbox ([`ShardMessage`]).
+//!
+//! A conversation belongs to exactly one shard. A connection may live on any: its turns travel to the
+//! owner in one message, and the owner's replies travel back by ticket, whose upper bits name the shard.
+
+mod errors;
+mod generate;
+mod inlet;
+mod message;
+mod outbox;
+mod prompt;
+mod state;
+mod stream;
+mod views;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use millrace_agent::{Arrival, ConversationKey, Event, Source, Ticket};
+use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest};
+use millrace_proto::channel::{Account, EventKind, InboundEvent};
+use millrace_proto::id::{ConversationId, UserId};
+use millrace_proto::record::{ChatAddress, SCOPE_ADMIN, SCOPE_IMPERSONATE};
+
+pub use message::{Ingested, ShardMessage};
+pub use prompt::ModelPrompter;
+pub use stream::{StreamEvent, TokenStream};
+pub use views::{ContextView, FactView, MessageView};
+
+use crate::gateway::Principal;
+use crate::shard::Shared;
+use state::{State, Waiter};
+use stream::{Once, Origin, StreamSender};
+
+/// The bridge of one shard.
+pub struct Bridge {
+    state: RefCell<State>,
+    shared: Arc<Shared>,
+    clock: Clock,
+    /// Cancels that came while the state was in use; carried out with the next message or tick.
+    late_cancels: RefCell<Vec<Origin>>,
+}
+
+impl Bridge {
+    /// The bridge of shard `index`. Call it on the shard's own thread.
+    ///
+    /// # Panics
+    /// When the agent's options contradict each other, which the configuration has checked before.
+    pub fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let clock = Clock::start();
+        let state = State::new(index, Arc::clone(&shared), clock);
+        Rc::new(Self { state: RefCell::new(state), shared, clock, late_cancels: RefCell::default() })
+    }
+
+    /// Takes up what an earlier process has accepted and not finished. Call it once before serving.
+    pub fn resume(&self) {
+        self.state.borrow_mut().resume();
+    }
+
+    /// Takes a message of the shard's mailbox.
+    pub fn on_message(&self, message: ShardMessage) {
+        let mut state = self.state.borrow_mut();
+        state.on_message(message);
+        self.run_late_cancels(&mut state);
+    }
+
+    /// Looks at deadlines and at what found no room. Call it about every 50 ms with the wall clock.
+    pub fn tick(&self, wall_ms: u64) {
+        let mut state = self.state.borrow_mut();
+        self.run_late_cancels(&mut state);
+        state.tick(wall_ms);
+    }
+
+    /// Whether nothing is under way: what a drain waits for. Turns of channels that wait for the engine
+    /// count as work; what a drain cannot wait for is taken up at the next start.
+    pub fn idle(&self) -> bool {
+        self.state.borrow().open_work() == 0
+    }
+
+    /// Turns, generations, deliveries and requests under way.
+    pub fn open_work(&self) -> usize {
+        self.state.borrow().open_work()
+    }
+
+    /// Starts a chat answer: in a session when the request names one, else from its messages alone.
+    ///
+    /// An error that is known at once is returned; one that shows later is the first event of the stream.
+    pub fn chat(self: &Rc<Self>, principal: &Principal, request: ChatRequest) -> Result<TokenStream, ApiError> {
+        self.check_model(&request.model)?;
+        match request.session.clone() {
+            Some(session) => self.session_chat(principal, &session, &request),
+            None => self.state.borrow_mut().stateless_chat(principal, &request, Rc::downgrade(self)),
+        }
+    }
+
+    /// Continues a prompt.
+    pub fn complete(self: &Rc<Self>, principal: &Principal, request: CompletionRequest) -> Result<TokenStream, ApiError> {
+        self.check_model(&request.model)?;
+        self.state.borrow_mut().complete(principal, &request, Rc::downgrade(self))
+    }
+
+    fn session_chat(self: &Rc<Self>, principal: &Principal, session: &str, request: &ChatRequest) -> Result<TokenStream, ApiError> {
+        let principal = self.acting_for(principal, request.user.as_deref())?;
+        let (text, system) = generate::session_messages(request)?;
+        let options = Arc::new(generate::session_options(request, system));
+        let key = conversation_key(&principal, session);
+        let mut state = self.state.borrow_mut();
+        let sender = StreamSender::default();
+        let ticket = state.open_ticket(Waiter::Stream(sender.clone()))?;
+        let arrival = Arrival {
+            key,
+            user: principal.user,
+            name: session.to_owned(),
+            text,
+            ticket,
+            source: Source::Interactive(options),
+        };
+        let stream = TokenStream::new(&sender, Origin::Turn(ticket), Rc::downgrade(self), None);
+        state.send_turn(arrival)?;
+        Ok(stream)
+    }
+
+    /// Stores a channel event and returns when it is durable. Two copies of an event have one effect.
+    pub async fn ingest(&self, account: &Account, event: InboundEvent) -> Result<Ingested, ApiError> {
+        if let Some(why) = ignored(&event) {
+            return Ok(Ingested::Ignored { why });
+        }
+        let waiter: Once<Result<Ingested, ApiError>> = Once::default();
+        {
+            let mut state = self.state.borrow_mut();
+            let ticket = state.open_ticket(Waiter::Ingest(waiter.clone()))?;
+            state.send_ingest(channel_arrival(account, event, ticket))?;
+        }
+        waiter.await
+    }
+
+    /// The principal with the user for whom a request speaks. Speaking for another user needs a scope.
+    pub fn acting_for(&self, principal: &Principal, user: Option<&str>) -> Result<Principal, ApiError> {
+        match user {
+            None => Ok(principal.clone()),
+            Some(name) if name == principal.user_name => Ok(principal.clone()),
+            Some(name) if principal.scopes & (SCOPE_IMPERSONATE | SCOPE_ADMIN) != 0 => Ok(Principal {
+                user: UserId::of(principal.tenant, name),
+                user_name: name.to_owned(),
+                ..principal.clone()
+            }),
+            Some(name) => Err(ApiError::forbidden(format!(
+                "This key speaks for user {:?}; the request names user {name:?}.",
+                principal.user_name
+            ))
+            .with_param("user")
+            .with_next_step("Leave out `user`, or use a key with the scope impersonate.")),
+        }
+    }
+
+    /// Names of the chat model, the one to show first.
+    pub fn model_names(&self) -> Vec<String> {
+        generate::model_names(&self.shared)
+    }
+
+    fn check_model(&self, name: &str) -> Result<(), ApiError> {
+        generate::check_model(name, self.model_names())
+    }
+
+    fn abandoned(&self, origin: Origin) {
+        match self.state.try_borrow_mut() {
+            Ok(mut state) => state.abandoned(origin),
+            Err(_) => self.late_cancels.borrow_mut().push(origin),
+        }
+    }
+
+    fn run_late_cancels(&self, state: &mut State) {
+        for origin in self.late_cancels.take() {
+            state.abandoned(origin);
+        }
+    }
+
+    /// Milliseconds since 1970 by the shard's clock.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+}
+
+/// Wall time that never jumps: read once at the start, then advanced by the monotonic clock, so that a
+/// deadline is a span of time whatever the system's clock is set to.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    start_ms: u64,
+    start: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { start_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), start: Instant::now() }
+    }
+
+    fn now_ms(self) -> u64 {
+        self.start_ms + u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Sessions of different users never meet: the user is part of the name that is hashed, with its length in
+/// front so that no choice of names can imitate another user.
+fn conversation_key(principal: &Principal, session: &str) -> ConversationKey {
+    let name = format!("{}:{}/{session}", principal.user_name.len(), principal.user_name);
+    ConversationKey { tenant: principal.tenant, conversation: ConversationId::of(principal.tenant, &name) }
+}
+
+/// Events that are authentic and ask for no answer.
+fn ignored(event: &InboundEvent) -> Option<&'static str> {
+    match event.kind {
+        EventKind::Message | EventKind::Action if event.text.trim().is_empty() => Some("it has no text"),
+        EventKind::Message | EventKind::Action if !event.mentioned => Some("it is not addressed to us"),
+        EventKind::Message | EventKind::Action => None,
+        EventKind::Edited => Some("it is an edit of an earlier message"),
+        EventKind::DataChange => Some("no trigger listens to data changes"),
+    }
+}
+
+/// A channel event as a turn. Users and chats of an account are their own name space: what an outside
+/// system says about user names gives no access to anybody else's memory.
+fn channel_arrival(account: &Account, event: InboundEvent, ticket: Ticket) -> Arrival {
+    let channel = account.kind.as_str();
+    let scope = format!("{channel}/{}", account.name);
+    let name = match &event.thread {
+        Some(thread) => format!("{scope}/{}/{thread}", event.chat),
+        None => format!("{scope}/{}", event.chat),
+    };
+    // Lengths again: a chat id may contain the separator.
+    let unique = format!(
+        "channel:{channel}:{}:{}:{}:{}:{}",
+        account.name.len(),
+        account.name,
+        event.chat.len(),
+        event.chat,
+        event.thread.as_deref().unwrap_or_default()
+    );
+    let user = format!("channel:{channel}:{}:{}:{}", account.name.len(), account.name, event.user);
+    Arrival {
+        key: ConversationKey { tenant: account.tenant, conversation: ConversationId::of(account.tenant, &unique) },
+        user: UserId::of(account.tenant, &user),
+        name,
+        text: event.text,
+        ticket,
+        source: Source::Channel {
+            address: ChatAddress {
+                channel: channel.to_owned(),
+                account: account.name.clone(),
+                chat: event.chat,
+                thread: event.thread,
+                reply_to: event.message_id,
+            },
+            event_key: event.event_key,
+            dedup_scope: scope,
+        },
+    }
+}
+
+/// An arrival as the agent takes it.
+fn arrived(arrival: Arrival) -> Event {
+    Event::Arrived(Box::new(arrival))
+}

@@ -1,0 +1,287 @@
+//! Requests that need no agent: chat without a session, completions, embeddings, model names; and what a
+//! session takes from a chat request.
+
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_agent::GenerationOptions;
+use millrace_inference as engine;
+use millrace_proto::api::{
+    ApiError, ChatRequest, ChatRole, CompletionRequest, EmbeddingInput, EmbeddingRequest, EmbeddingResponse, Prompt,
+    SamplingOptions,
+};
+
+use super::errors::submit_error;
+use super::inlet::Completion;
+use super::state::{Call, State, Submission, Target};
+use super::stream::{Once, Origin, StreamSender, TokenStream};
+use super::Bridge;
+use crate::gateway::Principal;
+use crate::shard::Shared;
+
+/// The name that always means the loaded model.
+const DEFAULT_MODEL: &str = "default";
+/// Sampling of a session that says nothing about it: a conversation wants a steadier tone than the
+/// official default of the API, which requests without a session keep.
+const SESSION_TEMPERATURE: f64 = 0.7;
+
+/// The text of the new turn and a system prompt for it. The server keeps the history of a session, so
+/// anything else in the request would be said twice or lost.
+pub(super) fn session_messages(request: &ChatRequest) -> Result<(String, Option<String>), ApiError> {
+    let wrong = || {
+        ApiError::invalid_param(
+            "messages",
+            "With `session` the server keeps the history: send one new user message, optionally after one system message.",
+        )
+        .with_next_step("Send only what is new, or leave out `session` and send the whole conversation.")
+    };
+    let (system, user) = match request.messages.as_slice() {
+        [user] => (None, user),
+        [system, user] if system.role.template_name() == "system" => (Some(system.content.clone()), user),
+        _ => return Err(wrong()),
+    };
+    if user.role != ChatRole::User {
+        return Err(wrong());
+    }
+    if user.content.trim().is_empty() {
+        return Err(ApiError::invalid_param("messages", "The new message is empty."));
+    }
+    Ok((user.content.clone(), system))
+}
+
+pub(super) fn session_options(request: &ChatRequest, system: Option<String>) -> GenerationOptions {
+    let sampling = request.sampling();
+    let sampling = SamplingOptions { temperature: sampling.temperature.or(Some(SESSION_TEMPERATURE)), ..sampling };
+    GenerationOptions { system, ..options(&sampling, request.max_tokens(), request.stop_strings(), request.ignore_eos, request.logprobs_wanted()) }
+}
+
+/// Absent parameters have the official defaults of the API; an absent seed is a new one each time.
+fn options(
+    sampling: &SamplingOptions,
+    max_tokens: Option<u32>,
+    stop: &[String],
+    ignore_eos: Option<bool>,
+    top_logprobs: Option<u8>,
+) -> GenerationOptions {
+    let number = |value: Option<f64>, default: f32| value.map_or(default, |value| value as f32);
+    GenerationOptions {
+        system: None,
+        max_tokens,
+        temperature: number(sampling.temperature, 1.0),
+        top_k: sampling.top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(0),
+        top_p: number(sampling.top_p, 1.0),
+        min_p: number(sampling.min_p, 0.0),
+        repetition_penalty: number(sampling.repetition_penalty, 1.0),
+        presence_penalty: number(sampling.presence_penalty, 0.0),
+        frequency_penalty: number(sampling.frequency_penalty, 0.0),
+        seed: sampling.seed.map_or_else(rand::random, i64::cast_unsigned),
+        stop: stop.to_vec(),
+        ignore_eos: ignore_eos == Some(true),
+        top_logprobs,
+    }
+}
+
+/// The file's name for the model, and the same without blanks.
+pub(super) fn model_names(shared: &Shared) -> Vec<String> {
+    let name = shared.model.info().name.clone();
+    let id = name.split_whitespace().collect::<Vec<_>>().join("-");
+    if id == name { vec![name] } else { vec![id, name] }
+}
+
+pub(super) fn check_model(asked: &str, known: Vec<String>) -> Result<(), ApiError> {
+    if asked.is_empty() || asked == DEFAULT_MODEL || known.iter().any(|name| name.eq_ignore_ascii_case(asked)) {
+        return Ok(());
+    }
+    let mut known = known;
+    known.push(DEFAULT_MODEL.to_owned());
+    Err(ApiError::unknown_model(asked, &known))
+}
+
+impl State {
+    /// Straight to the engine: nothing is stored, nothing is recalled.
+    pub fn stateless_chat(&mut self, principal: &Principal, request: &ChatRequest, bridge: Weak<Bridge>) -> Result<TokenStream, ApiError> {
+        let messages = request.messages.iter().map(|m| (m.role.template_name(), m.content.as_str()));
+        let prompt = self
+            .prompter
+            .encode_roles(messages)
+            .map_err(|why| ApiError::bad_request("template_refused", why).with_param("messages"))?;
+        let options =
+            options(&request.sampling(), request.max_tokens(), request.stop_strings(), request.ignore_eos, request.logprobs_wanted());
+        self.start(principal, prompt, &options, bridge)
+    }
+
+    pub fn complete(&mut self, principal: &Principal, request: &CompletionRequest, bridge: Weak<Bridge>) -> Result<TokenStream, ApiError> {
+        let prompt = match &request.prompt {
+            Some(Prompt::Text(text)) => self.prompter.encode_plain(text),
+            Some(Prompt::Tokens(tokens)) => tokens.clone(),
+            _ => return Err(ApiError::invalid_param("prompt", "prompt must be one text or one list of tokens.")),
+        };
+        let options = options(
+            &request.sampling(),
+            Some(request.max_tokens()),
+            request.stop_strings(),
+            request.ignore_eos,
+            request.logprobs_wanted(),
+        );
+        self.start(principal, prompt, &options, bridge)
+    }
+
+    fn start(&mut self, principal: &Principal, prompt: Vec<u32>, options: &GenerationOptions, bridge: Weak<Bridge>) -> Result<TokenStream, ApiError> {
+        let context = self.shared.engine.context_max();
+        let room = context.saturating_sub(prompt.len());
+        // Without a limit the reply gets what a session's reply gets, or what is left of the context.
+        let usual = self.shared.config.agent.reply_tokens_max.min(room);
+        let max_tokens = options.max_tokens.map_or(usual, |n| n as usize);
+        if max_tokens == 0 || max_tokens > room {
+            return Err(ApiError::context_too_long(prompt.len(), max_tokens.max(1), context));
+        }
+        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let sender = StreamSender::default();
+        let submission = Submission {
+            prompt,
+            max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
+            options,
+            deadline: Some(self.shared.config.limits.request_timeout),
+            tenant: principal.tenant,
+        };
+        let run = self.submit(submission, Target::Stream(sender.clone())).map_err(|error| submit_error(&error))?;
+        Ok(TokenStream::new(&sender, Origin::Run(run), bridge, Some(prompt_tokens)))
+    }
+
+    /// Asks the encoder; the answer is put where the caller waits.
+    pub fn embed_texts(&mut self, texts: Vec<String>) -> Result<Once<Result<Vec<Vec<f32>>, String>>, ApiError> {
+        let Some(embedder) = self.shared.embedder.clone() else {
+            return Err(ApiError::new(404, "invalid_request_error", "model_not_found", "No embedding model is loaded.")
+                .with_param("model")
+                .with_next_step("Add one with `millrace model add PATH` and set `embedding_model`."));
+        };
+        let (call, inlet) = (self.id(), Arc::clone(&self.inlet));
+        let done = move |result: Result<Vec<Vec<f32>>, engine::EmbedError>| {
+            inlet.complete(Completion::Vectors { call, result: result.map_err(|error| error.to_string()) });
+        };
+        embedder
+            .submit(engine::EmbedRequest { texts, done: Box::new(done) })
+            .map_err(|error| submit_error(&error))?;
+        let waiter = Once::default();
+        self.calls.insert(call, Call::Vectors(waiter.clone()));
+        Ok(waiter)
+    }
+}
+
+impl Bridge {
+    /// Embeds texts.
+    pub async fn embed(self: &Rc<Self>, _principal: &Principal, request: EmbeddingRequest) -> Result<EmbeddingResponse, ApiError> {
+        let model = self.embedding_model(&request.model)?;
+        let texts = match &request.input {
+            Some(EmbeddingInput::One(text)) => vec![text.clone()],
+            Some(EmbeddingInput::Many(texts)) => texts.clone(),
+            _ => {
+                return Err(ApiError::unsupported(
+                    "input",
+                    "input lists token ids; the encoder has a tokenizer of its own, so send texts.",
+                )
+                .with_next_step("Send the texts themselves."));
+            }
+        };
+        let embedder = self.shared.embedder.clone();
+        let tokens = embedder.map_or(0, |embedder| texts.iter().map(|text| embedder.encoder().count_tokens(text)).sum());
+        let waiter = self.state.borrow_mut().embed_texts(texts)?;
+        let mut vectors = waiter.await.map_err(|why| ApiError::internal(format!("The embedding model failed: {why}.")))?;
+        if let Some(dimensions) = request.dimensions {
+            shorten(&mut vectors, dimensions)?;
+        }
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        Ok(EmbeddingResponse::new(vectors, request.encoding_format, model, tokens))
+    }
+
+    /// Name of the embedding model, if there is one.
+    pub fn embedding_model_name(&self) -> Option<String> {
+        self.shared.embedder.as_ref().map(|embedder| embedder.encoder().name().to_owned())
+    }
+
+    fn embedding_model(&self, asked: &str) -> Result<String, ApiError> {
+        let Some(name) = self.embedding_model_name() else {
+            return Err(ApiError::unknown_model(asked, &[]).with_next_step(
+                "No embedding model is loaded: add one with `millrace model add PATH` and set `embedding_model`.",
+            ));
+        };
+        check_model(asked, vec![name.clone()])?;
+        Ok(name)
+    }
+}
+
+/// Keeps the first components and gives the vectors length 1 again.
+fn shorten(vectors: &mut [Vec<f32>], dimensions: i64) -> Result<(), ApiError> {
+    let width = vectors.first().map_or(0, Vec::len);
+    let wanted = usize::try_from(dimensions).ok().filter(|n| (1..=width).contains(n)).ok_or_else(|| {
+        ApiError::invalid_param("dimensions", format!("dimensions is {dimensions}; this model gives 1 to {width}."))
+    })?;
+    for vector in vectors {
+        vector.truncate(wanted);
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        if length > 0.0 {
+            vector.iter_mut().for_each(|x| *x /= length);
+        }
+    }
+    Ok(())
+}
+
+/// The longest that a request for a view may wait for vectors and facts.
+pub(super) const VIEW_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(body: &str) -> ChatRequest {
+        ChatRequest::parse(body.as_bytes()).expect("valid")
+    }
+
+    #[test]
+    fn a_session_takes_one_new_message_and_perhaps_a_system_prompt() {
+        let one = request(r#"{"session":"s","messages":[{"role":"user","content":"hi"}]}"#);
+        assert_eq!(session_messages(&one).unwrap(), ("hi".into(), None));
+        let two = request(r#"{"session":"s","messages":[{"role":"system","content":"be brief"},{"role":"user","content":"hi"}]}"#);
+        assert_eq!(session_messages(&two).unwrap(), ("hi".into(), Some("be brief".into())));
+        for wrong in [
+            r#"[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"}]"#,
+            r#"[{"role":"assistant","content":"b"}]"#,
+            r#"[{"role":"user","content":"  "}]"#,
+        ] {
+            let body = format!(r#"{{"session":"s","messages":{wrong}}}"#);
+            let error = session_messages(&request(&body)).unwrap_err();
+            assert_eq!((error.status, error.param.as_deref()), (400, Some("messages")), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn absent_parameters_have_the_official_defaults_and_zero_stays_zero() {
+        let plain = request(r#"{"messages":[{"role":"user","content":"hi"}]}"#);
+        let made = options(&plain.sampling(), None, &[], None, None);
+        assert_eq!((made.temperature, made.top_p, made.top_k), (1.0, 1.0, 0));
+        let greedy = request(r#"{"messages":[{"role":"user","content":"hi"}],"temperature":0,"seed":-5}"#);
+        let made = session_options(&greedy, None);
+        assert_eq!((made.temperature, made.seed), (0.0, (-5i64).cast_unsigned()));
+        assert_eq!(session_options(&plain, None).temperature, 0.7);
+    }
+
+    #[test]
+    fn an_unknown_model_is_named_with_those_that_exist() {
+        let known = || vec!["SmolLM2-135M".to_owned()];
+        for name in ["", "default", "smollm2-135m"] {
+            check_model(name, known()).unwrap();
+        }
+        let error = check_model("gpt-9", known()).unwrap_err();
+        assert_eq!((error.status, error.code), (404, "model_not_found"));
+        assert!(error.next_step.contains("SmolLM2-135M"), "{}", error.next_step);
+    }
+
+    #[test]
+    fn shortened_vectors_have_length_one() {
+        let mut vectors = vec![vec![3.0, 4.0, 12.0]];
+        shorten(&mut vectors, 2).unwrap();
+        assert_eq!(vectors, [[0.6, 0.8]]);
+        assert!(shorten(&mut vectors, 3).is_err());
+    }
+}

@@ -1,0 +1,68 @@
+//! What travels through the mailboxes of the shards.
+//!
+//! Completions of storage, engine, encoder and outbound calls do not travel here: they wait in the shard's
+//! inlet and one [`ShardMessage::Doorbell`] says so. A full mailbox therefore cannot lose a completion.
+
+use millrace_agent::{Arrival, Reply, Ticket};
+use millrace_proto::api::ApiError;
+use millrace_proto::id::{EffectKey, TenantId};
+
+/// One message from another thread to a shard.
+#[derive(Debug)]
+pub enum ShardMessage {
+    /// Completions wait in the inlet of this shard.
+    Doorbell,
+    /// A turn of an API connection whose conversation belongs to this shard.
+    Turn(Box<Arrival>),
+    /// A channel event whose conversation belongs to this shard.
+    Ingest(Box<Arrival>),
+    /// Nobody waits for this turn any more.
+    Cancel {
+        /// Whose turn.
+        ticket: Ticket,
+    },
+    /// The owner answers a turn of a connection of this shard.
+    Reply {
+        /// Whose turn.
+        ticket: Ticket,
+        /// The answer or a part of it.
+        reply: Box<Reply>,
+    },
+    /// The owner has stored a channel event or refused it.
+    Ingested {
+        /// Who waits.
+        ticket: Ticket,
+        /// How it went.
+        result: Result<Ingested, ApiError>,
+    },
+    /// A delivery is to be tried again.
+    Resubmit {
+        /// Who waits.
+        ticket: Ticket,
+        /// Owner of the job.
+        tenant: TenantId,
+        /// Which job.
+        key: EffectKey,
+    },
+    /// The answer to [`ShardMessage::Resubmit`].
+    Resubmitted {
+        /// Who waits.
+        ticket: Ticket,
+        /// How it went.
+        result: Result<(), ApiError>,
+    },
+}
+
+/// What became of a channel event. The platform gets the same success for all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ingested {
+    /// Durable; an answer will follow.
+    Accepted,
+    /// It was here before; nothing was done.
+    Duplicate,
+    /// It asks for nothing.
+    Ignored {
+        /// For the log.
+        why: &'static str,
+    },
+}

@@ -1,0 +1,221 @@
+//! Carries out what the deliveries want: states to the store, calls to the platforms.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_agent::{DeliveryEvent, Fault, Ticket, Verdict};
+use millrace_proto::api::ApiError;
+use millrace_proto::channel::{self, Account, ChannelKind};
+use millrace_proto::id::{EffectKey, TenantId};
+use millrace_proto::record::{ChatAddress, DeliveryState, OutboxJob};
+use millrace_storage::{Batch, CommitError};
+
+use super::errors::storage_error;
+use super::inlet::Completion;
+use super::state::{State, fault};
+use crate::control::{CallError, HttpReply};
+
+/// Longest time of one call to a platform.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a job that an operator gave another chance may wait for its delivery.
+const RESUBMIT_TTL_MS: u64 = 24 * 3_600_000;
+/// Pause before a call that found no room on the control thread.
+const BUSY_RETRY_MS: u64 = 500;
+
+/// The parts in which a platform can carry a reply.
+pub(super) fn split_reply(address: &ChatAddress, text: &str) -> Vec<String> {
+    match ChannelKind::parse(&address.channel) {
+        Some(kind) => channel::split_reply(kind, text),
+        None => vec![text.to_owned()],
+    }
+}
+
+/// A job with what is known about its peer.
+pub(super) fn job_event(job: OutboxJob) -> DeliveryEvent {
+    let idempotent = ChannelKind::parse(&job.address.channel).is_some_and(ChannelKind::replies_are_idempotent);
+    DeliveryEvent::Job { job: Box::new(job), idempotent }
+}
+
+/// Writes a job in its state: open ones stay in the outbox, finished ones leave a receipt.
+pub(super) fn put(batch: &mut Batch, job: &OutboxJob) {
+    match job.state {
+        DeliveryState::Pending | DeliveryState::Sending => batch.put_outbox(job),
+        DeliveryState::Delivered | DeliveryState::Unknown | DeliveryState::Dead => {
+            // The row is needed as well: a dead letter that was never pending is listed with its text.
+            batch.put_outbox(job);
+            batch.finish_outbox(job.tenant, &job.key, job.state, &job.detail);
+        }
+    }
+}
+
+impl State {
+    pub fn deliver_new(&mut self, job: OutboxJob) {
+        self.deliver(job_event(job));
+    }
+
+    /// The open jobs of this shard's conversations in the order of their making.
+    pub fn open_jobs(&self) -> Vec<OutboxJob> {
+        match self.shared.store.outbox_open() {
+            Ok(mut jobs) => {
+                jobs.retain(|job| self.owns(job.tenant, job.key.conversation));
+                jobs.sort_by_key(|job| (job.created_ms, job.key));
+                jobs
+            }
+            Err(error) => {
+                tracing::error!(shard = self.index, %error, "the outbox cannot be read; its jobs wait for the next start");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Writes a state; the event comes at once when the store has no room.
+    pub fn commit_job(&mut self, job: OutboxJob) -> Option<DeliveryEvent> {
+        self.count(&job);
+        let mut batch = Batch::new();
+        match job.state {
+            DeliveryState::Pending | DeliveryState::Sending => batch.put_outbox(&job),
+            state => batch.finish_outbox(job.tenant, &job.key, state, &job.detail),
+        }
+        let (key, inlet) = (job.key, Arc::clone(&self.inlet));
+        let done = move |result: Result<u64, CommitError>| {
+            if let Err(error) = &result {
+                tracing::warn!(%error, effect = %key, "the state of a delivery was not written; it is tried again");
+            }
+            inlet.complete(Completion::Committed { key, durable: result.is_ok() });
+        };
+        let refused = self.shared.store.submit(batch, Box::new(done)).is_err();
+        refused.then_some(DeliveryEvent::Committed { key, durable: false })
+    }
+
+    fn count(&self, job: &OutboxJob) {
+        let metrics = self.shared.metrics.shard(self.index);
+        let (effect, account, detail) = (job.key, &job.address.account, &job.detail);
+        match job.state {
+            DeliveryState::Sending => {}
+            DeliveryState::Pending => {
+                metrics.delivery_retried();
+                tracing::info!(%effect, account, attempt = job.attempt, detail, "a delivery failed and is tried again");
+            }
+            DeliveryState::Delivered => {
+                metrics.delivered(Duration::from_millis(self.clock.now_ms().saturating_sub(job.created_ms)));
+            }
+            DeliveryState::Dead => {
+                metrics.delivery_dead();
+                tracing::warn!(%effect, account, detail, "a delivery was given up; `millrace outbox` lists it");
+            }
+            DeliveryState::Unknown => {
+                metrics.delivery_unknown();
+                tracing::warn!(%effect, account, detail, "nobody can tell whether a delivery happened; `millrace outbox` lists it");
+            }
+        }
+    }
+
+    /// Makes the call; the event comes at once when it cannot be made.
+    pub fn call_peer(&mut self, job: &OutboxJob) -> Option<DeliveryEvent> {
+        let key = job.key;
+        let dead = |why: String| Some(DeliveryEvent::Called { key, verdict: Verdict::Dead { why } });
+        let Some(account) = self.account(job) else {
+            let why = format!(
+                "the account {:?} of channel {:?} is not configured any more; configure it and resubmit",
+                job.address.account, job.address.channel
+            );
+            return dead(why);
+        };
+        let call = match channel::encode_reply(account, &job.address, &job.text, &job.key, self.clock.now_ms() / 1_000) {
+            Ok(call) => call,
+            Err(error) => return dead(error.to_string()),
+        };
+        let (kind, inlet) = (account.kind, Arc::clone(&self.inlet));
+        let done = move |result: Result<HttpReply, CallError>| {
+            inlet.complete(Completion::Called { key, verdict: verdict(kind, result) });
+        };
+        match self.shared.control.http(call, CALL_TIMEOUT, Box::new(done)) {
+            Ok(()) => None,
+            Err(busy) => {
+                let verdict = Verdict::Retry { after_ms: Some(BUSY_RETRY_MS), why: busy.to_string() };
+                Some(DeliveryEvent::Called { key, verdict })
+            }
+        }
+    }
+
+    pub fn called(&mut self, key: EffectKey, verdict: Verdict) {
+        self.deliver(DeliveryEvent::Called { key, verdict });
+    }
+
+    fn account(&self, job: &OutboxJob) -> Option<&Account> {
+        self.shared.config.channels.iter().find(|account| {
+            account.kind.as_str() == job.address.channel
+                && account.name == job.address.account
+                && account.tenant == job.tenant
+        })
+    }
+
+    /// Gives a dead or unknown delivery another chance.
+    pub fn resubmit(&mut self, ticket: Ticket, tenant: TenantId, key: EffectKey) {
+        match self.revived(tenant, key) {
+            Err(error) => self.answer_resubmit(ticket, Err(error)),
+            Ok(job) => {
+                let mut batch = Batch::new();
+                batch.put_outbox(&job);
+                let inlet = Arc::clone(&self.inlet);
+                let written = Box::new(job);
+                let done = move |result: Result<u64, CommitError>| {
+                    let result = result.map(drop).map_err(fault);
+                    inlet.complete(Completion::Resubmitted { ticket: ticket.0, job: written, result });
+                };
+                match self.shared.store.submit(batch, Box::new(done)) {
+                    Ok(()) => self.count_resubmitting(1),
+                    Err(_) => self.answer_resubmit(ticket, Err(storage_error(&Fault::Busy))),
+                }
+            }
+        }
+    }
+
+    fn revived(&self, tenant: TenantId, key: EffectKey) -> Result<OutboxJob, ApiError> {
+        let found = self.shared.store.outbox_job(tenant, &key).map_err(|error| {
+            tracing::error!(%error, "an outbox job cannot be read");
+            storage_error(&Fault::Io(String::new()))
+        })?;
+        let Some(job) = found else {
+            return Err(ApiError::not_found(format!("There is no delivery {key}.")));
+        };
+        if !matches!(job.state, DeliveryState::Dead | DeliveryState::Unknown) {
+            let message = format!("The delivery {key} is {}; only dead and unknown ones can be sent again.", job.state.as_str());
+            return Err(ApiError::new(409, "invalid_request_error", "delivery_not_finished", message));
+        }
+        let now_ms = self.clock.now_ms();
+        Ok(OutboxJob {
+            state: DeliveryState::Pending,
+            attempt: 0,
+            due_ms: now_ms,
+            expires_ms: now_ms + RESUBMIT_TTL_MS,
+            detail: format!("resubmitted; before: {}", job.detail),
+            ..job
+        })
+    }
+
+    pub fn resubmit_stored(&mut self, ticket: Ticket, job: OutboxJob, result: Result<(), Fault>) {
+        self.count_resubmitting(-1);
+        if result.is_ok() {
+            self.deliver_new(job);
+        }
+        self.answer_resubmit(ticket, result.map_err(|fault| storage_error(&fault)));
+    }
+}
+
+/// What an answer, or its absence, means for the delivery.
+fn verdict(kind: ChannelKind, result: Result<HttpReply, CallError>) -> Verdict {
+    match result {
+        Ok(reply) => match channel::classify(kind, reply.status, &reply.headers, &reply.body) {
+            channel::Delivery::Delivered { receipt } => Verdict::Delivered { receipt: receipt.unwrap_or_default() },
+            channel::Delivery::Dead { why } => Verdict::Dead { why },
+            channel::Delivery::Retry { after, why } => Verdict::Retry {
+                after_ms: after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+                why,
+            },
+        },
+        Err(CallError::Invalid(why)) => Verdict::Dead { why },
+        Err(error) if error.may_have_been_sent() => Verdict::Ambiguous { why: error.to_string() },
+        Err(error) => Verdict::Retry { after_ms: None, why: error.to_string() },
+    }
+}

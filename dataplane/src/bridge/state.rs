@@ -1,0 +1,764 @@
+//! What a bridge keeps, and the loop that carries effects out.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use millrace_agent::{
+    Agent, AgentConfig, Arrival, Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Effect, Event, Fact, Fault,
+    Finish, GenerationOptions, Loaded, OpId, Output, Reply, RunId, Source, Ticket, Timings, TokenInfo, TurnError,
+    Usage, Write,
+};
+use millrace_inference as engine;
+use millrace_proto::api::ApiError;
+use millrace_proto::channel::ChannelKind;
+use millrace_proto::id::{TenantId, virtual_shard};
+use millrace_storage::{Batch, CommitError, MemoryWrite, RecallQuery, Recalled};
+
+use super::errors::{storage_error, submit_error, turn_error};
+use super::inlet::{Completion, Inlet};
+use super::message::{Ingested, ShardMessage};
+use super::prompt::ModelPrompter;
+use super::stream::{Once, Origin, StreamEvent, StreamSender};
+use super::{Clock, arrived, outbox};
+use crate::obs::Turn;
+use crate::shard::Shared;
+
+/// The upper bits of a ticket name the shard whose connection waits.
+const TICKET_SHARD_SHIFT: u32 = 48;
+/// Requests of this shard's connections that may wait for something at the same time.
+const WAITERS_MAX: usize = 16_384;
+/// Outbox jobs kept in memory by one shard; more wait in the store.
+const DELIVERY_JOBS_MAX: usize = 4_096;
+/// Outbound calls of one shard at the same time.
+const DELIVERY_CALLS_MAX: usize = 32;
+/// Pause before the state of a delivery is written again.
+const DELIVERY_COMMIT_RETRY_MS: u64 = 1_000;
+/// Difference between the shard's clock and the wall clock that is worth a line in the log.
+const CLOCK_JUMP_MS: u64 = 5_000;
+
+/// Who waits on this shard.
+pub(super) enum Waiter {
+    Stream(StreamSender),
+    Ingest(Once<Result<Ingested, ApiError>>),
+    Resubmit(Once<Result<(), ApiError>>),
+}
+
+/// A generation that the engine works on.
+pub(super) struct Run {
+    pub target: Target,
+    pub cancel: engine::CancelHandle,
+    pub submitted: Instant,
+    pub last_text: Option<Instant>,
+    pub prompt_tokens: u32,
+}
+
+pub(super) enum Target {
+    Agent(RunId),
+    Stream(StreamSender),
+}
+
+/// Waits for vectors or facts.
+pub(super) enum Call {
+    Vectors(Once<Result<Vec<Vec<f32>>, String>>),
+    Facts(Once<Result<Vec<Recalled>, String>>),
+}
+
+type DedupKey = (TenantId, String, String);
+
+pub(super) struct State {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    pub clock: Clock,
+    pub prompter: Arc<ModelPrompter>,
+    pub inlet: Arc<Inlet>,
+    pub agent: Agent,
+    pub delivery: Delivery,
+    events: VecDeque<Event>,
+    waiters: HashMap<Ticket, Waiter>,
+    pub runs: HashMap<u64, Run>,
+    agent_runs: HashMap<RunId, u64>,
+    pub calls: HashMap<u64, Call>,
+    /// Channel events that are being stored, with the copies that came meanwhile.
+    storing: HashMap<DedupKey, Vec<Ticket>>,
+    storing_tickets: HashMap<Ticket, DedupKey>,
+    resubmitting: usize,
+    /// Messages for other shards whose mailbox was full. Every one answers something that the other shard
+    /// waits for, and it bounds what it waits for.
+    outgoing: Vec<VecDeque<ShardMessage>>,
+    next_id: u64,
+    clock_jump_told: bool,
+}
+
+impl State {
+    pub fn new(index: usize, shared: Arc<Shared>, clock: Clock) -> Self {
+        let prompter = Arc::new(ModelPrompter::new(Arc::clone(&shared.tokenizer), Arc::clone(&shared.template)));
+        let inlet = Arc::new(Inlet::new(shared.mailboxes[index].clone()));
+        let config = agent_config(&shared);
+        let agent = Agent::new(config, Arc::clone(&prompter) as _).unwrap_or_else(|error| panic!("agent options: {error}"));
+        let delivery = Delivery::new(DeliveryConfig {
+            policy: shared.config.retry_policy.clone(),
+            jobs_max: DELIVERY_JOBS_MAX,
+            calls_max: DELIVERY_CALLS_MAX,
+            commit_retry_ms: DELIVERY_COMMIT_RETRY_MS,
+        });
+        let outgoing = shared.mailboxes.iter().map(|_| VecDeque::new()).collect();
+        Self {
+            index,
+            shared,
+            clock,
+            prompter,
+            inlet,
+            agent,
+            delivery,
+            events: VecDeque::new(),
+            waiters: HashMap::new(),
+            runs: HashMap::new(),
+            agent_runs: HashMap::new(),
+            calls: HashMap::new(),
+            storing: HashMap::new(),
+            storing_tickets: HashMap::new(),
+            resubmitting: 0,
+            outgoing,
+            next_id: 0,
+            clock_jump_told: false,
+        }
+    }
+
+    pub fn open_work(&self) -> usize {
+        self.agent.open_turns()
+            + self.runs.len()
+            + self.waiters.len()
+            + self.calls.len()
+            + self.resubmitting
+            + self.delivery.busy_jobs()
+            + self.outgoing.iter().map(VecDeque::len).sum::<usize>()
+    }
+
+    pub fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Whether this shard owns a conversation.
+    pub fn owns(&self, tenant: TenantId, conversation: millrace_proto::id::ConversationId) -> bool {
+        self.shared.shard_of(virtual_shard(tenant, conversation)) == self.index
+    }
+
+    pub fn open_ticket(&mut self, waiter: Waiter) -> Result<Ticket, ApiError> {
+        if self.waiters.len() >= WAITERS_MAX {
+            return Err(ApiError::overloaded(format!("{WAITERS_MAX} requests are waiting already."), 1));
+        }
+        let ticket = Ticket(((self.index as u64) << TICKET_SHARD_SHIFT) | self.id());
+        self.waiters.insert(ticket, waiter);
+        Ok(ticket)
+    }
+
+    /// Brings a turn to the owner of its conversation.
+    pub fn send_turn(&mut self, arrival: Arrival) -> Result<(), ApiError> {
+        let owner = self.shared.shard_of(virtual_shard(arrival.key.tenant, arrival.key.conversation));
+        if owner == self.index {
+            self.events.push_back(arrived(arrival));
+            self.drive();
+            return Ok(());
+        }
+        let ticket = arrival.ticket;
+        self.send_request(owner, ticket, ShardMessage::Turn(Box::new(arrival)))
+    }
+
+    /// Brings a channel event to the owner of its conversation.
+    pub fn send_ingest(&mut self, arrival: Arrival) -> Result<(), ApiError> {
+        let owner = self.shared.shard_of(virtual_shard(arrival.key.tenant, arrival.key.conversation));
+        if owner == self.index {
+            self.store_event(arrival);
+            return Ok(());
+        }
+        let ticket = arrival.ticket;
+        self.send_request(owner, ticket, ShardMessage::Ingest(Box::new(arrival)))
+    }
+
+    /// A request to another shard is refused when its mailbox is full: that is the back-pressure.
+    pub fn send_request(&mut self, shard: usize, ticket: Ticket, message: ShardMessage) -> Result<(), ApiError> {
+        self.shared.mailboxes[shard].send(message).map_err(|_| {
+            self.waiters.remove(&ticket);
+            self.shared.metrics.shard(self.index).mailbox_full();
+            ApiError::overloaded("The owner of this conversation has too much work.", 1)
+        })
+    }
+
+    /// An answer to another shard is never dropped: it waits here while the mailbox is full.
+    fn send_answer(&mut self, shard: usize, message: ShardMessage) {
+        self.outgoing[shard].push_back(message);
+        self.flush_outgoing();
+    }
+
+    fn flush_outgoing(&mut self) {
+        for (shard, queue) in self.outgoing.iter_mut().enumerate() {
+            while let Some(message) = queue.pop_front() {
+                if let Err(full) = self.shared.mailboxes[shard].send(message) {
+                    queue.push_front(full.0);
+                    self.shared.metrics.shard(self.index).mailbox_full();
+                    break;
+                }
+            }
+        }
+    }
+
+    pub fn on_message(&mut self, message: ShardMessage) {
+        match message {
+            ShardMessage::Doorbell => self.take_inlet(),
+            ShardMessage::Turn(arrival) => self.events.push_back(arrived(*arrival)),
+            ShardMessage::Ingest(arrival) => self.store_event(*arrival),
+            ShardMessage::Cancel { ticket } => self.events.push_back(Event::Cancelled { ticket }),
+            ShardMessage::Reply { ticket, reply } => self.tell(ticket, *reply),
+            ShardMessage::Ingested { ticket, result } => self.ingested(ticket, result),
+            ShardMessage::Resubmit { ticket, tenant, key } => self.resubmit(ticket, tenant, key),
+            ShardMessage::Resubmitted { ticket, result } => self.resubmitted(ticket, result),
+        }
+        self.drive();
+    }
+
+    pub fn tick(&mut self, wall_ms: u64) {
+        let now_ms = self.clock.now_ms();
+        if wall_ms.abs_diff(now_ms) > CLOCK_JUMP_MS && !self.clock_jump_told {
+            self.clock_jump_told = true;
+            tracing::warn!(shard = self.index, wall_ms, now_ms, "the system clock was set; deadlines go on unchanged, new messages carry the earlier time line until a restart");
+        }
+        self.take_inlet();
+        self.flush_outgoing();
+        if self.agent.next_deadline_ms().is_some_and(|at| at <= now_ms) {
+            self.events.push_back(Event::Tick);
+        }
+        if self.delivery.next_deadline_ms().is_some_and(|at| at <= now_ms) {
+            self.deliver(DeliveryEvent::Tick);
+        }
+        self.drive();
+    }
+
+    /// Nobody reads the answer any more.
+    pub fn abandoned(&mut self, origin: Origin) {
+        match origin {
+            Origin::Run(run) => {
+                if let Some(run) = self.runs.get(&run) {
+                    run.cancel.cancel();
+                }
+            }
+            Origin::Turn(ticket) => {
+                // The waiter stays until the terminal reply, so that a drain waits for the batch behind it.
+                let Some(Waiter::Stream(_)) = self.waiters.get(&ticket) else { return };
+                self.events.push_back(Event::Cancelled { ticket });
+                self.broadcast_cancel(ticket);
+                self.drive();
+            }
+        }
+    }
+
+    /// The owner of a ticket's conversation is not kept per ticket; a cancel is rare and an agent passes
+    /// over tickets that it does not know.
+    fn broadcast_cancel(&mut self, ticket: Ticket) {
+        for shard in (0..self.shared.shard_count()).filter(|shard| *shard != self.index) {
+            self.outgoing[shard].push_back(ShardMessage::Cancel { ticket });
+        }
+        self.flush_outgoing();
+    }
+
+    /// Steps the agent until nothing is left to do at once.
+    pub fn drive(&mut self) {
+        let mut effects = Vec::new();
+        while let Some(event) = self.events.pop_front() {
+            let now_ms = self.clock.now_ms();
+            self.agent.step(event, now_ms, &mut effects);
+            for effect in effects.drain(..) {
+                self.carry_out(effect, now_ms);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, now_ms: u64) {
+        match effect {
+            Effect::Load { key, messages_max } => {
+                let store = &self.shared.store;
+                let result = store.session(key.tenant, key.conversation).and_then(|head| {
+                    let messages = match &head {
+                        Some(_) => store.messages(key.tenant, key.conversation, None, messages_max)?,
+                        None => Vec::new(),
+                    };
+                    Ok(Loaded { head, messages })
+                });
+                let result = result.map_err(|error| {
+                    tracing::error!(%error, "a conversation cannot be read");
+                    Fault::Io(error.to_string())
+                });
+                self.events.push_back(Event::Loaded { key, result });
+            }
+            Effect::Persist { op, key, writes } => {
+                let batch = batch_of(key, writes);
+                let inlet = Arc::clone(&self.inlet);
+                let done = move |result: Result<u64, CommitError>| {
+                    inlet.complete(Completion::Persisted { op, result: result.map(drop).map_err(fault) });
+                };
+                if self.shared.store.submit(batch, Box::new(done)).is_err() {
+                    self.events.push_back(Event::Persisted { op, result: Err(Fault::Busy) });
+                }
+            }
+            Effect::Embed { op, text } => self.embed_for_agent(op, text),
+            Effect::Recall { op, key, user, text, embedding, limit } => {
+                self.shared.metrics.shard(self.index).recall();
+                let query = RecallQuery { tenant: key.tenant, user, text, embedding, limit, exclude: None, now_ms };
+                let inlet = Arc::clone(&self.inlet);
+                let done = move |result: Result<Vec<Recalled>, millrace_storage::ReadError>| {
+                    inlet.complete(Completion::Recalled { op, result: result.map_err(|error| error.to_string()) });
+                };
+                if let Err(busy) = self.shared.store.recall(query, Box::new(done)) {
+                    self.events.push_back(Event::Recalled { op, result: Err(busy.to_string()) });
+                }
+            }
+            Effect::Generate { run, key, prompt, max_tokens, options, deadline_ms } => {
+                let deadline = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
+                let submission = Submission {
+                    prompt,
+                    max_tokens,
+                    options: &options,
+                    deadline: Some(deadline),
+                    tenant: key.tenant,
+                };
+                match self.submit(submission, Target::Agent(run)) {
+                    Ok(id) => {
+                        self.agent_runs.insert(run, id);
+                    }
+                    Err(engine::SubmitError::QueueFull { retry_after, waiting, max }) => {
+                        let why = format!("{waiting} of {max} places in its queue are taken");
+                        let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+                        self.events.push_back(Event::Output { run, output: Output::Refused { retry_after_ms, why } });
+                    }
+                    Err(error) => {
+                        let output = Output::Done {
+                            reason: Finish::Failed(error.to_string()),
+                            usage: Usage::default(),
+                            timings: Timings::default(),
+                        };
+                        self.events.push_back(Event::Output { run, output });
+                    }
+                }
+            }
+            Effect::StopGeneration { run } => {
+                if let Some(run) = self.agent_runs.get(&run).and_then(|id| self.runs.get(id)) {
+                    run.cancel.cancel();
+                }
+            }
+            Effect::Reply { ticket, reply } => self.reply(ticket, reply),
+            Effect::Deliver { job } => self.deliver_new(*job),
+        }
+    }
+
+    /// Brings a reply of the agent to the shard of the one who waits.
+    fn reply(&mut self, ticket: Ticket, reply: Reply) {
+        if matches!(reply, Reply::Notice { .. }) {
+            self.shared.metrics.shard(self.index).notice();
+        }
+        if let Some(dedup) = self.storing_tickets.remove(&ticket) {
+            let result = match reply {
+                Reply::Failed(error) => Err(turn_error(&error)),
+                _ => Ok(Ingested::Accepted),
+            };
+            return self.event_stored(&dedup, ticket, result);
+        }
+        let shard = shard_of(ticket);
+        if shard == self.index {
+            self.tell(ticket, reply);
+        } else {
+            self.send_answer(shard, ShardMessage::Reply { ticket, reply: Box::new(reply) });
+        }
+    }
+
+    /// Tells a connection of this shard.
+    fn tell(&mut self, ticket: Ticket, reply: Reply) {
+        let Some(Waiter::Stream(stream)) = self.waiters.get(&ticket) else { return };
+        let stream = stream.clone();
+        if reply.is_terminal() {
+            self.waiters.remove(&ticket);
+        }
+        match reply {
+            Reply::Accepted { .. } => {}
+            Reply::Started { prompt_tokens, cached_tokens } => {
+                stream.push(StreamEvent::Started { prompt_tokens, cached_tokens });
+            }
+            Reply::Delta { text, logprobs } => stream.push(StreamEvent::Delta { text, tokens: logprobs }),
+            Reply::Notice { text } => stream.push(StreamEvent::Notice { text }),
+            Reply::Done { reason, usage, timings, seq } => {
+                stream.push(StreamEvent::Done { reason, usage, timings, message_seq: seq });
+            }
+            Reply::Failed(error) => {
+                if !matches!(error, TurnError::Cancelled) {
+                    tracing::info!(shard = self.index, %error, "a turn ended without an answer");
+                }
+                stream.push(StreamEvent::Error(turn_error(&error)));
+            }
+        }
+    }
+
+    /// Hands a channel event to the agent, unless it was here before.
+    fn store_event(&mut self, arrival: Arrival) {
+        let ticket = arrival.ticket;
+        let Source::Channel { event_key, dedup_scope, .. } = &arrival.source else {
+            return self.events.push_back(arrived(arrival));
+        };
+        let dedup = (arrival.key.tenant, dedup_scope.clone(), event_key.clone());
+        if let Some(copies) = self.storing.get_mut(&dedup) {
+            // The first copy is on its way to the disk: this one shares its fate and is answered after it.
+            if copies.len() >= self.agent.config().queue_turns_max {
+                let error = ApiError::overloaded("Too many copies of one event at the same time.", 1);
+                return self.answer_ingest(ticket, Err(error));
+            }
+            return copies.push(ticket);
+        }
+        let now_ms = self.clock.now_ms();
+        match self.shared.store.dedup_seen(dedup.0, &dedup.1, &dedup.2, now_ms) {
+            Ok(true) => self.answer_ingest(ticket, Ok(Ingested::Duplicate)),
+            Err(error) => {
+                tracing::error!(%error, "a dedup key cannot be read");
+                self.answer_ingest(ticket, Err(storage_error(&Fault::Io(String::new()))));
+            }
+            Ok(false) => {
+                self.storing.insert(dedup.clone(), Vec::new());
+                self.storing_tickets.insert(ticket, dedup);
+                self.events.push_back(arrived(arrival));
+                self.drive();
+            }
+        }
+    }
+
+    fn event_stored(&mut self, dedup: &DedupKey, ticket: Ticket, result: Result<Ingested, ApiError>) {
+        for copy in self.storing.remove(dedup).unwrap_or_default() {
+            let result = result.clone().map(|_| Ingested::Duplicate);
+            self.answer_ingest(copy, result);
+        }
+        self.answer_ingest(ticket, result);
+    }
+
+    fn answer_ingest(&mut self, ticket: Ticket, result: Result<Ingested, ApiError>) {
+        let shard = shard_of(ticket);
+        if shard == self.index {
+            self.ingested(ticket, result);
+        } else {
+            self.send_answer(shard, ShardMessage::Ingested { ticket, result });
+        }
+    }
+
+    fn ingested(&mut self, ticket: Ticket, result: Result<Ingested, ApiError>) {
+        if let Some(Waiter::Ingest(waiter)) = self.waiters.remove(&ticket) {
+            waiter.put(result);
+        }
+    }
+
+    pub fn answer_resubmit(&mut self, ticket: Ticket, result: Result<(), ApiError>) {
+        let shard = shard_of(ticket);
+        if shard == self.index {
+            self.resubmitted(ticket, result);
+        } else {
+            self.send_answer(shard, ShardMessage::Resubmitted { ticket, result });
+        }
+    }
+
+    fn resubmitted(&mut self, ticket: Ticket, result: Result<(), ApiError>) {
+        if let Some(Waiter::Resubmit(waiter)) = self.waiters.remove(&ticket) {
+            waiter.put(result);
+        }
+    }
+
+    pub fn count_resubmitting(&mut self, change: isize) {
+        self.resubmitting = self.resubmitting.saturating_add_signed(change);
+    }
+
+    fn embed_for_agent(&mut self, op: OpId, text: String) {
+        let Some(embedder) = &self.shared.embedder else {
+            let result = Err("there is no embedding model".to_owned());
+            return self.events.push_back(Event::Embedded { op, result });
+        };
+        let inlet = Arc::clone(&self.inlet);
+        let done = move |result: Result<Vec<Vec<f32>>, engine::EmbedError>| {
+            let result = result
+                .map_err(|error| error.to_string())
+                .and_then(|vectors| vectors.into_iter().next().ok_or_else(|| "the encoder gave no vector".to_owned()));
+            inlet.complete(Completion::Embedded { op, result });
+        };
+        let request = engine::EmbedRequest { texts: vec![text], done: Box::new(done) };
+        if let Err(error) = embedder.submit(request) {
+            self.events.push_back(Event::Embedded { op, result: Err(error.to_string()) });
+        }
+    }
+
+    /// Asks the engine; the answer comes as outputs of the returned run.
+    pub fn submit(&mut self, submission: Submission<'_>, target: Target) -> Result<u64, engine::SubmitError> {
+        let id = self.id();
+        let options = submission.options;
+        let prompt_tokens = u32::try_from(submission.prompt.len()).unwrap_or(u32::MAX);
+        let submitted = Instant::now();
+        let cancel = self.shared.engine.submit(engine::Request {
+            ticket: id,
+            prompt: submission.prompt,
+            sampling: engine::Sampling {
+                temperature: options.temperature,
+                top_k: options.top_k,
+                top_p: options.top_p,
+                min_p: options.min_p,
+                repetition_penalty: options.repetition_penalty,
+                presence_penalty: options.presence_penalty,
+                frequency_penalty: options.frequency_penalty,
+                seed: options.seed,
+                ..engine::Sampling::default()
+            },
+            max_tokens: submission.max_tokens,
+            stop: options.stop.clone(),
+            ignore_eos: options.ignore_eos,
+            top_logprobs: options.top_logprobs,
+            deadline: submission.deadline.map(|after| submitted + after),
+            cache_salt: u64::from(submission.tenant.0),
+            outlet: Arc::clone(&self.inlet) as _,
+        })?;
+        self.runs.insert(id, Run { target, cancel, submitted, last_text: None, prompt_tokens });
+        Ok(id)
+    }
+
+    fn take_inlet(&mut self) {
+        let (mut completions, mut outputs) = (Vec::new(), Vec::new());
+        self.inlet.take(&mut completions, &mut outputs);
+        for completion in completions {
+            self.completed(completion);
+        }
+        for (run, output) in outputs {
+            self.output(run, output);
+        }
+        self.drive();
+    }
+
+    fn completed(&mut self, completion: Completion) {
+        match completion {
+            Completion::Persisted { op, result } => {
+                if let Err(Fault::Io(why)) = &result {
+                    tracing::error!(why, "a batch was not written");
+                }
+                self.events.push_back(Event::Persisted { op, result });
+            }
+            Completion::Embedded { op, result } => self.events.push_back(Event::Embedded { op, result }),
+            Completion::Recalled { op, result } => {
+                let result = result.map(|facts| facts.into_iter().map(fact).collect());
+                self.events.push_back(Event::Recalled { op, result });
+            }
+            Completion::Committed { key, durable } => self.deliver(DeliveryEvent::Committed { key, durable }),
+            Completion::Called { key, verdict } => self.called(key, verdict),
+            Completion::Resubmitted { ticket, job, result } => self.resubmit_stored(Ticket(ticket), *job, result),
+            Completion::Vectors { call, result } => {
+                if let Some(Call::Vectors(waiter)) = self.calls.remove(&call) {
+                    waiter.put(result);
+                }
+            }
+            Completion::Facts { call, result } => {
+                if let Some(Call::Facts(waiter)) = self.calls.remove(&call) {
+                    waiter.put(result);
+                }
+            }
+        }
+    }
+
+    fn output(&mut self, id: u64, output: engine::Output) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let metrics = self.shared.metrics.shard(self.index);
+        let output = match output {
+            engine::Output::Started { cached_tokens } => Output::Started { cached_tokens },
+            engine::Output::Delta { text, tokens } => {
+                let now = Instant::now();
+                match run.last_text.replace(now) {
+                    None => metrics.first_token(now - run.submitted),
+                    Some(before) => metrics.inter_token(now - before, 1),
+                }
+                if text.is_empty() && tokens.is_empty() {
+                    return;
+                }
+                let prompter = &self.prompter;
+                let info = |token: engine::TokenOut| TokenInfo {
+                    top: token.top.iter().map(|(id, logprob)| (prompter.token_bytes(*id), *logprob)).collect(),
+                    bytes: token.text,
+                    logprob: token.logprob,
+                };
+                Output::Delta { text, logprobs: tokens.into_iter().map(info).collect() }
+            }
+            engine::Output::Done { reason, usage, timings } => {
+                metrics.turn(Turn {
+                    total: run.submitted.elapsed(),
+                    queue: timings.queue,
+                    prefill: timings.prefill,
+                    decode: timings.decode,
+                });
+                Output::Done { reason: finish(reason), usage: usage_of(usage), timings: timings_of(timings) }
+            }
+        };
+        let done = matches!(output, Output::Done { .. });
+        match &run.target {
+            Target::Agent(agent_run) => {
+                let agent_run = *agent_run;
+                if done {
+                    self.agent_runs.remove(&agent_run);
+                }
+                self.events.push_back(Event::Output { run: agent_run, output });
+            }
+            Target::Stream(stream) => stream.push(stream_event(output, run.prompt_tokens)),
+        }
+        if done {
+            self.runs.remove(&id);
+        }
+    }
+
+    /// Steps the deliveries and carries out what they want.
+    pub fn deliver(&mut self, event: DeliveryEvent) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let mut effects = Vec::new();
+            self.delivery.step(event, self.clock.now_ms(), &mut effects);
+            for effect in effects {
+                match effect {
+                    DeliveryEffect::Commit { job } => events.extend(self.commit_job(*job)),
+                    DeliveryEffect::Call { job } => events.extend(self.call_peer(&job)),
+                    DeliveryEffect::Reload => {
+                        events.extend(self.open_jobs().into_iter().map(outbox::job_event));
+                        events.push_back(DeliveryEvent::Reloaded);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes up the work of an earlier process.
+    pub fn resume(&mut self) {
+        match self.shared.store.inbox_open() {
+            Ok(mut records) => {
+                records.retain(|record| self.owns(record.tenant, record.conversation));
+                records.sort_by_key(|record| (record.conversation, record.turn));
+                if !records.is_empty() {
+                    tracing::info!(shard = self.index, messages = records.len(), "accepted messages are taken up again");
+                }
+                self.events.extend(records.into_iter().map(|record| Event::Resumed(Box::new(record))));
+            }
+            Err(error) => tracing::error!(shard = self.index, %error, "the inbox cannot be read; its messages wait for the next start"),
+        }
+        for job in self.open_jobs() {
+            self.deliver(outbox::job_event(job));
+        }
+        self.drive();
+    }
+}
+
+/// What a generation needs besides its target.
+pub(super) struct Submission<'a> {
+    pub prompt: Vec<u32>,
+    pub max_tokens: u32,
+    pub options: &'a GenerationOptions,
+    pub deadline: Option<Duration>,
+    pub tenant: TenantId,
+}
+
+fn agent_config(shared: &Shared) -> AgentConfig {
+    let options = &shared.config.agent;
+    let context_tokens_max = u32::try_from(shared.engine.context_max()).unwrap_or(u32::MAX);
+    let wanted = u32::try_from(options.reply_tokens_max).unwrap_or(u32::MAX);
+    AgentConfig {
+        system_prompt: options.system_prompt.clone(),
+        context_tokens_max,
+        // A small model has a small context: half of it at least belongs to the question.
+        reply_tokens_max: wanted.clamp(1, (context_tokens_max / 2).max(1)),
+        recall_items_max: options.recall_items_max,
+        recall_tokens_max: (context_tokens_max / 5).max(64),
+        embedding: shared.embedder.is_some(),
+        window_messages_max: options.window_messages_max.max(1),
+        conversations_max: options.sessions_hot_max.max(1),
+        turn_deadline_ms: u64::try_from(options.turn_deadline.as_millis()).unwrap_or(u64::MAX / 2),
+        dedup_ttl_ms: ChannelKind::ALL.iter().map(|kind| kind.dedup_ttl_ms()).max().unwrap_or_default(),
+        split: outbox::split_reply,
+        ..AgentConfig::default()
+    }
+}
+
+fn shard_of(ticket: Ticket) -> usize {
+    usize::try_from(ticket.0 >> TICKET_SHARD_SHIFT).unwrap_or(usize::MAX)
+}
+
+fn batch_of(key: millrace_agent::ConversationKey, writes: Vec<Write>) -> Batch {
+    let mut batch = Batch::new();
+    for write in writes {
+        match write {
+            Write::Session(head) => batch.put_session(&head),
+            Write::Message(message) => batch.append_message(key.tenant, key.conversation, &message),
+            Write::Inbox(record) => batch.put_inbox(&record),
+            Write::CloseInbox { turn } => batch.close_inbox(key.tenant, key.conversation, turn),
+            Write::Dedup { scope, key: event, expires_ms } => batch.put_dedup(key.tenant, &scope, &event, expires_ms),
+            Write::Outbox(job) => outbox::put(&mut batch, &job),
+            Write::Remember(memory) => batch.remember(MemoryWrite {
+                tenant: key.tenant,
+                user: memory.user,
+                conversation: key.conversation,
+                seq: memory.seq,
+                text: memory.text,
+                at_ms: memory.at_ms,
+                embedding: memory.embedding,
+            }),
+        }
+    }
+    batch
+}
+
+pub(super) fn fault(error: CommitError) -> Fault {
+    match error {
+        CommitError::NoSpace { .. } => Fault::NoSpace,
+        CommitError::Closed => Fault::Closed,
+        other => Fault::Io(other.to_string()),
+    }
+}
+
+pub(super) fn fact(recalled: Recalled) -> Fact {
+    let Recalled { conversation, seq, text, at_ms, score, .. } = recalled;
+    Fact { conversation, seq, text, at_ms, score }
+}
+
+fn finish(reason: engine::FinishReason) -> Finish {
+    match reason {
+        engine::FinishReason::Stop => Finish::Stop,
+        engine::FinishReason::Length => Finish::Length,
+        engine::FinishReason::Cancelled => Finish::Cancelled,
+        engine::FinishReason::Deadline => Finish::Deadline,
+        engine::FinishReason::Error(why) => Finish::Failed(why),
+    }
+}
+
+fn usage_of(usage: engine::Usage) -> Usage {
+    Usage { prompt: usage.prompt, completion: usage.completion, cached: usage.cached }
+}
+
+fn timings_of(timings: engine::Timings) -> Timings {
+    let us = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+    Timings { queue_us: us(timings.queue), prefill_us: us(timings.prefill), decode_us: us(timings.decode) }
+}
+
+/// An output of a generation without a session, as its reader sees it.
+fn stream_event(output: Output, prompt_tokens: u32) -> StreamEvent {
+    match output {
+        Output::Started { cached_tokens } => StreamEvent::Started { prompt_tokens, cached_tokens },
+        Output::Delta { text, logprobs } => StreamEvent::Delta { text, tokens: logprobs },
+        Output::Refused { retry_after_ms, why } => {
+            StreamEvent::Error(turn_error(&TurnError::ModelBusy { retry_after_ms, why }))
+        }
+        Output::Done { reason: reason @ (Finish::Stop | Finish::Length), usage, timings } => {
+            StreamEvent::Done { reason, usage, timings, message_seq: None }
+        }
+        Output::Done { reason: Finish::Cancelled, .. } => {
+            // The reader has left, or the engine is shutting down under it.
+            StreamEvent::Error(submit_error(&engine::SubmitError::Closed))
+        }
+        Output::Done { reason: Finish::Deadline, .. } => {
+            StreamEvent::Error(ApiError::timeout("The answer took longer than a request may take."))
+        }
+        Output::Done { reason: Finish::Failed(why), .. } => {
+            tracing::error!(why, "a generation failed");
+            StreamEvent::Error(turn_error(&TurnError::Model(why)))
+        }
+    }
+}
