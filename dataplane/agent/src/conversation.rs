@@ -176,13 +176,6 @@ impl Window {
         self.messages.iter().find(|m| m.turn == turn && m.role == Role::User).map(|m| m.seq)
     }
 
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    pub fn len(&self) -> usize {
-        self.messages.len()
-    }
 }
 
 /// Caps against conversations that run away, counted in fixed spans from their first use.
@@ -240,10 +233,10 @@ mod tests {
             let text = "x".repeat(10);
             window.push(Message { seq, turn: seq, role: Role::User, text, at_ms: 0, tokens: 0 }, 50, 205);
         }
-        assert_eq!((window.len(), window.bytes(), window.older()), (20, 200, 80));
+        assert_eq!((window.messages.len(), window.bytes, window.older()), (20, 200, 80));
         let huge = "y".repeat(500);
         window.push(Message { seq: 100, turn: 100, role: Role::User, text: huge, at_ms: 0, tokens: 0 }, 50, 205);
-        assert_eq!((window.len(), window.older()), (1, 100), "the newest message stays whatever its size");
+        assert_eq!((window.messages.len(), window.older()), (1, 100), "the newest message stays whatever its size");
     }
 
     #[test]

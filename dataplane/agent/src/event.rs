@@ -150,7 +150,7 @@ impl Default for GenerationOptions {
             top_k: 0,
             top_p: 0.95,
             min_p: 0.0,
-            repetition_penalty: 1.0,
+            repetition_penalty: 1.1,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             seed: 0,

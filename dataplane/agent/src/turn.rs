@@ -7,7 +7,7 @@ use millrace_proto::record::{DeliveryState, Message, OutboxJob, Role};
 
 use super::{Agent, count_outcome};
 use crate::context::{ContextInput, ContextTooLong, assemble};
-use crate::conversation::{Answer, Batch, Outcome, Phase, Running, Writing};
+use crate::conversation::{Answer, Batch, Outcome, Phase, Running, Turn, Writing};
 use crate::effect::{Effect, Memory, Reply, TurnError, Write};
 use crate::event::{ConversationKey, Fact, Fault, Finish, GenerationOptions, OpId, Output, RunId, Timings, Usage};
 
@@ -110,7 +110,7 @@ impl Agent {
         let older = conversation.window.older();
         let window_from_seq = conversation.window_from_seq;
         let running = conversation.running.as_ref().expect("the turn being assembled is running");
-        let options = options_of(&running.turn.answer);
+        let options = options_of(&running.turn);
         let reply_tokens = options.max_tokens.unwrap_or(config.reply_tokens_max);
         let input = ContextInput {
             system: options.system.as_deref().unwrap_or(&config.system_prompt),
@@ -154,7 +154,7 @@ impl Agent {
         self.runs.insert(run, key);
         let running = self.running(key);
         let deadline_ms = running.deadline_ms.max(now_ms + 1);
-        let options = options_of(&running.turn.answer);
+        let options = options_of(&running.turn);
         // The prompt is kept until the engine has taken it: a full queue is asked again.
         running.phase = Phase::Generating { run, prompt: prompt.clone(), max_tokens };
         self.set_timer(key, Some(deadline_ms + grace_ms));
@@ -412,10 +412,12 @@ impl Agent {
     }
 }
 
-fn options_of(answer: &Answer) -> Arc<GenerationOptions> {
-    match answer {
+/// A channel says nothing about sampling. The turn's number is the seed: a turn that is repeated after a
+/// crash is answered in the same words.
+fn options_of(turn: &Turn) -> Arc<GenerationOptions> {
+    match &turn.answer {
         Answer::Stream { options, .. } => Arc::clone(options),
-        Answer::Outbox { .. } => Arc::new(GenerationOptions::default()),
+        Answer::Outbox { .. } => Arc::new(GenerationOptions { seed: turn.id, ..GenerationOptions::default() }),
     }
 }
 

@@ -172,7 +172,7 @@ impl State {
 impl Bridge {
     /// Embeds texts.
     pub async fn embed(self: &Rc<Self>, _principal: &Principal, request: EmbeddingRequest) -> Result<EmbeddingResponse, ApiError> {
-        let model = self.embedding_model(&request.model)?;
+        let model = self.known_embedding_model(&request.model)?;
         let texts = match &request.input {
             Some(EmbeddingInput::One(text)) => vec![text.clone()],
             Some(EmbeddingInput::Many(texts)) => texts.clone(),
@@ -196,12 +196,12 @@ impl Bridge {
     }
 
     /// Name of the embedding model, if there is one.
-    pub fn embedding_model_name(&self) -> Option<String> {
+    pub fn embedding_model(&self) -> Option<String> {
         self.shared.embedder.as_ref().map(|embedder| embedder.encoder().name().to_owned())
     }
 
-    fn embedding_model(&self, asked: &str) -> Result<String, ApiError> {
-        let Some(name) = self.embedding_model_name() else {
+    fn known_embedding_model(&self, asked: &str) -> Result<String, ApiError> {
+        let Some(name) = self.embedding_model() else {
             return Err(ApiError::unknown_model(asked, &[]).with_next_step(
                 "No embedding model is loaded: add one with `millrace model add PATH` and set `embedding_model`.",
             ));

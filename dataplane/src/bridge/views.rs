@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millrace_agent::{ContextInput, ContextTooLong, Fact, Fault, Prompter, assemble};
 use millrace_proto::api::ApiError;
-use millrace_proto::id::{EffectKey, virtual_shard};
+use millrace_proto::id::{EffectKey, TenantId, virtual_shard};
 use millrace_proto::record::{DeliveryState, Message, OutboxJob, SessionHead};
 use millrace_storage::{ReadError, RecallQuery, Recalled};
 use serde::Serialize;
@@ -165,12 +165,11 @@ impl Bridge {
     }
 
     /// Gives a dead or unknown delivery another chance.
-    pub async fn outbox_resubmit(&self, principal: &Principal, key: EffectKey) -> Result<(), ApiError> {
+    pub async fn resubmit(&self, tenant: TenantId, key: EffectKey) -> Result<(), ApiError> {
         let waiter: Once<Result<(), ApiError>> = Once::default();
         {
             let mut state = self.state.borrow_mut();
             let ticket = state.open_ticket(Waiter::Resubmit(waiter.clone()))?;
-            let tenant = principal.tenant;
             let owner = self.shared.shard_of(virtual_shard(tenant, key.conversation));
             if owner == state.index {
                 state.resubmit(ticket, tenant, key);
