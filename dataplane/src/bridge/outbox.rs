@@ -25,14 +25,14 @@ const BUSY_RETRY_MS: u64 = 500;
 /// The parts in which a platform can carry a reply.
 pub(super) fn split_reply(address: &ChatAddress, text: &str) -> Vec<String> {
     match ChannelKind::parse(&address.channel) {
-        Some(kind) => channel::split_reply(kind, text),
+        Some(kind) => channel::split_text(kind, text),
         None => vec![text.to_owned()],
     }
 }
 
 /// A job with what is known about its peer.
 pub(super) fn job_event(job: OutboxJob) -> DeliveryEvent {
-    let idempotent = ChannelKind::parse(&job.address.channel).is_some_and(ChannelKind::replies_are_idempotent);
+    let idempotent = ChannelKind::parse(&job.address.channel).is_some_and(recognises_repetition);
     DeliveryEvent::Job { job: Box::new(job), idempotent }
 }
 
@@ -121,7 +121,7 @@ impl State {
             );
             return dead(why);
         };
-        let call = match channel::encode_reply(account, &job.address, &job.text, &job.key, self.clock.now_ms() / 1_000) {
+        let call = match channel::encode_reply(account, job, self.clock.now_ms() / 1_000) {
             Ok(call) => call,
             Err(error) => return dead(error.to_string()),
         };
@@ -203,10 +203,23 @@ impl State {
     }
 }
 
+/// Whether a platform recognises a reply that it has seen. The delivery has to know before the first call is
+/// made; the test below compares with what the encoder says of its calls.
+fn recognises_repetition(kind: ChannelKind) -> bool {
+    match kind {
+        ChannelKind::StandardWebhooks => true,
+        ChannelKind::Telegram => false,
+    }
+}
+
+fn retry_after(reply: &HttpReply) -> Option<&str> {
+    reply.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("retry-after")).map(|(_, value)| value.as_str())
+}
+
 /// What an answer, or its absence, means for the delivery.
 fn verdict(kind: ChannelKind, result: Result<HttpReply, CallError>) -> Verdict {
     match result {
-        Ok(reply) => match channel::classify(kind, reply.status, &reply.headers, &reply.body) {
+        Ok(reply) => match channel::classify(kind, reply.status, retry_after(&reply), &reply.body) {
             channel::Delivery::Delivered { receipt } => Verdict::Delivered { receipt: receipt.unwrap_or_default() },
             channel::Delivery::Dead { why } => Verdict::Dead { why },
             channel::Delivery::Retry { after, why } => Verdict::Retry {
@@ -217,5 +230,63 @@ fn verdict(kind: ChannelKind, result: Result<HttpReply, CallError>) -> Verdict {
         Err(CallError::Invalid(why)) => Verdict::Dead { why },
         Err(error) if error.may_have_been_sent() => Verdict::Ambiguous { why: error.to_string() },
         Err(error) => Verdict::Retry { after_ms: None, why: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millrace_proto::channel::Secret;
+    use millrace_proto::id::ConversationId;
+
+    fn job(kind: ChannelKind) -> OutboxJob {
+        OutboxJob {
+            key: EffectKey { conversation: ConversationId([1; 16]), turn: 1, step: 0 },
+            tenant: TenantId::DEFAULT,
+            address: ChatAddress {
+                channel: kind.as_str().into(),
+                account: "a".into(),
+                chat: "42".into(),
+                thread: None,
+                reply_to: None,
+            },
+            text: "hello".into(),
+            created_ms: 0,
+            due_ms: 0,
+            expires_ms: 1,
+            attempt: 0,
+            state: DeliveryState::Pending,
+            detail: String::new(),
+        }
+    }
+
+    #[test]
+    fn deliveries_and_encoders_agree_on_who_recognises_a_repetition() {
+        for kind in ChannelKind::ALL {
+            let account = Account {
+                kind,
+                name: "a".into(),
+                tenant: TenantId::DEFAULT,
+                secrets: vec![Secret::new("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")],
+                bot_token: Some(Secret::new("1:x")),
+                api_base: None,
+                reply_url: Some("http://127.0.0.1:1/".into()),
+                bot_username: None,
+            };
+            let call = channel::encode_reply(&account, &job(kind), 1).expect("a complete account");
+            assert_eq!(call.idempotent, recognises_repetition(kind), "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_may_have_been_sent_is_ambiguous_and_what_was_not_is_tried_again() {
+        let kind = ChannelKind::Telegram;
+        let sent = verdict(kind, Err(CallError::Timeout(CALL_TIMEOUT)));
+        assert!(matches!(sent, Verdict::Ambiguous { .. }), "{sent:?}");
+        let unsent = verdict(kind, Err(CallError::Connect("refused".into())));
+        assert!(matches!(unsent, Verdict::Retry { .. }), "{unsent:?}");
+        let headers = vec![("Retry-After".to_owned(), "7".to_owned())];
+        let limited = verdict(ChannelKind::StandardWebhooks, Ok(HttpReply { status: 429, headers, body: Vec::new() }));
+        assert!(matches!(limited, Verdict::Retry { after_ms: Some(7_000), .. }), "{limited:?}");
     }
 }
