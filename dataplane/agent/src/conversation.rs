@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn caps_open_again_when_their_span_is_over_and_when_the_clock_jumps_back() {
         let mut caps = Caps::default();
-        let t = 1_000_000;
+        let t = 10_000_000;
         for _ in 0..3 {
             caps.take_turn(t, 3, 100).unwrap();
         }
@@ -251,6 +251,6 @@ mod tests {
         caps.take_turn(t + 60_000, 3, 100).unwrap();
         caps.add_tokens(t + 60_000, 100);
         assert!(caps.take_turn(t + 60_001, 3, 100).is_err());
-        caps.take_turn(t - 5_000_000_u64.min(t), 3, 100).unwrap();
+        caps.take_turn(t - 5_000_000, 3, 100).unwrap();
     }
 }

@@ -18,6 +18,7 @@ use super::state::{Call, State, Submission, Target};
 use super::stream::{Once, Origin, StreamSender, TokenStream};
 use super::Bridge;
 use crate::gateway::Principal;
+use crate::models;
 use crate::shard::Shared;
 
 /// The name that always means the loaded model.
@@ -82,18 +83,31 @@ fn options(
     }
 }
 
-/// The file's name for the model, and the same without blanks.
+/// The name in the models folder first, without and with its ending, then what the file calls itself.
 pub(super) fn model_names(shared: &Shared) -> Vec<String> {
-    let name = shared.model.info().name.clone();
-    let id = name.split_whitespace().collect::<Vec<_>>().join("-");
-    if id == name { vec![name] } else { vec![id, name] }
+    let mut names = Vec::new();
+    if let Ok(found) = models::chat_model(&shared.config) {
+        names.extend(found.name.strip_suffix(".gguf").map(str::to_owned));
+        names.push(found.name);
+    }
+    let own = &shared.model.info().name;
+    if !names.contains(own) {
+        names.push(own.clone());
+    }
+    names
 }
 
-pub(super) fn check_model(asked: &str, known: Vec<String>) -> Result<(), ApiError> {
+/// The name of the encoder in the models folder.
+pub(super) fn embedding_name(shared: &Shared) -> Option<String> {
+    shared.embedder.as_ref()?;
+    models::encoder(&shared.config).ok().flatten().map(|found| found.name)
+}
+
+pub(super) fn check_model(asked: &str, known: &[String]) -> Result<(), ApiError> {
     if asked.is_empty() || asked == DEFAULT_MODEL || known.iter().any(|name| name.eq_ignore_ascii_case(asked)) {
         return Ok(());
     }
-    let mut known = known;
+    let mut known = known.to_vec();
     known.push(DEFAULT_MODEL.to_owned());
     Err(ApiError::unknown_model(asked, &known))
 }
@@ -197,7 +211,7 @@ impl Bridge {
 
     /// Name of the embedding model, if there is one.
     pub fn embedding_model(&self) -> Option<String> {
-        self.shared.embedder.as_ref().map(|embedder| embedder.encoder().name().to_owned())
+        self.embedding_name.clone()
     }
 
     fn known_embedding_model(&self, asked: &str) -> Result<String, ApiError> {
@@ -206,7 +220,7 @@ impl Bridge {
                 "No embedding model is loaded: add one with `millrace model add PATH` and set `embedding_model`.",
             ));
         };
-        check_model(asked, vec![name.clone()])?;
+        check_model(asked, std::slice::from_ref(&name))?;
         Ok(name)
     }
 }
@@ -270,9 +284,9 @@ mod tests {
     fn an_unknown_model_is_named_with_those_that_exist() {
         let known = || vec!["SmolLM2-135M".to_owned()];
         for name in ["", "default", "smollm2-135m"] {
-            check_model(name, known()).unwrap();
+            check_model(name, &known()).unwrap();
         }
-        let error = check_model("gpt-9", known()).unwrap_err();
+        let error = check_model("gpt-9", &known()).unwrap_err();
         assert_eq!((error.status, error.code), (404, "model_not_found"));
         assert!(error.next_step.contains("SmolLM2-135M"), "{}", error.next_step);
     }

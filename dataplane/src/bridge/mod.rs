@@ -44,6 +44,8 @@ pub struct Bridge {
     state: RefCell<State>,
     shared: Arc<Shared>,
     clock: Clock,
+    model_names: Vec<String>,
+    embedding_name: Option<String>,
     /// Cancels that came while the state was in use; carried out with the next message or tick.
     late_cancels: RefCell<Vec<Origin>>,
 }
@@ -56,7 +58,14 @@ impl Bridge {
     pub fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
         let clock = Clock::start();
         let state = State::new(index, Arc::clone(&shared), clock);
-        Rc::new(Self { state: RefCell::new(state), shared, clock, late_cancels: RefCell::default() })
+        Rc::new(Self {
+            state: RefCell::new(state),
+            clock,
+            model_names: generate::model_names(&shared),
+            embedding_name: generate::embedding_name(&shared),
+            shared,
+            late_cancels: RefCell::default(),
+        })
     }
 
     /// Takes up what an earlier process has accepted and not finished. Call it once before serving.
@@ -162,11 +171,11 @@ impl Bridge {
 
     /// Names of the chat model, the one to show first.
     pub fn model_names(&self) -> Vec<String> {
-        generate::model_names(&self.shared)
+        self.model_names.clone()
     }
 
     fn check_model(&self, name: &str) -> Result<(), ApiError> {
-        generate::check_model(name, self.model_names())
+        generate::check_model(name, &self.model_names)
     }
 
     fn abandoned(&self, origin: Origin) {
