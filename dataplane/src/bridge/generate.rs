@@ -8,8 +8,8 @@ use std::time::Duration;
 use millrace_agent::GenerationOptions;
 use millrace_inference as engine;
 use millrace_proto::api::{
-    ApiError, ChatRequest, ChatRole, CompletionRequest, EmbeddingInput, EmbeddingRequest, EmbeddingResponse, Prompt,
-    SamplingOptions,
+    ApiError, ChatRequest, ChatRole, CompletionRequest, Embedding, EmbeddingData, EmbeddingInput, EmbeddingRequest,
+    EmbeddingResponse, EmbeddingUsage, EncodingFormat, Prompt, SamplingOptions,
 };
 
 use super::errors::submit_error;
@@ -206,7 +206,14 @@ impl Bridge {
             shorten(&mut vectors, dimensions)?;
         }
         let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-        Ok(EmbeddingResponse::new(vectors, request.encoding_format, model, tokens))
+        let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
+        let row = |(index, vector)| EmbeddingData { object: "embedding", index, embedding: Embedding::new(vector, format) };
+        Ok(EmbeddingResponse {
+            object: "list",
+            data: (0u32..).zip(vectors).map(row).collect(),
+            model,
+            usage: EmbeddingUsage { prompt_tokens: tokens, total_tokens: tokens },
+        })
     }
 
     /// Name of the embedding model, if there is one.
