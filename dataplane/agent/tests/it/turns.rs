@@ -519,3 +519,68 @@ fn a_message_that_kills_the_process_again_and_again_is_answered_with_an_error() 
     assert!(text.expect("an answer").contains("interrupted 5 times"), "{writes:?}");
     assert!(writes.iter().any(|w| matches!(w, Write::CloseInbox { turn: 4 })));
 }
+
+/// An agent whose only turn is being generated, and its run.
+fn generating() -> (Agent, RunId) {
+    let mut agent = Agent::new(AgentConfig { recall_items_max: 0, ..config() }, Arc::new(Words)).unwrap();
+    let mut effects = Vec::new();
+    agent.step(interactive(1, "hello"), 1_000, &mut effects);
+    agent.step(Event::Loaded { key: key(), result: Ok(Loaded::default()) }, 1_000, &mut effects);
+    let Some(Effect::Persist { op, .. }) = effects.last().cloned() else { panic!("{effects:?}") };
+    agent.step(Event::Persisted { op, result: Ok(()) }, 1_000, &mut effects);
+    let Some(Effect::Generate { run, .. }) = effects.last() else { panic!("{effects:?}") };
+    let run = *run;
+    agent.step(Event::Output { run, output: Output::Started { cached_tokens: 0 } }, 1_000, &mut effects);
+    let half = Output::Delta { text: "half an".into(), logprobs: Vec::new() };
+    agent.step(Event::Output { run, output: half }, 1_000, &mut effects);
+    (agent, run)
+}
+
+fn written(effects: &[Effect]) -> (OpId, Vec<(Role, String)>) {
+    let Some(Effect::Persist { op, writes, .. }) = effects.last() else { panic!("{effects:?}") };
+    let message = |w: &Write| if let Write::Message(m) = w { Some((m.role, m.text.clone())) } else { None };
+    (*op, writes.iter().filter_map(message).collect())
+}
+
+#[test]
+fn a_stopped_answer_keeps_what_was_said_and_says_that_it_was_stopped() {
+    let (mut agent, run) = generating();
+    let mut effects = Vec::new();
+    agent.step(Event::Cancelled { ticket: Ticket(1) }, 1_100, &mut effects);
+    assert!(matches!(effects[..], [Effect::StopGeneration { run: stopped }] if stopped == run), "{effects:?}");
+    let done = Output::Done { reason: Finish::Cancelled, usage: Usage::default(), timings: Timings::default() };
+    agent.step(Event::Output { run, output: done }, 1_101, &mut effects);
+    let (op, messages) = written(&effects);
+    assert_eq!(messages, [(Role::Assistant, "half an".into()), (Role::Notice, "The answer was stopped.".into())]);
+    agent.step(Event::Persisted { op, result: Ok(()) }, 1_102, &mut effects);
+    assert!(matches!(effects.last(), Some(Effect::Reply { reply: Reply::Failed(TurnError::Cancelled), .. })), "{effects:?}");
+    assert_eq!((agent.open_turns(), agent.stats().turns_cancelled), (0, 1));
+}
+
+#[test]
+fn an_engine_that_hangs_past_its_deadline_is_not_waited_for_nor_listened_to() {
+    let (mut agent, run) = generating();
+    let mut effects = Vec::new();
+    let at = agent.next_deadline_ms().expect("a generation is watched");
+    assert_eq!(at, 1_000 + config().turn_deadline_ms + config().engine_grace_ms);
+    agent.step(Event::Tick, at, &mut effects);
+    let (op, messages) = written(&effects);
+    assert!(messages[1].1.contains("no answer within 20 s"), "{messages:?}");
+    agent.step(Event::Persisted { op, result: Ok(()) }, at, &mut effects);
+    assert!(matches!(effects.last(), Some(Effect::Reply { reply: Reply::Failed(TurnError::Deadline { .. }), .. })));
+    effects.clear();
+    agent.step(Event::Output { run, output: Output::Delta { text: "late".into(), logprobs: Vec::new() } }, at, &mut effects);
+    assert!(effects.is_empty(), "{effects:?}");
+}
+
+#[test]
+fn an_answer_that_cannot_be_stored_is_not_called_done() {
+    let (mut agent, run) = generating();
+    let mut effects = Vec::new();
+    let done = Output::Done { reason: Finish::Stop, usage: Usage::default(), timings: Timings::default() };
+    agent.step(Event::Output { run, output: done }, 1_101, &mut effects);
+    let (op, _) = written(&effects);
+    agent.step(Event::Persisted { op, result: Err(Fault::NoSpace) }, 1_102, &mut effects);
+    let last = effects.last();
+    assert!(matches!(last, Some(Effect::Reply { reply: Reply::Failed(TurnError::Storage(Fault::NoSpace)), .. })), "{last:?}");
+}
