@@ -33,6 +33,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Readiness and drain.
     pub health: Arc<Health>,
+    /// What the shards' gateways share: the keys' epoch and rate meters.
+    pub gateway: Arc<crate::gateway::Common>,
     /// One sender for each shard, in order.
     pub mailboxes: Vec<MailboxSender>,
 }

@@ -1,0 +1,270 @@
+//! `/v1/chat/completions`, `/v1/completions` and `/v1/embeddings`.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use millrace_agent::{Finish, TokenInfo};
+use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest, EmbeddingRequest, Prompt};
+use millrace_proto::sse;
+
+use super::shape::{Shape, Style};
+use super::{Gateway, Principal, json, unix_ms};
+use crate::bridge::{StreamEvent, TokenStream};
+use crate::net::{Gone, Outgoing, Request, Response};
+
+/// How long a streamed answer may stay silent before its status line is sent. Until then an
+/// error (a full queue, a prompt that is too long) still gets its own status.
+const STATUS_WAIT: Duration = Duration::from_millis(1_500);
+
+/// Pause between comments that keep a silent stream alive through proxies.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Events that may share one write: the tokens of several steps, when the peer reads slowly.
+const EVENTS_PER_WRITE_MAX: usize = 256;
+
+/// An answer that the bridge has begun.
+struct Begun {
+    shape: Shape,
+    streams: bool,
+    stream: TokenStream,
+    /// The prompt, when the answer is to repeat it.
+    echo: Option<String>,
+}
+
+/// What the next event of a stream turned out to be.
+enum Waited {
+    Event(StreamEvent),
+    Silence,
+    End,
+}
+
+impl Gateway {
+    pub(super) async fn chat(&self, principal: &Principal, body: &[u8], cors: Option<String>, out: &mut Outgoing) {
+        let begun = ChatRequest::parse(body).and_then(|request| {
+            let shape = self.shape(Style::Chat, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
+            let streams = request.wants_stream();
+            self.bridge.chat(principal, request).map(|stream| Begun { shape, streams, stream, echo: None })
+        });
+        self.generate(begun, cors, out).await;
+    }
+
+    pub(super) async fn complete(&self, principal: &Principal, body: &[u8], cors: Option<String>, out: &mut Outgoing) {
+        let begun = CompletionRequest::parse(body).and_then(|request| {
+            let echo = echo_of(&request)?;
+            let shape = self.shape(Style::Text, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
+            let streams = request.wants_stream();
+            self.bridge.complete(principal, request).map(|stream| Begun { shape, streams, stream, echo })
+        });
+        self.generate(begun, cors, out).await;
+    }
+
+    pub(super) async fn embeddings(&self, principal: &Principal, request: &Request<'_>) -> Result<Response, ApiError> {
+        let request = EmbeddingRequest::parse(request.body)?;
+        let answer = self.bridge.embed(principal, request).await?;
+        Ok(Response::json(200, json(&answer)))
+    }
+
+    fn shape(&self, style: Style, asked: &str, wants_usage: bool, wants_logprobs: bool) -> Shape {
+        let model = if asked.is_empty() { self.model_name() } else { asked.to_owned() };
+        Shape::new(style, self.net.next_request_id(), unix_ms() / 1_000, model, wants_usage, wants_logprobs)
+    }
+
+    async fn generate(
+        &self,
+        begun: Result<Begun, ApiError>,
+        cors: Option<String>,
+        out: &mut Outgoing,
+    ) {
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(error) => return self.fail(&error, cors, out),
+        };
+        let metrics = self.net.metrics();
+        metrics.stream_opened();
+        if begun.streams {
+            // The peer's leaving is noticed by the connection, which drops this future, and by
+            // a failed write; both drop `stream`, which cancels the generation.
+            let _: Result<(), Gone> = self.stream(begun, cors, out).await;
+        } else {
+            self.collect(begun, cors, out).await;
+        }
+        metrics.stream_closed();
+    }
+
+    /// Streams events as they come; several that are ready share a write.
+    async fn stream(
+        &self,
+        begun: Begun,
+        cors: Option<String>,
+        out: &mut Outgoing,
+    ) -> Result<(), Gone> {
+        let Begun { mut shape, mut stream, echo, .. } = begun;
+        let mut events = Vec::new();
+        let mut open = false;
+        loop {
+            let wait = if open { KEEP_ALIVE } else { STATUS_WAIT };
+            let mut waited = next_within(&mut stream, wait).await;
+            if !open {
+                match waited {
+                    // `Started` says that the request was accepted; a notice comes before it.
+                    Waited::Event(StreamEvent::Error(error)) => {
+                        self.fail(&error, cors, out);
+                        return Ok(());
+                    }
+                    Waited::End => {
+                        self.fail(&ended_early(), cors, out);
+                        return Ok(());
+                    }
+                    _ => {}
+                }
+                open = true;
+                let cors_headers = cors_headers(cors.as_deref());
+                out.begin_stream("text/event-stream; charset=utf-8", &cors_headers);
+                shape.open(&mut events);
+                if let Some(prompt) = &echo {
+                    shape.delta(&mut events, prompt, &[]);
+                }
+            }
+            let mut over = false;
+            for _ in 0..EVENTS_PER_WRITE_MAX {
+                match waited {
+                    Waited::Silence => events.extend_from_slice(sse::KEEP_ALIVE),
+                    Waited::End => {
+                        shape.fail(&mut events, &ended_early());
+                        over = true;
+                    }
+                    Waited::Event(event) => over = self.write_event(&mut shape, &mut events, event, out.request_id()),
+                }
+                if over {
+                    break;
+                }
+                match stream.try_next() {
+                    Some(event) => waited = Waited::Event(event),
+                    None => break,
+                }
+            }
+            out.stream(&events);
+            events.clear();
+            if over {
+                out.end_stream();
+                return out.flush().await;
+            }
+            out.flush().await?;
+        }
+    }
+
+    /// Appends an event; true = nothing follows.
+    fn write_event(&self, shape: &mut Shape, events: &mut Vec<u8>, event: StreamEvent, request_id: &str) -> bool {
+        match event {
+            StreamEvent::Started { .. } => false,
+            StreamEvent::Delta { text, tokens } => {
+                shape.delta(events, &text, &tokens);
+                false
+            }
+            StreamEvent::Notice { text } => {
+                shape.notice(events, &text);
+                false
+            }
+            StreamEvent::Done { reason: Finish::Failed(why), .. } => {
+                tracing::warn!(request_id, why, "a generation failed");
+                shape.fail(events, &failed());
+                true
+            }
+            StreamEvent::Done { reason, usage, timings, .. } => {
+                shape.close(events, &reason, usage, timings);
+                true
+            }
+            StreamEvent::Error(error) => {
+                tracing::warn!(request_id, code = error.code, message = %error.message, "a stream failed");
+                shape.fail(events, &error);
+                true
+            }
+        }
+    }
+
+    /// Collects a whole answer.
+    async fn collect(&self, begun: Begun, cors: Option<String>, out: &mut Outgoing) {
+        let Begun { shape, mut stream, echo, .. } = begun;
+        let mut text = echo.unwrap_or_default();
+        let mut tokens: Vec<TokenInfo> = Vec::new();
+        let mut notices = Vec::new();
+        loop {
+            match stream.next().await {
+                None => return self.fail(&ended_early(), cors, out),
+                Some(StreamEvent::Started { .. }) => {}
+                Some(StreamEvent::Delta { text: more, tokens: mut more_tokens }) => {
+                    text.push_str(&more);
+                    tokens.append(&mut more_tokens);
+                }
+                Some(StreamEvent::Notice { text }) => notices.push(text),
+                Some(StreamEvent::Error(error)) => return self.fail(&error, cors, out),
+                Some(StreamEvent::Done { reason: Finish::Failed(why), .. }) => {
+                    tracing::warn!(request_id = out.request_id(), why, "a generation failed");
+                    return self.fail(&failed(), cors, out);
+                }
+                Some(StreamEvent::Done { reason, usage, timings, .. }) => {
+                    let body = shape.whole(text, &tokens, &reason, usage, timings, &notices);
+                    let mut response = Response::json(200, body);
+                    add_cors(&mut response, cors.as_deref());
+                    return out.respond(response);
+                }
+            }
+        }
+    }
+
+    fn fail(&self, error: &ApiError, cors: Option<String>, out: &mut Outgoing) {
+        let mut response = self.report(error, out.request_id());
+        add_cors(&mut response, cors.as_deref());
+        out.respond(response);
+    }
+}
+
+/// The prompt that the answer repeats, if it was asked to.
+fn echo_of(request: &CompletionRequest) -> Result<Option<String>, ApiError> {
+    match (&request.prompt, request.echo) {
+        (Some(Prompt::Text(_)), Some(true)) if request.logprobs.is_some() => Err(ApiError::unsupported(
+            "echo",
+            "Log probabilities of the prompt are not computed, so echo and logprobs exclude each other.",
+        )),
+        (Some(Prompt::Text(text)), Some(true)) => Ok(Some(text.clone())),
+        (_, Some(true)) => Err(ApiError::unsupported("echo", "Only a prompt of one text can be repeated.")),
+        _ => Ok(None),
+    }
+}
+
+fn cors_headers(origin: Option<&str>) -> Vec<(&'static str, String)> {
+    origin.map_or_else(Vec::new, |origin| {
+        vec![
+            ("access-control-allow-origin", origin.to_owned()),
+            ("access-control-expose-headers", "x-request-id, retry-after".to_owned()),
+            ("vary", "Origin".to_owned()),
+        ]
+    })
+}
+
+fn add_cors(response: &mut Response, origin: Option<&str>) {
+    response.headers.extend(cors_headers(origin));
+}
+
+/// The next event, or silence after `wait`.
+async fn next_within(stream: &mut TokenStream, wait: Duration) -> Waited {
+    let mut next = pin!(stream.next());
+    let mut timer = pin!(monoio::time::sleep(wait));
+    poll_fn(|context| {
+        if let Poll::Ready(event) = next.as_mut().poll(context) {
+            return Poll::Ready(event.map_or(Waited::End, Waited::Event));
+        }
+        timer.as_mut().poll(context).map(|()| Waited::Silence)
+    })
+    .await
+}
+
+fn ended_early() -> ApiError {
+    ApiError::internal("The answer ended without a result.")
+}
+
+fn failed() -> ApiError {
+    ApiError::internal("The model engine failed on this request; the node's log has the reason.")
+}

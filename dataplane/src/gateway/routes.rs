@@ -1,0 +1,298 @@
+//! The route table: everything that the public port answers, as data.
+//!
+//! Deny by default: an address that is not listed here is 404, a method that is not listed
+//! is 405, and each row says who may call it. Nothing else in the gateway decides access,
+//! so the table can be read (and is walked by a test) as the whole truth.
+
+use millrace_proto::limits::{BODY_BYTES_MAX, WEBHOOK_BODY_BYTES_MAX};
+use millrace_proto::record::{SCOPE_ADMIN, SCOPE_CHAT};
+
+use crate::obs::Route;
+
+/// Methods that appear in the table. `HEAD` is answered wherever `GET` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// `GET` (and `HEAD`).
+    Get,
+    /// `POST`.
+    Post,
+    /// `DELETE`.
+    Delete,
+}
+
+impl Verb {
+    /// The method's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+        }
+    }
+
+    fn accepts(self, method: &str) -> bool {
+        method == self.as_str() || (self == Self::Get && method == "HEAD")
+    }
+}
+
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody: the answer holds nothing of a tenant.
+    Public,
+    /// A key with this scope, in `Authorization: Bearer`.
+    Key(u32),
+    /// The body's signature, checked by the channel.
+    Signed,
+    /// The key comes in the first frame of the socket; the page's origin is checked before.
+    FirstFrame,
+}
+
+/// What answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each name is the row of the table that uses it")]
+pub enum Endpoint {
+    Healthz,
+    Readyz,
+    ConsoleIndex,
+    ConsoleAsset,
+    Chat,
+    Completions,
+    Embeddings,
+    Models,
+    Model,
+    Sessions,
+    SessionMessages,
+    SessionContext,
+    ChatSocket,
+    Hook,
+    AdminKeys,
+    AdminCreateKey,
+    AdminRevokeKey,
+    AdminOutbox,
+    AdminOutboxAct,
+    AdminStatus,
+}
+
+/// One row.
+#[derive(Debug)]
+pub struct Row {
+    /// The method.
+    pub verb: Verb,
+    /// The path; `{}` stands for one segment, a final `{*}` for the rest.
+    pub path: &'static str,
+    /// Who may call it.
+    pub access: Access,
+    /// What answers.
+    pub endpoint: Endpoint,
+    /// The label of its metrics.
+    pub metric: Route,
+    /// Longest request body; 0 = a body is refused.
+    pub body_bytes_max: usize,
+    /// The work is for this client alone: a client that leaves cancels it.
+    pub cancel_on_leave: bool,
+}
+
+/// Admin bodies are a few names.
+const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
+
+const fn row(verb: Verb, path: &'static str, access: Access, endpoint: Endpoint, metric: Route) -> Row {
+    Row { verb, path, access, endpoint, metric, body_bytes_max: 0, cancel_on_leave: false }
+}
+
+const fn with_body(mut row: Row, body_bytes_max: usize) -> Row {
+    row.body_bytes_max = body_bytes_max;
+    row
+}
+
+const fn for_client(mut row: Row) -> Row {
+    row.cancel_on_leave = true;
+    row
+}
+
+const CHAT: Access = Access::Key(SCOPE_CHAT);
+const ADMIN: Access = Access::Key(SCOPE_ADMIN);
+
+/// The table.
+pub static ROUTES: [Row; 21] = [
+    row(Verb::Get, "/healthz", Access::Public, Endpoint::Healthz, Route::Health),
+    row(Verb::Get, "/readyz", Access::Public, Endpoint::Readyz, Route::Health),
+    for_client(with_body(
+        row(Verb::Post, "/v1/chat/completions", CHAT, Endpoint::Chat, Route::Chat),
+        BODY_BYTES_MAX,
+    )),
+    for_client(with_body(
+        row(Verb::Post, "/v1/completions", CHAT, Endpoint::Completions, Route::Completions),
+        BODY_BYTES_MAX,
+    )),
+    for_client(with_body(
+        row(Verb::Post, "/v1/embeddings", CHAT, Endpoint::Embeddings, Route::Embeddings),
+        BODY_BYTES_MAX,
+    )),
+    with_body(
+        row(Verb::Post, "/hooks/{}/{}", Access::Signed, Endpoint::Hook, Route::Hook),
+        WEBHOOK_BODY_BYTES_MAX,
+    ),
+    row(Verb::Get, "/v1/models", CHAT, Endpoint::Models, Route::Models),
+    row(Verb::Get, "/v1/models/{*}", CHAT, Endpoint::Model, Route::Models),
+    row(Verb::Get, "/v1/sessions", CHAT, Endpoint::Sessions, Route::Sessions),
+    row(Verb::Get, "/v1/sessions/{}/messages", CHAT, Endpoint::SessionMessages, Route::Sessions),
+    for_client(row(Verb::Get, "/v1/sessions/{}/context", CHAT, Endpoint::SessionContext, Route::Sessions)),
+    row(Verb::Get, "/v1/chat/ws", Access::FirstFrame, Endpoint::ChatSocket, Route::Socket),
+    row(Verb::Get, "/", Access::Public, Endpoint::ConsoleIndex, Route::Console),
+    row(Verb::Get, "/console/{*}", Access::Public, Endpoint::ConsoleAsset, Route::Console),
+    row(Verb::Get, "/favicon.ico", Access::Public, Endpoint::ConsoleAsset, Route::Console),
+    row(Verb::Get, "/v1/admin/keys", ADMIN, Endpoint::AdminKeys, Route::Admin),
+    with_body(
+        row(Verb::Post, "/v1/admin/keys", ADMIN, Endpoint::AdminCreateKey, Route::Admin),
+        ADMIN_BODY_BYTES_MAX,
+    ),
+    with_body(
+        row(Verb::Delete, "/v1/admin/keys", ADMIN, Endpoint::AdminRevokeKey, Route::Admin),
+        ADMIN_BODY_BYTES_MAX,
+    ),
+    row(Verb::Get, "/v1/admin/outbox", ADMIN, Endpoint::AdminOutbox, Route::Admin),
+    with_body(
+        row(Verb::Post, "/v1/admin/outbox", ADMIN, Endpoint::AdminOutboxAct, Route::Admin),
+        ADMIN_BODY_BYTES_MAX,
+    ),
+    row(Verb::Get, "/v1/admin/status", ADMIN, Endpoint::AdminStatus, Route::Admin),
+];
+
+/// Most variable segments of one path.
+const SEGMENTS_MAX: usize = 2;
+
+/// The variable segments of a matched path, still percent-encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segments<'a>([&'a str; SEGMENTS_MAX]);
+
+impl<'a> Segments<'a> {
+    /// The segment at `index`; empty when the row has fewer.
+    pub fn get(&self, index: usize) -> &'a str {
+        self.0.get(index).copied().unwrap_or_default()
+    }
+}
+
+/// What the table says about a request.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// This row answers.
+    Row(&'static Row, Segments<'a>),
+    /// The address exists for other methods; the value of `Allow`.
+    OtherMethod(String),
+    /// There is no such address.
+    Nothing,
+}
+
+/// Looks a request up.
+pub fn find<'a>(method: &str, path: &'a str) -> Found<'a> {
+    let mut others: Vec<&'static str> = Vec::new();
+    for row in &ROUTES {
+        let Some(segments) = matches(row.path, path) else { continue };
+        if row.verb.accepts(method) {
+            return Found::Row(row, segments);
+        }
+        others.push(row.verb.as_str());
+        if row.verb == Verb::Get {
+            others.push("HEAD");
+        }
+    }
+    if others.is_empty() { Found::Nothing } else { Found::OtherMethod(others.join(", ")) }
+}
+
+/// The variable segments of a path that `row` has matched.
+pub fn segments<'a>(row: &Row, path: &'a str) -> Segments<'a> {
+    matches(row.path, path).unwrap_or_default()
+}
+
+fn matches<'a>(pattern: &str, path: &'a str) -> Option<Segments<'a>> {
+    let mut segments = Segments::default();
+    let mut count = 0;
+    let mut pattern = pattern;
+    let mut path = path;
+    loop {
+        let Some(hole) = pattern.find('{') else {
+            return (pattern == path).then_some(segments);
+        };
+        path = path.strip_prefix(&pattern[..hole])?;
+        pattern = &pattern[hole..];
+        if pattern == "{*}" {
+            // The rest may hold slashes (model names do) but must not be empty.
+            segments.0[count] = path;
+            return (!path.is_empty()).then_some(segments);
+        }
+        let end = path.find('/').unwrap_or(path.len());
+        if end == 0 {
+            return None;
+        }
+        segments.0[count] = &path[..end];
+        count += 1;
+        path = &path[end..];
+        pattern = &pattern["{}".len()..];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The reviewed list of what needs no key. A new public address must be added here by hand.
+    const PUBLIC: [&str; 5] = ["/", "/console/{*}", "/favicon.ico", "/healthz", "/readyz"];
+
+    #[test]
+    fn every_row_is_guarded_unless_it_is_on_the_reviewed_list() {
+        for row in &ROUTES {
+            match row.access {
+                Access::Public => assert!(PUBLIC.contains(&row.path), "{} is public by accident", row.path),
+                Access::Key(scope) => {
+                    let admin = row.path.starts_with("/v1/admin/");
+                    assert_eq!(scope == SCOPE_ADMIN, admin, "{}", row.path);
+                    assert!(scope.is_power_of_two(), "{}", row.path);
+                }
+                Access::Signed => assert!(row.path.starts_with("/hooks/")),
+                Access::FirstFrame => assert_eq!(row.endpoint, Endpoint::ChatSocket),
+            }
+            assert!(row.verb == Verb::Get || row.access != Access::Public, "{} changes state unasked", row.path);
+        }
+        for path in PUBLIC {
+            assert!(ROUTES.iter().any(|row| row.path == path), "{path} left the table");
+        }
+    }
+
+    #[test]
+    fn every_row_is_reachable_and_bounded() {
+        for row in &ROUTES {
+            let path = row.path.replace("{*}", "rest").replace("{}", "name");
+            let Found::Row(found, _) = find(row.verb.as_str(), &path) else { panic!("{path} is shadowed") };
+            assert!(std::ptr::eq(found, row), "{path} answers from another row");
+            assert!(row.body_bytes_max <= BODY_BYTES_MAX);
+            assert!(row.verb != Verb::Get || row.body_bytes_max == 0);
+        }
+    }
+
+    #[test]
+    fn what_is_not_listed_is_denied() {
+        for path in [
+            "", "*", "/v1", "/v1/", "/v1/models/", "/v1/chat/completions/", "/v1//models", "/V1/models", "/metrics",
+            "/hooks/telegram", "/hooks/telegram/", "/hooks//a", "/hooks/a/b/c", "/v1/sessions//messages",
+            "/v1/sessions/a/b/messages", "/console/", "/healthz/", "/healthz?", "//healthz", "/../healthz",
+        ] {
+            assert!(matches!(find("GET", path), Found::Nothing), "{path:?} was found");
+            assert!(matches!(find("POST", path), Found::Nothing), "{path:?} was found");
+        }
+        for method in ["PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "FOO", ""] {
+            let Found::OtherMethod(allow) = find(method, "/v1/models") else { panic!("{method}") };
+            assert_eq!(allow, "GET, HEAD");
+        }
+        let Found::OtherMethod(allow) = find("PUT", "/v1/admin/keys") else { panic!() };
+        assert_eq!(allow, "GET, HEAD, POST, DELETE");
+    }
+
+    #[test]
+    fn segments_are_cut_out() {
+        let Found::Row(row, segments) = find("POST", "/hooks/telegram/main") else { panic!() };
+        assert_eq!((row.endpoint, segments.get(0), segments.get(1)), (Endpoint::Hook, "telegram", "main"));
+        let Found::Row(row, segments) = find("HEAD", "/v1/models/org/name") else { panic!() };
+        assert_eq!((row.endpoint, segments.get(0), segments.get(1)), (Endpoint::Model, "org/name", ""));
+    }
+}

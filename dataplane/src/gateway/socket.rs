@@ -1,0 +1,505 @@
+//! `/v1/chat/ws`: chat over a WebSocket, as the chat page speaks it.
+//!
+//! JSON in text frames. The key comes in the first frame, so that it is in no URL and no log;
+//! before it the page's origin is compared with the host. Client frames: `auth`, `send`,
+//! `stop`, `history`; server frames: `ready`, `history`, `delta`, `notice`, `done`, `error`.
+//! Answers are written only as fast as the peer reads: what a slow peer has not taken yet is
+//! joined in its stream, so a socket's memory is bounded by the answers it asked for.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use millrace_agent::Finish;
+use millrace_proto::api::{ApiError, ChatMessage, ChatRequest, ChatRole};
+use millrace_proto::http1::RequestHead;
+use millrace_proto::limits::{NAME_BYTES_MAX, WS_MESSAGE_BYTES_MAX};
+use millrace_proto::record::SCOPE_CHAT;
+use millrace_proto::ws::{self, Decoder, Event, Opcode, Side, close_code};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::sessions::message_object;
+use super::shape::{api_usage, finish_reason};
+use super::{Gateway, Principal};
+use crate::bridge::{StreamEvent, TokenStream};
+use crate::net::line::{Cut, Line};
+use crate::net::outgoing::FLUSH_BYTES;
+use crate::net::wire::Reader;
+use crate::net::{Gone, Next, Outgoing, Response};
+
+/// From the upgrade to a valid key.
+const AUTH_WAIT: Duration = Duration::from_secs(10);
+
+/// A silent peer is asked whether it is there; without any frame for three such pauses it is not.
+const PING_PAUSE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(95);
+
+/// Answers that one socket may have under way; the page needs one.
+const RUNS_MAX: usize = 8;
+
+/// Messages of a session that `history` sends at most.
+const HISTORY_MESSAGES_MAX: usize = 200;
+
+/// The connection has become a WebSocket.
+pub struct Upgrade {
+    host_checked: HostChecked,
+}
+
+/// Proof that the origin was compared: only [`Gateway::open_socket`] makes one.
+struct HostChecked;
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum ClientFrame {
+    Auth { key: String },
+    Send { session: String, text: String, id: u64 },
+    Stop { id: u64 },
+    History { session: String },
+}
+
+struct Run {
+    id: u64,
+    stream: TokenStream,
+    /// The last event was written.
+    over: bool,
+}
+
+impl Run {
+    /// Writes an event of this answer.
+    fn write(&mut self, out: &mut Outgoing, event: Option<StreamEvent>) {
+        self.over = matches!(event, None | Some(StreamEvent::Done { .. } | StreamEvent::Error(_)));
+        write_event(out, self.id, event);
+    }
+}
+
+/// Why a socket ends.
+enum End {
+    /// The peer is gone; nothing can be said.
+    Gone,
+    /// Say this and close.
+    Close(u16, &'static str),
+    /// The peer said this; say it back.
+    Echo(Option<u16>),
+}
+
+impl From<Gone> for End {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+struct Talk<'a> {
+    gateway: &'a Gateway,
+    line: Rc<Line>,
+    out: Outgoing,
+    /// The key, kept to be checked again with every message: a revocation ends the talk.
+    key: Option<String>,
+    runs: Vec<Run>,
+    last_ping: Instant,
+}
+
+impl Gateway {
+    /// Answers the upgrade request.
+    pub(super) fn open_socket(&self, head: &RequestHead, out: &mut Outgoing) -> Next<Upgrade> {
+        let accept = match ws::handshake(head) {
+            Ok(accept) => accept,
+            Err(error) => {
+                let api = ApiError::new(error.status, "invalid_request_error", "websocket_expected", error.reason);
+                let mut response = Response::error(&api);
+                if error.status == 426 {
+                    response = response.header("sec-websocket-version", "13").header("upgrade", "websocket");
+                }
+                out.respond(response);
+                return Next::Continue;
+            }
+        };
+        if let Some(origin) = head.header("origin")
+            && !same_host(origin, head.header("host").unwrap_or_default())
+            && self.allowed_origin(head).is_none()
+        {
+            out.fail(&ApiError::new(
+                403,
+                "permission_error",
+                "foreign_origin",
+                format!("A page of {origin} may not open a chat here."),
+            ));
+            return Next::Continue;
+        }
+        out.switch_to_websocket(&accept);
+        Next::Upgrade(Upgrade { host_checked: HostChecked })
+    }
+
+    /// Talks until either side ends it.
+    pub(super) async fn converse(
+        &self,
+        upgrade: Upgrade,
+        mut reader: Reader,
+        ahead: Vec<u8>,
+        out: Outgoing,
+        line: Rc<Line>,
+    ) {
+        let Upgrade { host_checked: HostChecked } = upgrade;
+        let mut talk =
+            Talk { gateway: self, line, out, key: None, runs: Vec::new(), last_ping: Instant::now() };
+        let end = match talk.go_on(&mut reader, ahead).await {
+            Ok(()) => return,
+            Err(end) => end,
+        };
+        for _ in talk.runs.drain(..) {
+            self.net.metrics().stream_closed();
+        }
+        match end {
+            End::Gone => {}
+            End::Close(code, reason) => talk.close(Some(code), reason, reader).await,
+            End::Echo(code) => talk.close(code, "", reader).await,
+        }
+    }
+}
+
+impl Talk<'_> {
+    async fn go_on(&mut self, reader: &mut Reader, ahead: Vec<u8>) -> Result<(), End> {
+        let mut decoder = Decoder::new(Side::Server, WS_MESSAGE_BYTES_MAX);
+        let mut input = ahead;
+        self.read_within(AUTH_WAIT);
+        self.out.flush().await?;
+        loop {
+            self.frames(&mut decoder, &mut input)?;
+            self.write_runs();
+            self.out.flush().await?;
+            // Between answers a drain may end the talk at once.
+            self.line.set_idle(self.runs.is_empty());
+            self.wait(reader, &mut input).await?;
+        }
+    }
+
+    /// Waits for a frame, an event of an answer, or the time to ping.
+    async fn wait(&mut self, reader: &mut Reader, input: &mut Vec<u8>) -> Result<(), End> {
+        let until_ping = PING_PAUSE.saturating_sub(self.last_ping.elapsed());
+        let mut timer = pin!(monoio::time::sleep(until_ping));
+        let runs = &mut self.runs;
+        let out = &mut self.out;
+        let read = poll_fn(|context| {
+            if let Poll::Ready(read) = reader.poll_read(context, input) {
+                return Poll::Ready(Some(read));
+            }
+            for run in runs.iter_mut() {
+                let next = pin!(run.stream.next()).poll(context);
+                if let Poll::Ready(event) = next {
+                    run.write(out, event);
+                    return Poll::Ready(None);
+                }
+            }
+            timer.as_mut().poll(context).map(|()| None)
+        })
+        .await;
+        if self.last_ping.elapsed() >= PING_PAUSE {
+            self.last_ping = Instant::now();
+            ws::encode(self.out.raw_buffer(), Opcode::Ping, b"");
+        }
+        match read {
+            None => Ok(()),
+            Some(Ok(1..)) => {
+                if self.key.is_some() {
+                    self.read_within(IDLE);
+                }
+                Ok(())
+            }
+            Some(_) => Err(match self.line.cut() {
+                Some(Cut::Drain) => End::Close(close_code::GOING_AWAY, "the node is shutting down"),
+                Some(Cut::ReadTimeout) if self.key.is_none() => End::Close(close_code::POLICY, "no key came in time"),
+                Some(Cut::ReadTimeout) => End::Close(close_code::GOING_AWAY, "no sign of life"),
+                Some(Cut::WriteTimeout | Cut::Stop) | None => End::Gone,
+            }),
+        }
+    }
+
+    /// Acts on every frame that has arrived.
+    fn frames(&mut self, decoder: &mut Decoder, input: &mut Vec<u8>) -> Result<(), End> {
+        let bytes = std::mem::take(input);
+        let mut rest = bytes.as_slice();
+        loop {
+            match decoder.next(&mut rest) {
+                Ok(None) => return Ok(()),
+                Ok(Some(Event::Text(text))) => self.text(&text)?,
+                Ok(Some(Event::Binary(_))) => {
+                    return Err(End::Close(close_code::UNSUPPORTED, "only text frames are spoken here"));
+                }
+                Ok(Some(Event::Ping(payload))) => ws::encode(self.out.raw_buffer(), Opcode::Pong, &payload),
+                Ok(Some(Event::Pong(_))) => {}
+                Ok(Some(Event::Close { code, .. })) => return Err(End::Echo(code)),
+                Err(error) => return Err(End::Close(error.code, error.reason)),
+            }
+            if self.out.buffered() > FLUSH_BYTES * 4 {
+                // Only a peer that floods without reading gets here.
+                return Err(End::Close(close_code::POLICY, "too many frames without reading the answers"));
+            }
+        }
+    }
+
+    fn text(&mut self, text: &str) -> Result<(), End> {
+        let frame = match serde_json::from_str::<ClientFrame>(text) {
+            Ok(frame) => frame,
+            Err(error) => {
+                let api = ApiError::bad_request("invalid_frame", format!("The frame cannot be read: {error}."));
+                self.error(None, &api);
+                return if self.key.is_some() { Ok(()) } else { Err(no_key()) };
+            }
+        };
+        match (frame, self.key.clone()) {
+            (ClientFrame::Auth { key }, None) => match self.principal(&key) {
+                Ok(_) => {
+                    self.key = Some(key);
+                    self.read_within(IDLE);
+                    let model = self.gateway.model_name();
+                    self.say(&json!({"type": "ready", "model": model}));
+                    Ok(())
+                }
+                Err(error) => {
+                    self.error(None, &error);
+                    Err(End::Close(close_code::POLICY, "the key was not accepted"))
+                }
+            },
+            (ClientFrame::Auth { .. }, Some(_)) => {
+                self.error(None, &ApiError::bad_request("already_authenticated", "This socket has a key already."));
+                Ok(())
+            }
+            (_, None) => {
+                self.error(None, &ApiError::unauthorized("The first frame must carry the key."));
+                Err(no_key())
+            }
+            (ClientFrame::Send { session, text, id }, Some(key)) => {
+                if let Err(error) = self.send(&key, session, text, id) {
+                    self.error(Some(id), &error);
+                    if error.status == 401 {
+                        return Err(End::Close(close_code::POLICY, "the key was revoked"));
+                    }
+                }
+                Ok(())
+            }
+            (ClientFrame::Stop { id }, Some(_)) => {
+                if let Some(at) = self.runs.iter().position(|run| run.id == id) {
+                    // Dropping the stream stops the work on it.
+                    self.runs.remove(at);
+                    self.gateway.net.metrics().stream_closed();
+                    self.say(&json!({"type": "done", "id": id, "finish_reason": "cancelled", "usage": null}));
+                }
+                Ok(())
+            }
+            (ClientFrame::History { session }, Some(key)) => {
+                if let Err(error) = self.history(&key, &session) {
+                    self.error(None, &error);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn send(&mut self, key: &str, session: String, text: String, id: u64) -> Result<(), ApiError> {
+        let principal = self.principal(key)?;
+        if self.gateway.net.draining.get() {
+            return Err(ApiError::overloaded("This node is shutting down and takes no new work.", 1));
+        }
+        if self.runs.iter().any(|run| run.id == id) {
+            return Err(ApiError::invalid_param("id", format!("An answer with the id {id} is under way.")));
+        }
+        if self.runs.len() >= RUNS_MAX {
+            return Err(ApiError::rate_limited(format!("{RUNS_MAX} answers are under way on this socket."), 1));
+        }
+        if text.trim().is_empty() {
+            return Err(ApiError::invalid_param("text", "The message is empty."));
+        }
+        check_session(&session)?;
+        let request = ChatRequest {
+            session: Some(session),
+            messages: vec![ChatMessage { role: ChatRole::User, content: text, name: None }],
+            stream: Some(true),
+            ..ChatRequest::default()
+        };
+        request.validate()?;
+        let stream = self.gateway.bridge.chat(&principal, request)?;
+        self.gateway.net.metrics().stream_opened();
+        self.line.set_idle(false);
+        self.runs.push(Run { id, stream, over: false });
+        Ok(())
+    }
+
+    fn history(&mut self, key: &str, session: &str) -> Result<(), ApiError> {
+        let principal = self.principal(key)?;
+        check_session(session)?;
+        let messages = match self.gateway.bridge.history(&principal, session, None, HISTORY_MESSAGES_MAX) {
+            // A session begins with its first message: before it, its history is empty.
+            Err(error) if error.code == "session_not_found" => Vec::new(),
+            answer => answer?,
+        };
+        let messages: Vec<Value> = messages.iter().map(message_object).collect();
+        self.say(&json!({"type": "history", "session": session, "messages": messages}));
+        Ok(())
+    }
+
+    fn principal(&self, key: &str) -> Result<std::sync::Arc<Principal>, ApiError> {
+        let principal = self.gateway.identify(key)?;
+        principal.require(SCOPE_CHAT)?;
+        Ok(principal)
+    }
+
+    /// Writes the events that are ready and forgets the answers that are complete.
+    fn write_runs(&mut self) {
+        let out = &mut self.out;
+        let metrics = self.gateway.net.metrics();
+        self.runs.retain_mut(|run| {
+            while !run.over && out.buffered() < FLUSH_BYTES {
+                match run.stream.try_next() {
+                    Some(event) => run.write(out, Some(event)),
+                    None => break,
+                }
+            }
+            if run.over {
+                metrics.stream_closed();
+            }
+            !run.over
+        });
+    }
+
+    fn read_within(&self, wait: Duration) {
+        self.line.read_until(self.gateway.net.deadline(wait));
+    }
+
+    fn say(&mut self, value: &Value) {
+        say(&mut self.out, value);
+    }
+
+    fn error(&mut self, id: Option<u64>, error: &ApiError) {
+        say(&mut self.out, &error_frame(id, error));
+    }
+
+    /// The closing handshake: our frame, then the peer's within the linger time.
+    async fn close(mut self, code: Option<u16>, reason: &str, mut reader: Reader) {
+        match code {
+            Some(code) => ws::encode_close(self.out.raw_buffer(), code, reason),
+            None => ws::encode(self.out.raw_buffer(), Opcode::Close, b""),
+        }
+        if self.out.flush().await.is_err() {
+            return;
+        }
+        self.out.finish().await;
+        self.read_within(Duration::from_secs(2));
+        let mut rest = Vec::new();
+        while rest.len() < WS_MESSAGE_BYTES_MAX {
+            if !matches!(reader.read(&mut rest).await, Ok(1..)) {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Talk<'_> {
+    fn drop(&mut self) {
+        for _ in &self.runs {
+            self.gateway.net.metrics().stream_closed();
+        }
+    }
+}
+
+fn no_key() -> End {
+    End::Close(close_code::POLICY, "the first frame must carry the key")
+}
+
+fn write_event(out: &mut Outgoing, id: u64, event: Option<StreamEvent>) {
+    let value = match event {
+        Some(StreamEvent::Started { .. }) => return,
+        Some(StreamEvent::Delta { text, .. }) => json!({"type": "delta", "id": id, "text": text}),
+        Some(StreamEvent::Notice { text }) => json!({"type": "notice", "id": id, "text": text}),
+        Some(StreamEvent::Done { reason: Finish::Failed(why), .. }) => {
+            tracing::warn!(why, "a generation failed");
+            error_frame(Some(id), &ApiError::internal("The model engine failed on this message; the node's log has the reason."))
+        }
+        Some(StreamEvent::Done { reason, usage, message_seq, .. }) => json!({
+            "type": "done",
+            "id": id,
+            "finish_reason": finish_reason(&reason),
+            "usage": api_usage(usage),
+            "seq": message_seq,
+        }),
+        Some(StreamEvent::Error(error)) => error_frame(Some(id), &error),
+        // The end was written with the event before it.
+        None => return,
+    };
+    say(out, &value);
+}
+
+fn say(out: &mut Outgoing, value: &Value) {
+    ws::encode(out.raw_buffer(), Opcode::Text, value.to_string().as_bytes());
+}
+
+fn error_frame(id: Option<u64>, error: &ApiError) -> Value {
+    let mut frame = json!({"type": "error"});
+    if let Some(id) = id {
+        frame["id"] = Value::from(id);
+    }
+    frame["error"] = error.to_value()["error"].take();
+    frame
+}
+
+fn check_session(session: &str) -> Result<(), ApiError> {
+    if session.is_empty() || session.len() > NAME_BYTES_MAX {
+        let message = format!("session has {} bytes; it must have 1 to {NAME_BYTES_MAX}.", session.len());
+        return Err(ApiError::invalid_param("session", message));
+    }
+    Ok(())
+}
+
+/// Whether a page's origin is this host: scheme aside, names and ports are equal.
+fn same_host(origin: &str, host: &str) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let default_port = match scheme {
+        "http" => ":80",
+        "https" => ":443",
+        _ => return false,
+    };
+    let bare = |name: &str| name.strip_suffix(default_port).unwrap_or(name).to_ascii_lowercase();
+    !authority.is_empty() && bare(authority) == bare(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_page_of_this_host_may_open_a_socket() {
+        for (origin, host, same) in [
+            ("http://127.0.0.1:8080", "127.0.0.1:8080", true),
+            ("https://chat.example", "chat.example", true),
+            ("https://chat.example", "Chat.Example:443", true),
+            ("http://chat.example:80", "chat.example", true),
+            ("https://evil.example", "chat.example", false),
+            ("https://chat.example.evil", "chat.example", false),
+            ("http://127.0.0.1:8081", "127.0.0.1:8080", false),
+            ("null", "chat.example", false),
+            ("file://", "", false),
+            ("http://", "", false),
+            ("ftp://chat.example", "chat.example", false),
+        ] {
+            assert_eq!(same_host(origin, host), same, "{origin} against {host}");
+        }
+    }
+
+    #[test]
+    fn frames_are_read_by_their_type_and_unknown_ones_are_errors() {
+        let send: ClientFrame =
+            serde_json::from_str(r#"{"type":"send","session":"s","text":"hi","id":3,"more":1}"#).expect("a frame");
+        assert!(matches!(send, ClientFrame::Send { id: 3, .. }));
+        for bad in ["", "[]", "{}", r#"{"type":"quit"}"#, r#"{"type":"send","id":-1}"#, r#"{"type":"stop"}"#] {
+            assert!(serde_json::from_str::<ClientFrame>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_error_frame_has_the_shape_of_the_api_inside() {
+        let frame = error_frame(Some(4), &ApiError::unauthorized("no"));
+        assert_eq!((&frame["id"], &frame["error"]["code"]), (&Value::from(4), &Value::from("invalid_api_key")));
+        assert!(error_frame(None, &ApiError::internal("x")).get("id").is_none());
+    }
+}

@@ -1,0 +1,112 @@
+//! The accept loop of one shard and its gate.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use monoio::io::AsyncWriteRent;
+use monoio::net::{TcpListener, TcpStream};
+
+use super::Net;
+use super::line::shut_listener;
+use crate::obs::Rejection;
+
+/// What a connection beyond the gate reads before it is closed. Fixed bytes: refusing must
+/// stay cheap when everything else is not.
+const REFUSED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+content-type: application/json\r\n\
+content-length: 212\r\n\
+retry-after: 1\r\n\
+connection: close\r\n\r\n\
+{\"error\":{\"message\":\"This node serves its maximum of connections. Try again in a second, or raise the limit.\",\
+\"type\":\"overloaded_error\",\"param\":null,\"code\":\"too_many_connections\",\"retryable\":true,\"retry_in_s\":1}}";
+
+/// Refusals that may be written at once; beyond that the connection is just closed.
+const REFUSALS_MAX: usize = 64;
+
+/// Pause after the process ran out of descriptors or memory for sockets.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts until the listener is shut, handing each stream to `serve`.
+pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(TcpStream)) {
+    net.listener_fd.set(Some(listener.as_raw_fd()));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _peer)) => {
+                if net.stopped_accepting.get() {
+                    break;
+                }
+                if net.lines.len() >= net.limits.connections_max {
+                    refuse(&net, stream);
+                    continue;
+                }
+                // Tokens are small writes that must leave at once.
+                let _ = stream.set_nodelay(true);
+                serve(stream);
+            }
+            Err(_) if net.stopped_accepting.get() => break,
+            Err(error) => match error.raw_os_error() {
+                // The peer left between the handshake and the accept.
+                Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO) => {}
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                    tracing::warn!(
+                        %error, open = net.lines.len(),
+                        "cannot accept: out of descriptors or memory; raise `ulimit -n`"
+                    );
+                    monoio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+                _ => {
+                    tracing::error!(%error, "accept failed");
+                    monoio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+            },
+        }
+    }
+    net.listener_fd.set(None);
+}
+
+/// Closes the listener's queue: the pending accept completes and the loop ends.
+pub fn stop_accepting(net: &Net) {
+    if !net.stopped_accepting.replace(true)
+        && let Some(fd) = net.listener_fd.get()
+    {
+        shut_listener(fd);
+    }
+}
+
+fn refuse(net: &Rc<Net>, stream: TcpStream) {
+    net.metrics().rejected(Rejection::Connections);
+    if net.refusals.get() >= REFUSALS_MAX {
+        return;
+    }
+    net.refusals.set(net.refusals.get() + 1);
+    let net = net.clone();
+    drop(monoio::spawn(async move {
+        let mut stream = stream;
+        let _: (io::Result<usize>, &[u8]) = stream.write(REFUSED).await;
+        // Says that nothing follows; the answer may otherwise be lost to a reset.
+        let _ = stream.shutdown().await;
+        net.refusals.set(net.refusals.get() - 1);
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prepared_refusal_is_well_formed() {
+        let text = std::str::from_utf8(REFUSED).expect("utf-8");
+        let (head, body) = text.split_once("\r\n\r\n").expect("head and body");
+        let length: usize = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .expect("a length")
+            .parse()
+            .expect("a number");
+        assert_eq!(length, body.len());
+        let value: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(value["error"]["retryable"], true);
+    }
+}

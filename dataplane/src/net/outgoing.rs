@@ -1,0 +1,362 @@
+//! The answer side of a connection: heads, whole bodies and streams into one buffer that
+//! leaves in as few writes as possible.
+
+use std::io::Write as _;
+use std::rc::Rc;
+
+use millrace_proto::api::ApiError;
+use millrace_proto::http1::{reason_phrase, write_last_chunk};
+
+use super::Net;
+use super::line::Line;
+use super::wire::Writer;
+
+/// Buffered answers of pipelined requests are written beyond this.
+pub const FLUSH_BYTES: usize = 64 * 1024;
+
+/// Longest `x-request-id` that is honoured.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// The peer is gone (or took nothing in time); nothing more can be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+/// A body.
+#[derive(Debug)]
+pub enum Body {
+    /// None.
+    Empty,
+    /// Compiled in.
+    Static(&'static [u8]),
+    /// Made for this answer.
+    Owned(Vec<u8>),
+}
+
+impl Body {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Empty => &[],
+            Self::Static(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Response {
+    /// Status code.
+    pub status: u16,
+    /// `content-type`; empty = none is sent.
+    pub content_type: &'static str,
+    /// The body.
+    pub body: Body,
+    /// Further headers; names in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    /// Close the connection after this answer.
+    pub close: bool,
+}
+
+impl Response {
+    /// An answer with a JSON body.
+    pub fn json(status: u16, body: Vec<u8>) -> Self {
+        Self {
+            status,
+            content_type: "application/json",
+            body: Body::Owned(body),
+            headers: Vec::new(),
+            close: false,
+        }
+    }
+
+    /// An answer with a compiled-in body.
+    pub fn fixed(status: u16, content_type: &'static str, body: &'static [u8]) -> Self {
+        Self { status, content_type, body: Body::Static(body), headers: Vec::new(), close: false }
+    }
+
+    /// An answer without a body.
+    pub fn empty(status: u16) -> Self {
+        Self { status, content_type: "", body: Body::Empty, headers: Vec::new(), close: false }
+    }
+
+    /// The answer for an error, in the shape of the API.
+    pub fn error(error: &ApiError) -> Self {
+        let mut response = Self::json(error.status, error.to_json());
+        if let Some(seconds) = error.retry_after_s {
+            response.headers.push(("retry-after", seconds.to_string()));
+        }
+        if error.status == 401 {
+            response.headers.push(("www-authenticate", "Bearer realm=\"millrace\"".into()));
+        }
+        response
+    }
+
+    /// Adds a header.
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// Closes the connection afterwards.
+    pub fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+}
+
+/// What one request's answer must respect.
+#[derive(Debug, Default)]
+struct Exchange {
+    request_id: String,
+    head_only: bool,
+    http_1_0: bool,
+    keep_alive: bool,
+    status: u16,
+    chunked: bool,
+    streaming: bool,
+}
+
+/// The answer side.
+pub struct Outgoing {
+    net: Rc<Net>,
+    line: Rc<Line>,
+    writer: Writer,
+    buffer: Vec<u8>,
+    exchange: Exchange,
+    gone: bool,
+}
+
+impl Outgoing {
+    /// The answer side of a connection.
+    pub fn new(net: Rc<Net>, line: Rc<Line>, writer: Writer) -> Self {
+        Self { net, line, writer, buffer: Vec::new(), exchange: Exchange::default(), gone: false }
+    }
+
+    /// Starts an exchange: what follows answers this request.
+    pub fn begin(&mut self, request_id: Option<&str>, head_only: bool, http_1_0: bool, keep_alive: bool) {
+        let exchange = &mut self.exchange;
+        exchange.head_only = head_only;
+        exchange.http_1_0 = http_1_0;
+        exchange.keep_alive = keep_alive;
+        exchange.status = 0;
+        exchange.chunked = false;
+        exchange.streaming = false;
+        exchange.request_id.clear();
+        match request_id.and_then(honoured_id) {
+            Some(id) => exchange.request_id.push_str(id),
+            None => {
+                use std::fmt::Write as _;
+                let _ = write!(exchange.request_id, "req-{:016x}", self.net.next_request_id());
+            }
+        }
+    }
+
+    /// The id under which this exchange is known to the client and in the log.
+    pub fn request_id(&self) -> &str {
+        &self.exchange.request_id
+    }
+
+    /// The status that was answered; 0 = none yet.
+    pub fn status(&self) -> u16 {
+        self.exchange.status
+    }
+
+    /// The connection stays open after this exchange.
+    pub fn keeps_alive(&self) -> bool {
+        self.exchange.keep_alive && !self.gone
+    }
+
+    /// The connection closes after this exchange.
+    pub fn close_after(&mut self) {
+        self.exchange.keep_alive = false;
+    }
+
+    /// Bytes not yet written.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The peer is known to be gone.
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Buffers a whole answer.
+    pub fn respond(&mut self, response: Response) {
+        debug_assert_eq!(self.exchange.status, 0, "one answer for one request");
+        if response.close {
+            self.exchange.keep_alive = false;
+        }
+        self.status_line(response.status);
+        let body = response.body.as_slice();
+        if !response.content_type.is_empty() {
+            self.put_header("content-type", response.content_type.as_bytes());
+        }
+        // RFC 9110 section 8.6: 1xx and 204 have no length.
+        if response.status >= 200 && response.status != 204 {
+            let _ = write!(self.buffer, "content-length: {}\r\n", body.len());
+        }
+        for (name, value) in &response.headers {
+            self.put_header(name, value.as_bytes());
+        }
+        self.end_head();
+        if !self.exchange.head_only {
+            self.buffer.extend_from_slice(body);
+        }
+    }
+
+    /// Buffers the answer for an error.
+    pub fn fail(&mut self, error: &ApiError) {
+        self.respond(Response::error(error));
+    }
+
+    /// Buffers the head of a stream of unknown length.
+    pub fn begin_stream(&mut self, content_type: &'static str, headers: &[(&'static str, String)]) {
+        debug_assert_eq!(self.exchange.status, 0, "one answer for one request");
+        self.exchange.streaming = true;
+        self.exchange.chunked = !self.exchange.http_1_0;
+        if self.exchange.http_1_0 {
+            // Such a client knows the end only by the close.
+            self.exchange.keep_alive = false;
+        }
+        self.status_line(200);
+        self.put_header("content-type", content_type.as_bytes());
+        self.put_header("cache-control", b"no-cache");
+        // Reverse proxies that buffer would hold tokens back.
+        self.put_header("x-accel-buffering", b"no");
+        for (name, value) in headers {
+            self.put_header(name, value.as_bytes());
+        }
+        if self.exchange.chunked {
+            self.put_header("transfer-encoding", b"chunked");
+        }
+        self.end_head();
+    }
+
+    /// Buffers a part of the stream.
+    pub fn stream(&mut self, part: &[u8]) {
+        debug_assert!(self.exchange.streaming, "begin_stream comes first");
+        if part.is_empty() || self.exchange.head_only {
+            return;
+        }
+        if self.exchange.chunked {
+            let _ = write!(self.buffer, "{:x}\r\n", part.len());
+            self.buffer.extend_from_slice(part);
+            self.buffer.extend_from_slice(b"\r\n");
+        } else {
+            self.buffer.extend_from_slice(part);
+        }
+    }
+
+    /// Buffers the end of the stream.
+    pub fn end_stream(&mut self) {
+        if self.exchange.chunked && !self.exchange.head_only {
+            write_last_chunk(&mut self.buffer);
+        }
+        self.exchange.streaming = false;
+    }
+
+    /// Buffers bytes as they are (an interim answer, frames of an upgraded connection).
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The buffer, for encoders that append.
+    pub fn raw_buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    /// Buffers the head that turns the connection into a WebSocket.
+    pub fn switch_to_websocket(&mut self, accept: &str) {
+        self.exchange.status = 101;
+        self.buffer.extend_from_slice(
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",
+        );
+        self.buffer.extend_from_slice(accept.as_bytes());
+        self.buffer.extend_from_slice(b"\r\nx-request-id: ");
+        self.buffer.extend_from_slice(self.exchange.request_id.as_bytes());
+        self.buffer.extend_from_slice(b"\r\n\r\n");
+    }
+
+    /// Writes everything buffered.
+    pub async fn flush(&mut self) -> Result<(), Gone> {
+        if self.gone {
+            return Err(Gone);
+        }
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let (net, line) = (&self.net, &self.line);
+        line.write_until(net.deadline(net.limits.write));
+        let bytes = std::mem::take(&mut self.buffer);
+        let (result, bytes) =
+            self.writer.write(bytes, || line.write_until(net.deadline(net.limits.write))).await;
+        line.write_done();
+        self.buffer = bytes;
+        if result.is_err() {
+            self.gone = true;
+            return Err(Gone);
+        }
+        Ok(())
+    }
+
+    /// Says that nothing follows.
+    pub async fn finish(&mut self) {
+        self.writer.finish().await;
+    }
+
+    fn status_line(&mut self, status: u16) {
+        self.exchange.status = status;
+        let _ = write!(self.buffer, "HTTP/1.1 {status} {}\r\n", reason_phrase(status));
+    }
+
+    fn put_header(&mut self, name: &str, value: &[u8]) {
+        self.buffer.extend_from_slice(name.as_bytes());
+        self.buffer.extend_from_slice(b": ");
+        // A value may hold text of a request (a model's name); a line break in it would forge a header.
+        self.buffer.extend(value.iter().map(|&byte| if byte < 0x20 || byte == 0x7f { b' ' } else { byte }));
+        self.buffer.extend_from_slice(b"\r\n");
+    }
+
+    fn end_head(&mut self) {
+        if self.net.draining.get() {
+            self.exchange.keep_alive = false;
+        }
+        self.buffer.extend_from_slice(b"date: ");
+        self.net.put_date(&mut self.buffer);
+        self.buffer.extend_from_slice(b"\r\nx-request-id: ");
+        self.buffer.extend_from_slice(self.exchange.request_id.as_bytes());
+        self.buffer.extend_from_slice(match (self.exchange.keep_alive, self.exchange.http_1_0) {
+            (true, false) => b"\r\n\r\n".as_slice(),
+            (true, true) => b"\r\nconnection: keep-alive\r\n\r\n",
+            (false, _) => b"\r\nconnection: close\r\n\r\n",
+        });
+    }
+}
+
+/// A client's id is echoed when it can stand in a header and in a log line as it is.
+fn honoured_id(id: &str) -> Option<&str> {
+    let printable = !id.is_empty()
+        && id.len() <= REQUEST_ID_BYTES_MAX
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte));
+    printable.then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ids_that_cannot_forge_anything_are_honoured() {
+        assert_eq!(honoured_id("abc-1.2:3"), Some("abc-1.2:3"));
+        for bad in ["", "a b", "a\r\nset-cookie: x", "<script>", &"a".repeat(129), "\u{e9}"] {
+            assert_eq!(honoured_id(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_unauthorized_answer_names_its_scheme() {
+        let response = Response::error(&ApiError::unauthorized("no key"));
+        assert!(response.headers.iter().any(|(name, value)| *name == "www-authenticate" && value.starts_with("Bearer")));
+    }
+}
