@@ -36,9 +36,6 @@ use crate::net::{Admitted, Net, Next, Outgoing, Refused, Request, Response, Serv
 use crate::obs::{Rejection, Route};
 use crate::shard::Shared;
 
-/// The share of a minute's requests that a key may send at once.
-const BURST_SHARE: u32 = 10;
-
 /// The gateway of one shard.
 pub struct Gateway {
     shared: Arc<Shared>,
@@ -62,7 +59,8 @@ impl Gateway {
         let per_minute = shared.config.limits.requests_per_minute;
         Self {
             keys: Keys::new(shared.gateway.clone()),
-            rate: gcra::Limit::per_minute(per_minute, (per_minute / BURST_SHARE).max(1)),
+            // A key may use its minute at once: programs start their sessions together.
+            rate: gcra::Limit::per_minute(per_minute, per_minute),
             started: Instant::now(),
             started_unix_s: unix_ms() / 1_000,
             shared,

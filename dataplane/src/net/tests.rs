@@ -261,6 +261,15 @@ fn quick() -> Limits {
     }
 }
 
+/// A seed for a random test, printed so that a failure can be repeated.
+fn new_seed() -> u64 {
+    let mut bytes = [0u8; 8];
+    getrandom::fill(&mut bytes).expect("random bytes");
+    let seed = u64::from_le_bytes(bytes);
+    println!("seed {seed}");
+    seed
+}
+
 #[test]
 fn a_connection_serves_many_requests_and_pipelined_ones_in_order() {
     on_every_backend(Limits::default(), |server| {
@@ -294,8 +303,7 @@ fn bodies_arrive_whole_in_either_framing() {
 
 #[test]
 fn however_the_bytes_are_cut_the_answers_are_the_same() {
-    let seed: u64 = rand::random();
-    println!("seed {seed}");
+    let seed = new_seed();
     let wire = "GET /now HTTP/1.1\r\nHost: x\r\n\r\n\
         POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\nhello world\
         POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n1\r\ne\r\n0\r\nT: 1\r\n\r\n\
@@ -440,8 +448,7 @@ fn malformed_requests_are_refused_and_end_the_connection() {
 
 #[test]
 fn random_bytes_never_take_the_server_down() {
-    let seed: u64 = rand::random();
-    println!("seed {seed}");
+    let seed = new_seed();
     on_every_backend(Limits::default(), |server| {
         let mut random = SmallRng::seed_from_u64(seed);
         let valid = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use millrace_inference::{ChatTemplate, EmbedWorker, Engine, Model, Tokenizer};
+use millrace_inference::model::Model;
+use millrace_inference::{ChatTemplate, EmbedWorker, Engine, Tokenizer};
 use millrace_storage::Store;
 
 use super::MailboxSender;
