@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use millrace_proto::channel::{Account, ChannelKind, Decoded, Incoming, Reject};
+use millrace_proto::channel::{self, Account, ChannelKind, Decoded, Incoming, Reject};
 
 use super::routes::Segments;
 use super::{Gateway, unix_ms};
@@ -23,7 +23,7 @@ impl Gateway {
         let Some(account) = self.account(segments.get(0), segments.get(1)) else { return plain(404) };
         let headers = request.head.header_pairs();
         let incoming = Incoming { headers: &headers, body: request.body };
-        match account.receive(&incoming, unix_ms() / 1_000) {
+        match channel::decode(account, &incoming, unix_ms() / 1_000) {
             Ok(Decoded::Event(event)) => match self.bridge.ingest(account, event).await {
                 Ok(Ingested::Accepted) => {
                     self.net.metrics().webhook_accepted(started.elapsed());

@@ -229,6 +229,8 @@ impl Client {
                 count
             }
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => 0,
+            // A paused and resumed machine interrupts reads that have a timeout.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.more(),
             Err(error) => panic!("no byte within {PATIENCE:?}: {error}"),
         }
     }
