@@ -182,3 +182,6 @@ fn missing(view: &View, count: usize) -> usize {
 fn fits(view: &View, free: usize) -> usize {
     ((view.blocks + free) * crate::kv::BLOCK_TOKENS).saturating_sub(view.computed)
 }
+
+#[cfg(test)]
+mod tests;

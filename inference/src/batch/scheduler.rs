@@ -114,16 +114,18 @@ impl Scheduler {
             self.interrupt(begun);
             self.plan_step();
             self.apply_plan(begun);
-            self.publish_load();
             if self.plan.slices.is_empty() {
                 self.leave_batch(begun);
+                self.publish_load();
                 self.wake_outlets();
                 continue;
             }
+            self.publish_load();
             let computing = Instant::now();
             self.backend.step(&self.step, &mut self.logits).map_err(|error| chain(&error))?;
             let computed = Instant::now();
             self.take_results(computed);
+            self.publish_load();
             self.wake_outlets();
             let stats = &self.shared.stats;
             stats.steps.add(1);

@@ -9,9 +9,11 @@ use super::text::TextGate;
 use crate::kv::BLOCK_TOKENS;
 use crate::request::{FinishReason, Output, Timings, TokenOut, Usage};
 
-/// A prompt token moves a request without a nearer deadline back by this much in the order. Short prompts therefore go
-/// first, and a long one is overtaken only for as long as its own computation may take.
-const ORDER_PER_PROMPT_TOKEN: Duration = Duration::from_millis(1);
+/// A request without a deadline is treated as if it had this one: those in a hurry go first, but not for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Added per prompt token. Short prompts therefore go first, and a long one is overtaken only for about as long as its
+/// own computation takes.
+const PATIENCE_PER_PROMPT_TOKEN: Duration = Duration::from_millis(1);
 
 /// A request in the queue or in the batch.
 pub(crate) struct Sequence {
@@ -41,7 +43,7 @@ impl Sequence {
         let mut tokens = std::mem::take(&mut request.prompt);
         // Reserved now, so that generating does not allocate.
         tokens.reserve_exact(request.max_tokens as usize);
-        let patience = ORDER_PER_PROMPT_TOKEN * u32::try_from(prompt).unwrap_or(u32::MAX);
+        let patience = PATIENCE + PATIENCE_PER_PROMPT_TOKEN * u32::try_from(prompt).unwrap_or(u32::MAX);
         let fair = job.submitted + patience;
         let order = request.deadline.map_or(fair, |deadline| deadline.min(fair));
         let gate = TextGate::new(std::mem::take(&mut request.stop));

@@ -66,7 +66,9 @@ impl TextGate {
             self.held[from..].find(stop.as_str()).map(|at| from + at)
         });
         let Some(at) = found.min() else { return false };
+        // Nothing behind the stop string is part of the reply, not even the beginning of a character.
         self.held.truncate(at);
+        self.decoder = StreamDecoder::new();
         self.stop.clear();
         let end = self.released + at;
         self.tokens.retain(|(start, _)| *start < end);

@@ -105,8 +105,6 @@ pub struct TokenizerParts {
     pub eos: Option<u32>,
     /// `tokenizer.ggml.eot_token_id`.
     pub eot: Option<u32>,
-    /// `tokenizer.ggml.unknown_token_id`.
-    pub unknown: Option<u32>,
     /// `tokenizer.ggml.add_bos_token`.
     pub add_bos: Option<bool>,
 }
@@ -120,7 +118,7 @@ pub struct Tokenizer {
     ends: Vec<u32>,
     kinds: Vec<TokenKind>,
     merges: HashMap<(u32, u32), Merge, BuildHasherDefault<PairHasher>>,
-    /// Symbol of each single byte; `NO_SYMBOL` where the vocabulary has none.
+    /// Token of each single byte; `NO_SYMBOL` where the vocabulary has none.
     single: [u32; 256],
     /// Whole words that become one token without merging (Llama 3).
     whole: HashMap<Box<[u8]>, u32>,
@@ -130,7 +128,6 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     end: Vec<u32>,
-    unknown: Option<u32>,
     add_bos: bool,
 }
 
@@ -197,7 +194,6 @@ impl TokenizerParts {
             bos: gguf.u32("tokenizer.ggml.bos_token_id").ok(),
             eos: gguf.u32("tokenizer.ggml.eos_token_id").ok(),
             eot: gguf.u32("tokenizer.ggml.eot_token_id").ok(),
-            unknown: gguf.u32("tokenizer.ggml.unknown_token_id").ok(),
             add_bos: gguf.bool("tokenizer.ggml.add_bos_token").ok(),
         })
     }
@@ -263,7 +259,8 @@ impl Tokenizer {
 
         let mut single = [NO_SYMBOL; 256];
         for (slot, byte) in single.iter_mut().zip(0_u8..) {
-            *slot = symbols.index.get([byte].as_slice()).copied().unwrap_or(NO_SYMBOL);
+            let symbol = symbols.index.get([byte].as_slice()).copied();
+            *slot = symbol.filter(|id| (*id as usize) < vocabulary).unwrap_or(NO_SYMBOL);
         }
         // Llama 3 takes a word that is a token as it stands, even where no chain of merges leads to it.
         let whole = if rules == PreTokenizer::Llama3 {
@@ -291,7 +288,6 @@ impl Tokenizer {
             bos: parts.bos,
             eos: parts.eos,
             end,
-            unknown: parts.unknown,
             add_bos: parts.add_bos.unwrap_or(rules == PreTokenizer::Llama3),
         })
     }
@@ -394,6 +390,19 @@ impl Tokenizer {
     }
 
     fn encode_plain(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let has_token = |byte: u8| self.single[usize::from(byte)] != NO_SYMBOL;
+        if text.bytes().all(has_token) {
+            return self.encode_words(text, scratch, ids);
+        }
+        // Some vocabularies lack bytes of rare characters. Such a character becomes U+FFFD: dropping it would change
+        // the text silently, and the unknown token is often the end-of-text token, which no user may write.
+        let known = |c: char| c.encode_utf8(&mut [0; 4]).bytes().all(has_token);
+        let replaced = |c: char| if known(c) { Some(c) } else { Some(char::REPLACEMENT_CHARACTER).filter(|c| known(*c)) };
+        let text: String = text.chars().filter_map(replaced).collect();
+        self.encode_words(&text, scratch, ids);
+    }
+
+    fn encode_words(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         self.rules.split(text, |word| {
             if let Some(id) = self.whole.get(word.as_bytes()) {
                 ids.push(*id);
@@ -468,21 +477,17 @@ impl Tokenizer {
         symbols.retain(|s| *s != GONE);
     }
 
-    /// Turns symbols into ids. A symbol that is no token falls back to its bytes; a byte that is no token to the
-    /// unknown token, so that nothing vanishes silently.
+    /// Turns symbols into ids. A symbol that only merges know falls back to the tokens of its bytes.
     fn finish_word(&self, word: &[u8], symbols: &[u32], ids: &mut Vec<u32>) {
         let vocabulary = self.kinds.len();
         let mut at = 0;
         for symbol in symbols {
-            let length = if *symbol == NO_SYMBOL { 1 } else { self.symbol_bytes(*symbol).len() };
+            let length = self.symbol_bytes(*symbol).len();
             if (*symbol as usize) < vocabulary {
                 ids.push(*symbol);
             } else {
-                for byte in &word[at..at + length] {
-                    let single = self.single[usize::from(*byte)];
-                    let id = if (single as usize) < vocabulary { Some(single) } else { self.unknown };
-                    ids.extend(id);
-                }
+                let singles = word[at..at + length].iter().map(|byte| self.single[usize::from(*byte)]);
+                ids.extend(singles.filter(|id| (*id as usize) < vocabulary));
             }
             at += length;
         }
@@ -547,7 +552,7 @@ fn check_sizes(parts: &TokenizerParts) -> Result<(), TokenizerError> {
     if text > 1 << 30 {
         return Err(damaged(format!("its strings take {text} bytes")));
     }
-    let ids = [("bos", parts.bos), ("eos", parts.eos), ("eot", parts.eot), ("unknown", parts.unknown)];
+    let ids = [("bos", parts.bos), ("eos", parts.eos), ("eot", parts.eot)];
     for (name, id) in ids {
         if let Some(id) = id.filter(|id| *id as usize >= n) {
             return Err(damaged(format!("the {name} token is {id}, outside the {n} tokens")));

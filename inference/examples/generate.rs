@@ -1,0 +1,145 @@
+//! A prompt in, text out, with the figures of the run: for trying models and settings by hand.
+//!
+//! `cargo run --release -p millrace-inference --example generate -- MODEL.gguf "Why is the sky blue?" [options]`
+//!
+//! Options: `--tokens N` (128), `--threads N`, `--copies N` (ask N times at once), `--temperature T` (0), `--seed S`,
+//! `--raw` (no chat template), `--ignore-eos`, `--distinct` (copies share no prefix).
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use millrace_inference::model::Model;
+use millrace_inference::{
+    ChatTemplate, Engine, EngineConfig, Outlet, Output, Request, Sampling, TemplateMessage, Timings, Usage,
+};
+
+struct Options {
+    model: PathBuf,
+    prompt: String,
+    tokens: u32,
+    threads: Option<usize>,
+    copies: u64,
+    temperature: f32,
+    seed: u64,
+    raw: bool,
+    ignore_eos: bool,
+    distinct: bool,
+}
+
+fn parse() -> Result<Options, String> {
+    let mut plain = Vec::new();
+    let mut o = Options {
+        model: PathBuf::new(),
+        prompt: String::new(),
+        tokens: 128,
+        threads: None,
+        copies: 1,
+        temperature: 0.0,
+        seed: 0,
+        raw: false,
+        ignore_eos: false,
+        distinct: false,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut number = || args.next().ok_or(format!("{arg} needs a value"));
+        let bad = |e: &dyn std::fmt::Display| format!("{arg}: {e}");
+        match arg.as_str() {
+            "--tokens" => o.tokens = number()?.parse().map_err(|e| bad(&e))?,
+            "--threads" => o.threads = Some(number()?.parse().map_err(|e| bad(&e))?),
+            "--copies" => o.copies = number()?.parse().map_err(|e| bad(&e))?,
+            "--temperature" => o.temperature = number()?.parse().map_err(|e| bad(&e))?,
+            "--seed" => o.seed = number()?.parse().map_err(|e| bad(&e))?,
+            "--raw" => o.raw = true,
+            "--ignore-eos" => o.ignore_eos = true,
+            "--distinct" => o.distinct = true,
+            _ if arg.starts_with("--") => return Err(format!("unknown option {arg}")),
+            _ => plain.push(arg),
+        }
+    }
+    match <[String; 2]>::try_from(plain) {
+        Ok([model, prompt]) => Ok(Options { model: model.into(), prompt, ..o }),
+        Err(_) => Err("usage: generate MODEL.gguf PROMPT [options]".to_owned()),
+    }
+}
+
+/// Prints the first copy as it comes and reports the end of every one.
+struct Terminal {
+    done: Mutex<Sender<(Usage, Timings)>>,
+}
+
+impl Outlet for Terminal {
+    fn push(&self, ticket: u64, output: Output) {
+        match output {
+            Output::Delta { text, .. } if ticket == 0 => {
+                print!("{text}");
+                // A closed pipe ends the program at the next print.
+                let _ = std::io::stdout().flush();
+            }
+            Output::Done { usage, timings, .. } => {
+                let _ = self.done.lock().expect("not poisoned").send((usage, timings));
+            }
+            _ => {}
+        }
+    }
+
+    fn wake(&self) {}
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = parse()?;
+    let begun = Instant::now();
+    let model = Model::load(&options.model)?;
+    let template = ChatTemplate::from_gguf(model.gguf())?;
+    let mut config = EngineConfig { nice: 0, ..EngineConfig::default() };
+    config.threads = options.threads.unwrap_or(config.threads);
+    let engine = Engine::start(model, config)?;
+    let text = if options.raw {
+        options.prompt.clone()
+    } else {
+        template.render(&[TemplateMessage::new("user", &options.prompt)], true)?
+    };
+    let prompt = engine.tokenizer().encode(&text, true);
+    eprintln!("ready after {:?}, {} prompt tokens", begun.elapsed(), prompt.len());
+    let (sender, done) = channel();
+    let outlet: Arc<dyn Outlet> = Arc::new(Terminal { done: Mutex::new(sender) });
+    let begun = Instant::now();
+    for ticket in 0..options.copies {
+        engine.submit(Request {
+            ticket,
+            prompt: prompt.clone(),
+            sampling: Sampling { temperature: options.temperature, seed: options.seed + ticket, ..Sampling::default() },
+            max_tokens: options.tokens,
+            stop: Vec::new(),
+            ignore_eos: options.ignore_eos,
+            top_logprobs: None,
+            deadline: None,
+            cache_salt: if options.distinct { ticket } else { 0 },
+            outlet: Arc::clone(&outlet),
+        })?;
+    }
+    let mut generated = 0;
+    let mut last = Timings::default();
+    for _ in 0..options.copies {
+        let (usage, timings) = done.recv()?;
+        generated += u64::from(usage.completion);
+        last = timings;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let stats = engine.stats();
+    println!();
+    eprintln!("{generated} tokens in {seconds:.2} s: {:.1} tok/s", generated as f64 / seconds);
+    eprintln!("last reply: prefill {:?}, decode {:?}", last.prefill, last.decode);
+    eprintln!(
+        "{} steps, {:.2} rows each, model {:.2} ms and scheduler {:.3} ms a step, {} preemptions",
+        stats.steps.get(),
+        stats.rows.get() as f64 / stats.steps.get().max(1) as f64,
+        stats.step_us.get() as f64 / 1e3 / stats.steps.get().max(1) as f64,
+        stats.overhead_us.get() as f64 / 1e3 / stats.steps.get().max(1) as f64,
+        stats.preemptions.get(),
+    );
+    Ok(())
+}

@@ -1,0 +1,431 @@
+//! The scheduler on a backend without a network: its "keys and values" are the tokens themselves, kept in the blocks
+//! that the plan names, and the next token is a function of everything found there. A reply is therefore right exactly
+//! when every block table, every prefix hit and every recomputation was right.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use millrace_inference::backend::{Backend, BackendError, BackendLimits, LogitsBuf, LogitsWanted, StepPlan};
+use millrace_inference::kv::{BLOCK_TOKENS, BlockId};
+use millrace_inference::tokenizer::TokenizerParts;
+use millrace_inference::{
+    Engine, EngineConfig, FinishReason, Outlet, Output, Request, Sampling, SubmitError, Tokenizer,
+};
+
+use crate::support::{Listener, eventually, request};
+
+/// Letters, then the end of turn.
+const LETTERS: u32 = 26;
+const END: u32 = LETTERS;
+const VOCABULARY: usize = 28;
+
+fn tokenizer() -> Arc<Tokenizer> {
+    let mut tokens: Vec<String> = ('a'..='z').map(String::from).collect();
+    tokens.extend(["<|im_end|>".to_owned(), "<|pad|>".to_owned()]);
+    let types = tokens.iter().map(|t| if t.len() > 1 { 3 } else { 1 }).collect();
+    let parts = TokenizerParts { kind: "gpt2".into(), tokens, types, eos: Some(END), ..TokenizerParts::default() };
+    Arc::new(Tokenizer::new(parts).expect("a complete vocabulary"))
+}
+
+/// What follows a text; about one in 150 texts ends.
+fn follow(text: &[u32]) -> u32 {
+    let mix = |h: u64, t: &u32| (h ^ u64::from(*t)).wrapping_mul(0x100_0000_01b3).rotate_left(23);
+    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325, mix) >> 7;
+    if hash.is_multiple_of(151) { END } else { (hash % u64::from(LETTERS)) as u32 }
+}
+
+/// The reply that a request must get, whatever runs beside it.
+fn expected(prompt: &[u32], max_tokens: u32) -> (String, FinishReason) {
+    let (mut text, mut reply) = (prompt.to_vec(), String::new());
+    for _ in 0..max_tokens {
+        let token = follow(&text);
+        if token == END {
+            return (reply, FinishReason::Stop);
+        }
+        text.push(token);
+        reply.push(char::from(b'a' + token as u8));
+    }
+    (reply, FinishReason::Length)
+}
+
+#[derive(Default)]
+struct Script {
+    /// Panic in this step.
+    panic_at: Option<usize>,
+    /// Give no finite logit in this step.
+    silent_at: Option<usize>,
+    /// Every step waits for one permit.
+    permits: Option<Receiver<()>>,
+}
+
+struct Paper {
+    limits: BackendLimits,
+    memory: Vec<u32>,
+    script: Script,
+    steps: usize,
+    widest: Arc<Mutex<usize>>,
+}
+
+impl Backend for Paper {
+    fn limits(&self) -> BackendLimits {
+        self.limits
+    }
+
+    fn attach(&mut self) {}
+
+    fn step(&mut self, plan: &StepPlan, logits: &mut LogitsBuf) -> Result<(), BackendError> {
+        plan.check(&self.limits)?;
+        if let Some(permits) = &self.script.permits {
+            // A test that went away lets the engine run on.
+            let _ = permits.recv();
+        }
+        self.steps += 1;
+        assert!(Some(self.steps) != self.script.panic_at, "a test wants this panic");
+        let mut widest = self.widest.lock().expect("not poisoned");
+        *widest = plan.slice_count().max(*widest);
+        let place = |blocks: &[BlockId], at: usize| blocks[at / BLOCK_TOKENS].0 as usize * BLOCK_TOKENS + at % BLOCK_TOKENS;
+        // All writes come before all reads, as sequences run side by side.
+        for slice in plan.slices() {
+            for (at, token) in (slice.start..).zip(slice.tokens) {
+                self.memory[place(slice.blocks, at)] = *token;
+            }
+        }
+        let stride = logits.stride();
+        let rows = logits.begin(plan.logits_rows());
+        rows.fill(0.0);
+        let mut row = 0;
+        for slice in plan.slices().filter(|slice| slice.logits == LogitsWanted::Last) {
+            let text: Vec<u32> =
+                (0..slice.start + slice.tokens.len()).map(|at| self.memory[place(slice.blocks, at)]).collect();
+            rows[row * stride + follow(&text) as usize] = 5.0;
+            if Some(self.steps) == self.script.silent_at {
+                rows[row * stride..][..VOCABULARY].fill(f32::NAN);
+            }
+            row += 1;
+        }
+        Ok(())
+    }
+}
+
+fn config(sequences_max: usize, prefill_chunk: usize) -> EngineConfig {
+    EngineConfig { sequences_max, prefill_chunk, queue_max: 64, ..EngineConfig::default() }
+}
+
+fn start(blocks: usize, config: &EngineConfig, script: Script) -> (Engine, Arc<Mutex<usize>>) {
+    let limits = BackendLimits {
+        blocks,
+        step_tokens_max: config.sequences_max + config.prefill_chunk,
+        step_logits_max: config.sequences_max,
+        context_max: 400,
+        vocab: VOCABULARY,
+    };
+    let widest = Arc::new(Mutex::new(0));
+    let memory = vec![u32::MAX; blocks * BLOCK_TOKENS];
+    let backend = Paper { limits, memory, script, steps: 0, widest: Arc::clone(&widest) };
+    (Engine::start_on(Box::new(backend), tokenizer(), config).expect("starts"), widest)
+}
+
+/// An engine whose steps wait for permits.
+fn start_stepwise(config: &EngineConfig) -> (Engine, Sender<()>) {
+    let (sender, permits) = channel();
+    (start(64, config, Script { permits: Some(permits), ..Script::default() }).0, sender)
+}
+
+fn prompt(seed: u32, length: usize) -> Vec<u32> {
+    (0..length as u32).map(|i| (i * 7 + seed * 13 + i * i * seed) % LETTERS).collect()
+}
+
+fn submit(engine: &Engine, prompt: Vec<u32>, max_tokens: u32) -> Listener {
+    let (request, listener) = request(prompt, max_tokens);
+    engine.submit(request).expect("accepted");
+    listener
+}
+
+/// A prompt whose reply is long.
+fn talkative() -> Vec<u32> {
+    let long = |p: &Vec<u32>| expected(p, 100).0.len() == 100;
+    (1..10_000).map(|seed| prompt(seed, 5)).find(long).expect("one of them goes on")
+}
+
+#[test]
+fn many_requests_side_by_side_get_what_each_gets_alone() {
+    for (blocks, sequences, chunk) in [(400, 16, 64), (26, 4, 7), (25, 64, 1), (60, 12, 300)] {
+        let config = config(sequences, chunk);
+        let (engine, widest) = start(blocks, &config, Script::default());
+        // Prompts come in families with a common beginning, so that prefixes are found and shared.
+        let prompts: Vec<Vec<u32>> = (0..48)
+            .map(|i| [prompt(i % 3, 20 + 15 * (i as usize % 4)), prompt(i, 1 + i as usize * 5 % 60)].concat())
+            .collect();
+        let listeners: Vec<Listener> = prompts.iter().map(|p| submit(&engine, p.clone(), 90)).collect();
+        for (prompt, listener) in prompts.iter().zip(listeners) {
+            let reply = listener.finish();
+            let (text, reason) = expected(prompt, 90);
+            assert_eq!((reply.text.as_str(), reply.reason()), (text.as_str(), &reason), "{blocks} blocks");
+            let usage = reply.usage();
+            let end = u32::from(reason == FinishReason::Stop);
+            assert_eq!((usage.prompt, usage.completion), (prompt.len() as u32, text.len() as u32 + end));
+        }
+        assert!(*widest.lock().expect("not poisoned") > 1, "they ran side by side");
+        let stats = engine.stats();
+        assert!(stats.cached_tokens.get() > 0, "common beginnings were found");
+        if blocks < 30 {
+            assert!(stats.preemptions.get() > 0, "the pool was too small for all");
+        }
+        eventually("the batch is empty", || stats.running.get() == 0 && stats.kv_blocks_used.get() == 0);
+        assert!(stats.finished().map(|(_, n)| n).sum::<u64>() >= 48);
+        engine.shutdown();
+    }
+}
+
+#[test]
+fn a_salt_keeps_prefixes_apart() {
+    let (engine, _) = start(64, &config(4, 64), Script::default());
+    let ask = |salt: u64| {
+        let (mut request, listener) = request(prompt(3, 50), 4);
+        request.cache_salt = salt;
+        engine.submit(request).expect("accepted");
+        listener.finish().started.expect("started")
+    };
+    assert_eq!((ask(1), ask(1), ask(2), ask(1)), (0, 48, 0, 48));
+}
+
+#[test]
+fn requests_join_and_leave_between_steps() {
+    let (engine, permits) = start_stepwise(&config(8, 64));
+    let first = submit(&engine, talkative(), 60);
+    permits.send(()).expect("the engine steps");
+    assert_eq!(first.until_text().text.len(), 1);
+    // The second one comes in the middle and ends before the first.
+    let second = submit(&engine, talkative(), 3);
+    for _ in 0..70 {
+        let _ = permits.send(());
+    }
+    assert_eq!(second.finish().text, expected(&talkative(), 3).0);
+    assert_eq!(first.finish().text.len(), 59);
+}
+
+#[test]
+fn cancel_ends_a_request_within_a_step() {
+    let (engine, permits) = start_stepwise(&config(1, 64));
+    let (running, listener) = request(talkative(), 90);
+    let cancel = engine.submit(running).expect("accepted");
+    let (queued, behind) = request(talkative(), 2);
+    let cancel_queued = engine.submit(queued).expect("accepted");
+    permits.send(()).expect("the engine steps");
+    listener.until_text();
+    cancel.cancel();
+    cancel_queued.cancel();
+    // The step that may be waiting for its permit, and no other.
+    permits.send(()).expect("the engine steps");
+    let reply = listener.finish();
+    assert_eq!(reply.reason(), &FinishReason::Cancelled);
+    assert!(reply.usage().completion <= 2);
+    let reply = behind.finish();
+    assert_eq!((reply.reason(), reply.started), (&FinishReason::Cancelled, None));
+    assert!(cancel.is_cancelled());
+}
+
+#[test]
+fn a_deadline_ends_a_request_in_the_queue_and_in_the_batch() {
+    let (engine, permits) = start_stepwise(&config(1, 64));
+    let with_deadline = |in_ms: u64| {
+        let (mut request, listener) = request(talkative(), 90);
+        request.deadline = Some(Instant::now() + Duration::from_millis(in_ms));
+        engine.submit(request).expect("accepted");
+        listener
+    };
+    let late = with_deadline(0);
+    assert_eq!(late.finish().reason(), &FinishReason::Deadline);
+    let deadline = Instant::now() + Duration::from_millis(100);
+    let running = with_deadline(100);
+    permits.send(()).expect("the engine steps");
+    let mut reply = running.until_text();
+    assert_eq!(reply.text.len(), 1);
+    // The engine waits inside its second step until the clock has passed the deadline.
+    while Instant::now() <= deadline + Duration::from_millis(1) {
+        std::thread::yield_now();
+    }
+    permits.send(()).expect("the engine steps");
+    while !running.step(&mut reply) {}
+    assert_eq!((reply.reason(), reply.usage().completion), (&FinishReason::Deadline, 2));
+}
+
+#[test]
+fn the_nearest_deadline_goes_first() {
+    let (engine, permits) = start_stepwise(&config(1, 64));
+    let blocker = submit(&engine, talkative(), 2);
+    permits.send(()).expect("the engine steps");
+    blocker.until_text();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    struct Order(Arc<Mutex<Vec<u64>>>, Sender<()>);
+    impl Outlet for Order {
+        fn push(&self, ticket: u64, output: Output) {
+            if matches!(output, Output::Done { .. }) {
+                self.0.lock().expect("not poisoned").push(ticket);
+                let _ = self.1.send(());
+            }
+        }
+        fn wake(&self) {}
+    }
+    let (sender, over) = channel();
+    for (ticket, seconds) in [(1, None), (2, Some(8)), (3, Some(5))] {
+        let (mut request, _) = request(prompt(1, 3), 1);
+        request.ticket = ticket;
+        request.deadline = seconds.map(|s| Instant::now() + Duration::from_secs(s));
+        request.outlet = Arc::new(Order(Arc::clone(&order), sender.clone()));
+        engine.submit(request).expect("accepted");
+    }
+    for _ in 0..40 {
+        let _ = permits.send(());
+    }
+    for _ in 0..3 {
+        over.recv_timeout(Duration::from_secs(60)).expect("all three end");
+    }
+    assert_eq!(*order.lock().expect("not poisoned"), [3, 2, 1]);
+}
+
+#[test]
+fn a_full_queue_and_a_long_prompt_are_refused_with_numbers() {
+    let mut config = config(1, 64);
+    config.queue_max = 2;
+    let (engine, permits) = start_stepwise(&config);
+    let running = submit(&engine, talkative(), 90);
+    permits.send(()).expect("the engine steps");
+    running.until_text();
+    let queued = [submit(&engine, talkative(), 2), submit(&engine, talkative(), 2)];
+    let (over, _) = request(talkative(), 2);
+    match engine.submit(over) {
+        Err(SubmitError::QueueFull { waiting: 2, max: 2, retry_after }) => assert!(retry_after > Duration::ZERO),
+        other => panic!("{other:?}"),
+    }
+    let (long, _) = request(vec![1; 380], 21);
+    let error = engine.submit(long).expect_err("does not fit");
+    assert_eq!(error, SubmitError::PromptTooLong { prompt: 380, max: 21, limit: 400 });
+    assert_eq!(engine.stats().refused.get(), 2);
+    drop(permits);
+    for listener in queued {
+        assert_eq!(listener.finish().text, expected(&talkative(), 2).0);
+    }
+}
+
+#[test]
+fn a_request_that_the_pool_can_never_hold_is_refused() {
+    let (engine, _) = start(4, &config(2, 64), Script::default());
+    let (request, _) = request(vec![1; 60], 5);
+    let error = engine.submit(request).expect_err("64 tokens at most");
+    assert_eq!(error, SubmitError::PromptTooLong { prompt: 60, max: 5, limit: 64 });
+    let (request, listener) = crate::support::request(talkative(), 59);
+    engine.submit(request).expect("exactly fits");
+    assert_eq!(listener.finish().text.len(), 59);
+}
+
+#[test]
+fn a_panic_ends_every_request_and_marks_the_engine() {
+    let script = Script { panic_at: Some(3), ..Script::default() };
+    let (engine, _) = start(64, &config(2, 64), script);
+    let listeners: Vec<Listener> = (0..6).filter_map(|_| {
+        let (request, listener) = request(talkative(), 90);
+        // The fault may come while we are still submitting; then this is refused, which is also an answer.
+        engine.submit(request).ok().map(|_| listener)
+    }).collect();
+    assert!(!listeners.is_empty());
+    for listener in listeners {
+        match listener.finish().reason() {
+            FinishReason::Error(text) => assert!(text.contains("a test wants this panic"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(engine.fault().is_some_and(|f| f.contains("panicked")));
+    let (request, _) = request(talkative(), 1);
+    assert!(matches!(engine.submit(request), Err(SubmitError::Unhealthy { .. })));
+    engine.shutdown();
+}
+
+#[test]
+fn a_model_without_a_finite_logit_fails_its_request_only() {
+    let script = Script { silent_at: Some(2), ..Script::default() };
+    let (engine, _) = start(64, &config(2, 64), script);
+    let reply = submit(&engine, talkative(), 90).finish();
+    assert!(matches!(reply.reason(), FinishReason::Error(text) if text.contains("finite")), "{reply:?}");
+    assert_eq!(submit(&engine, talkative(), 20).finish().text.len(), 20);
+}
+
+#[test]
+fn shutdown_ends_what_runs_and_what_waits() {
+    let (engine, permits) = start_stepwise(&config(1, 64));
+    let listeners = [submit(&engine, talkative(), 90), submit(&engine, talkative(), 90)];
+    drop(permits);
+    engine.shutdown();
+    for listener in listeners {
+        let reply = listener.finish();
+        assert!(matches!(reply.reason(), FinishReason::Cancelled | FinishReason::Length), "{reply:?}");
+    }
+    let (request, _) = request(talkative(), 1);
+    assert_eq!(engine.submit(request).err(), Some(SubmitError::Closed));
+}
+
+#[test]
+fn stop_strings_end_the_text_before_them() {
+    let (engine, _) = start(64, &config(2, 64), Script::default());
+    let whole = expected(&talkative(), 50).0;
+    for length in [1, 2, 5] {
+        let (mut request, listener) = request(talkative(), 50);
+        let stop = whole[20..20 + length].to_owned();
+        let end = whole.find(&stop).expect("it is part of the reply");
+        request.stop = vec!["<never>".to_owned(), stop];
+        request.top_logprobs = Some(2);
+        engine.submit(request).expect("accepted");
+        let reply = listener.finish();
+        assert_eq!((reply.text.as_str(), reply.reason()), (&whole[..end], &FinishReason::Stop));
+        assert_eq!(reply.tokens.len(), end, "tokens of the stop string are left out");
+        assert!(reply.tokens.iter().all(|t| t.top.len() == 2 && t.top[0] == (t.id, t.logprob)));
+    }
+}
+
+#[test]
+fn ignoring_the_end_of_turn_goes_on_to_the_length() {
+    let (engine, _) = start(64, &config(2, 64), Script::default());
+    let short = (1..).map(|seed| prompt(seed, 5)).find(|p| expected(p, 30).1 == FinishReason::Stop).expect("exists");
+    let (mut request, listener) = request(short, 30);
+    request.ignore_eos = true;
+    engine.submit(request).expect("accepted");
+    let reply = listener.finish();
+    assert_eq!((reply.reason(), reply.usage().completion), (&FinishReason::Length, 30));
+    assert!(reply.text.len() < 30 && !reply.text.contains('<'), "the end of turn has no text: {}", reply.text);
+}
+
+#[test]
+fn outlets_are_woken_once_per_step() {
+    struct Counting(Mutex<(usize, usize)>, Sender<()>);
+    impl Outlet for Counting {
+        fn push(&self, _: u64, output: Output) {
+            self.0.lock().expect("not poisoned").0 += 1;
+            if matches!(output, Output::Done { .. }) {
+                let _ = self.1.send(());
+            }
+        }
+        fn wake(&self) {
+            self.0.lock().expect("not poisoned").1 += 1;
+        }
+    }
+    let (engine, permits) = start_stepwise(&config(8, 256));
+    let (sender, over) = channel();
+    let counting = Arc::new(Counting(Mutex::new((0, 0)), sender));
+    let outlet: Arc<dyn Outlet> = Arc::<Counting>::clone(&counting);
+    for ticket in 0..8 {
+        let sampling = Sampling::greedy();
+        engine
+            .submit(Request { ticket, sampling, outlet: Arc::clone(&outlet), ..request(talkative(), 20).0 })
+            .expect("accepted");
+    }
+    drop(permits);
+    for _ in 0..8 {
+        over.recv_timeout(Duration::from_secs(60)).expect("all end");
+    }
+    engine.shutdown();
+    let (pushes, wakes) = *counting.0.lock().expect("not poisoned");
+    assert!(pushes >= 8 * 21, "{pushes} outputs");
+    // The first may have begun alone before the other seven came.
+    assert!(wakes <= 2 * 21 + 2, "{wakes} wake-ups for {pushes} outputs");
+}
