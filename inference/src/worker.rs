@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 
-use crate::backend::{Backend, BackendStartError};
+use crate::backend::{Backend, BackendStartError, CpuBackend, CpuConfig};
 use crate::batch::admit::{self, RequestBounds};
 use crate::batch::job::Job;
 use crate::batch::scheduler::{Scheduler, StepBounds};
 use crate::kv::BLOCK_TOKENS;
+use crate::model::Model;
 use crate::request::{CancelHandle, Request, SubmitError};
 use crate::stats::Stats;
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -129,6 +130,27 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
+    /// Starts the engine's threads on a model.
+    pub fn start(model: Arc<Model>, config: EngineConfig) -> Result<Engine, EngineError> {
+        config.check()?;
+        let tokenizer = Arc::new(Tokenizer::from_gguf(model.gguf())?);
+        let context_max = match config.context_max {
+            0 => model.info().context_max,
+            n => n.min(model.info().context_max),
+        };
+        let cpu = CpuConfig {
+            threads: config.threads,
+            cpus: config.cpus.clone(),
+            nice: config.nice,
+            kv_bytes_max: config.kv_bytes_max,
+            context_max,
+            step_tokens_max: config.sequences_max + config.prefill_chunk,
+            step_logits_max: config.sequences_max,
+        };
+        let backend = CpuBackend::new(model, &cpu)?;
+        Self::start_on(Box::new(backend), tokenizer, &config)
+    }
+
     /// Starts the engine's thread on a backend.
     pub fn start_on(
         backend: Box<dyn Backend>,

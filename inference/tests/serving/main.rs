@@ -5,7 +5,7 @@
 //! so and pass.
 
 mod encoder;
-// mod model;
+mod model;
 mod scheduler;
 mod support;
 mod tokenizer;
