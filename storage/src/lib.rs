@@ -1,1 +1,43 @@
-//! Under construction.
+//! The durable half of Millrace: sessions, queues, memory and keys, on RocksDB.
+//!
+//! [`Store`] is the only door. Writes go in as a typed [`Batch`]; one commit thread puts everything
+//! that waits into one atomic write and one sync, and only then says so. Reads run on the caller's
+//! thread, recall on a small pool. Every value that holds user text or vectors is sealed
+//! (AES-256-GCM, bound to its place), every key of a tenant carries the tenant.
+//!
+//! What it never does: it opens no socket, knows no HTTP, runs no model, and makes no decision about
+//! what to do next. `DESIGN.md` beside this crate shows every key and value byte by byte.
+
+mod backend;
+mod batch;
+mod commit;
+mod error;
+mod layout;
+mod lock;
+mod memory;
+mod pool;
+mod prepare;
+mod queue;
+mod seal;
+mod session;
+mod stats;
+mod store;
+
+pub use backend::memory::{Fault, MemoryBackend};
+pub use backend::{Cf, KvOp, KvStore, ScanRange};
+pub use batch::{Batch, MemoryWrite, SpaceWrite};
+pub use commit::{Done, GROUP_BYTES_MAX, GROUP_JOBS_MAX, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX};
+pub use error::{Busy, CommitError, KvError, OpenError, ReadError};
+pub use memory::{RecallQuery, Recalled, SpaceHit, SpaceQuery, Why};
+pub use pool::{READ_QUEUE_MAX, READ_THREADS};
+pub use queue::{RECEIPT_TTL_MS, Receipt};
+pub use session::USER_SESSIONS_MAX;
+pub use stats::StatsSnapshot;
+pub use store::{BackendKind, Store, StoreOptions};
+
+/// Longest name of a named value (it is part of a key).
+pub const META_NAME_BYTES_MAX: usize = 200;
+/// Longest single value: larger ones belong into files.
+pub const VALUE_BYTES_MAX: usize = 16 << 20;
+/// Longest embedding.
+pub const EMBEDDING_DIM_MAX: usize = 4_096;

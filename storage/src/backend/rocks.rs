@@ -1,0 +1,261 @@
+//! RocksDB behind the narrow seam.
+//!
+//! Sized for a small idle footprint: write buffers share one bound, arenas grow in small blocks,
+//! the block cache starts empty and only its bound is configured, two background threads.
+//!
+//! After a full volume RocksDB refuses writes until it is opened again (its resume call is not in
+//! the C interface). Reads go on meanwhile on the old handle; [`RocksBackend::recover`] first makes
+//! sure that a reopen will have room, and only then swaps the handle.
+
+use super::{Cf, KvOp, KvStore, ScanRange};
+use crate::error::KvError;
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::compaction_filter::Decision;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Env,
+    LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
+};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+/// All memtables together. At 1 KiB a message that is some 10,000 messages between flushes.
+const WRITE_BUFFERS_BYTES: usize = 16 << 20;
+/// One family's memtable.
+const WRITE_BUFFER_BYTES: usize = 4 << 20;
+/// Step in which a memtable takes memory: 18 families at the default would cost 9 MiB when idle.
+const ARENA_BLOCK_BYTES: usize = 64 << 10;
+/// Log bytes kept before the oldest memtables are flushed: bounds the replay after a crash.
+const WAL_BYTES_MAX: u64 = 64 << 20;
+/// Logs that are overwritten in place instead of made anew: a sync of a recycled file has no
+/// metadata to write.
+const WAL_RECYCLED: usize = 4;
+/// Open table files. Each costs its index and filter in the block cache, not here.
+const OPEN_FILES_MAX: i32 = 512;
+/// Room that a reopen may need: log, manifest, options and flushed tables.
+const REOPEN_BYTES: usize = 8 << 20;
+
+/// See the module's text.
+pub struct RocksBackend {
+    path: PathBuf,
+    cache: Cache,
+    /// `None` only between closing and reopening in `recover`, or after a reopen failed.
+    db: RwLock<Option<DB>>,
+}
+
+impl RocksBackend {
+    /// Opens or creates the database. `cache_bytes` bounds the block cache.
+    pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, KvError> {
+        let cache = Cache::new_lru_cache(cache_bytes.max(1 << 20));
+        let db = open_db(path, &cache)?;
+        Ok(Self { path: path.to_owned(), cache, db: RwLock::new(Some(db)) })
+    }
+
+    fn read(&self) -> Result<OpenDb<'_>, KvError> {
+        let guard = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_some() { Ok(OpenDb(guard)) } else { Err(KvError::Closed) }
+    }
+}
+
+/// A read guard that is known to hold a database.
+struct OpenDb<'a>(RwLockReadGuard<'a, Option<DB>>);
+
+impl std::ops::Deref for OpenDb<'_> {
+    type Target = DB;
+
+    fn deref(&self) -> &DB {
+        self.0.as_ref().expect("checked when the guard was made")
+    }
+}
+
+fn open_db(path: &Path, cache: &Cache) -> Result<DB, KvError> {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
+    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_recycle_log_file_num(WAL_RECYCLED);
+    // With recycled logs the end of the log is found by checksum; a torn last record was never acknowledged.
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_max_background_jobs(2);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options.set_log_level(LogLevel::Warn);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(1 << 20);
+    let env = Env::new().map_err(kv_error)?;
+    options.set_env(&env);
+    let families = Cf::ALL.iter().map(|cf| ColumnFamilyDescriptor::new(cf.name(), family_options(*cf, cache)));
+    DB::open_cf_descriptors(&options, path, families.chain([default_family(cache)])).map_err(kv_error)
+}
+
+/// RocksDB insists on a family named `default`; nothing is stored in it.
+fn default_family(cache: &Cache) -> ColumnFamilyDescriptor {
+    ColumnFamilyDescriptor::new("default", family_options(Cf::Ctl, cache))
+}
+
+fn family_options(cf: Cf, cache: &Cache) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(5);
+    table.set_bloom_filter(10.0, false);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_arena_block_size(ARENA_BLOCK_BYTES);
+    options.set_max_write_buffer_number(3);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    // Sealed values do not compress; keys share long prefixes that the block format already folds.
+    options.set_compression_type(match cf {
+        Cf::Post | Cf::EdgeOut | Cf::EdgeIn | Cf::UserSess | Cf::SpaceLog => DBCompressionType::Lz4,
+        _ => DBCompressionType::None,
+    });
+    match cf {
+        Cf::Idem => options.set_compaction_filter("expired dedup keys", drop_expired),
+        Cf::Receipt => options.set_compaction_filter("expired receipts", drop_expired),
+        _ => {}
+    }
+    options
+}
+
+/// Expired rows leave when their files are rewritten anyway; reads already ignore them.
+fn drop_expired(_level: u32, _key: &[u8], value: &[u8]) -> Decision {
+    if crate::queue::expired(value, crate::queue::now_ms()) { Decision::Remove } else { Decision::Keep }
+}
+
+/// RocksDB reports a status as text; its first words are the kind, the rest names file and cause.
+fn kv_error(error: rocksdb::Error) -> KvError {
+    let text = error.as_ref().to_owned();
+    let has = |needle: &str| text.contains(needle);
+    if has("No space left on device") || has("IO error: No space") || has("Disk quota exceeded") {
+        return KvError::NoSpace(text);
+    }
+    if has("lock ") && (has("Resource temporarily unavailable") || has("lock hold by current process")) {
+        return KvError::Locked(text);
+    }
+    match error.kind() {
+        rocksdb::ErrorKind::Corruption => KvError::Corrupt(text),
+        rocksdb::ErrorKind::ShutdownInProgress => KvError::Closed,
+        _ => KvError::Io(text),
+    }
+}
+
+fn family(db: &DB, cf: Cf) -> &rocksdb::ColumnFamily {
+    db.cf_handle(cf.name()).expect("every family is opened at start")
+}
+
+impl KvStore for RocksBackend {
+    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        let db = self.read()?;
+        db.get_cf(family(&db, cf), key).map_err(kv_error)
+    }
+
+    fn multi_get(&self, cf: Cf, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, KvError> {
+        let db = self.read()?;
+        let rows = db.batched_multi_get_cf(family(&db, cf), keys, false);
+        rows.into_iter().map(|row| row.map(|value| value.map(|v| v.to_vec())).map_err(kv_error)).collect()
+    }
+
+    fn scan(
+        &self,
+        cf: Cf,
+        range: ScanRange<'_>,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), KvError> {
+        if range.from >= range.to {
+            return Ok(());
+        }
+        let db = self.read()?;
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(range.from);
+        options.set_iterate_upper_bound(range.to);
+        let mut rows = db.raw_iterator_cf_opt(family(&db, cf), options);
+        if range.reverse {
+            rows.seek_to_last();
+        } else {
+            rows.seek_to_first();
+        }
+        while let Some((key, value)) = rows.item() {
+            if each(key, value).is_break() {
+                break;
+            }
+            if range.reverse {
+                rows.prev();
+            } else {
+                rows.next();
+            }
+        }
+        rows.status().map_err(kv_error)
+    }
+
+    fn apply(&self, ops: &[KvOp], sync: bool) -> Result<(), KvError> {
+        let db = self.read()?;
+        let mut batch = WriteBatch::default();
+        for op in ops {
+            match op {
+                KvOp::Put(cf, key, value) => batch.put_cf(family(&db, *cf), key, value),
+                KvOp::Delete(cf, key) => batch.delete_cf(family(&db, *cf), key),
+                KvOp::DeleteRange(cf, from, to) => batch.delete_range_cf(family(&db, *cf), from, to),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        db.write_opt(batch, &options).map_err(kv_error)
+    }
+
+    fn recover(&self) -> Result<(), KvError> {
+        probe_space(&self.path)?;
+        let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // The old handle must be gone before the new one can take the database's own lock.
+        drop(slot.take());
+        *slot = Some(open_db(&self.path, &self.cache)?);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), KvError> {
+        let db = self.read()?;
+        for cf in Cf::ALL {
+            db.flush_cf(family(&db, *cf)).map_err(kv_error)?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&self, path: &Path) -> Result<(), KvError> {
+        let db = self.read()?;
+        Checkpoint::new(&db).and_then(|checkpoint| checkpoint.create_checkpoint(path)).map_err(kv_error)
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let Ok(db) = self.read() else { return 0 };
+        let tables: u64 = Cf::ALL
+            .iter()
+            .filter_map(|cf| db.property_int_value_cf(family(&db, *cf), "rocksdb.cur-size-all-mem-tables").ok()?)
+            .sum();
+        usize::try_from(tables).unwrap_or(usize::MAX) + self.cache.get_usage()
+    }
+}
+
+/// Writes and removes a file as large as a reopen may need: the only honest way to know.
+fn probe_space(folder: &Path) -> Result<(), KvError> {
+    let path = folder.join("space.probe");
+    let io = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => KvError::NoSpace(error.to_string()),
+        _ => KvError::Io(format!("{}: {error}", path.display())),
+    };
+    let probe = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+        let block = [0u8; 64 << 10];
+        for _ in 0..REOPEN_BYTES / block.len() {
+            file.write_all(&block)?;
+        }
+        file.sync_all()
+    };
+    let result = probe().map_err(io);
+    let _ = fs::remove_file(&path);
+    result
+}

@@ -1,0 +1,303 @@
+//! Keys, byte by byte. `DESIGN.md` shows the same tables with their reasons.
+//!
+//! All numbers are big-endian, so byte order is number order. Every key that belongs to a tenant
+//! starts with a virtual shard and the tenant; timers start with their due time, because the one
+//! question asked of them is "what is due", over all shards.
+
+use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId, virtual_shard};
+
+/// The layout this program writes. A store with a larger number is refused.
+pub(crate) const SCHEMA: u32 = 1;
+
+/// Names in the control family.
+pub(crate) mod ctl {
+    /// u32: the layout version.
+    pub const SCHEMA: &[u8] = b"schema";
+    /// u64: sequence number of the last durable group.
+    pub const SEQ: &[u8] = b"seq";
+    /// Sealed constant: tells whether the key file is the right one.
+    pub const KEY_CHECK: &[u8] = b"key-check";
+    /// Prefix of named values.
+    pub const META: &[u8] = b"m/";
+    /// Prefix of the manifests of sealed vector segments.
+    pub const SEGMENT: &[u8] = b"s/";
+}
+
+/// Names a memory inside a user: conversation 16, sequence number 8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct DocId {
+    pub conversation: ConversationId,
+    pub seq: u64,
+}
+
+pub(crate) const DOC_BYTES: usize = 24;
+
+impl DocId {
+    pub fn to_bytes(self) -> [u8; DOC_BYTES] {
+        let mut bytes = [0; DOC_BYTES];
+        bytes[..16].copy_from_slice(&self.conversation.0);
+        bytes[16..].copy_from_slice(&self.seq.to_be_bytes());
+        bytes
+    }
+
+    /// Reads the last [`DOC_BYTES`] of a key.
+    pub fn at_end_of(key: &[u8]) -> Option<Self> {
+        let tail: &[u8; DOC_BYTES] = key.last_chunk()?;
+        let (conversation, seq) = tail.split_at(16);
+        Some(Self {
+            conversation: ConversationId(conversation.try_into().ok()?),
+            seq: u64::from_be_bytes(seq.try_into().ok()?),
+        })
+    }
+}
+
+/// Appends fixed-width parts; the capacity is the whole key, so a key costs one allocation.
+struct Key(Vec<u8>);
+
+impl Key {
+    fn conversation(tenant: TenantId, conversation: ConversationId) -> Self {
+        Self::sharded(virtual_shard(tenant, conversation), tenant).bytes(&conversation.0)
+    }
+
+    fn user(tenant: TenantId, user: UserId) -> Self {
+        Self::sharded(user_shard(tenant, user), tenant).bytes(&user.0)
+    }
+
+    fn sharded(shard: u16, tenant: TenantId) -> Self {
+        let mut key = Vec::with_capacity(72);
+        key.extend_from_slice(&shard.to_be_bytes());
+        key.extend_from_slice(&tenant.0.to_be_bytes());
+        Self(key)
+    }
+
+    fn bytes(mut self, part: &[u8]) -> Self {
+        self.0.extend_from_slice(part);
+        self
+    }
+
+    fn u64(self, number: u64) -> Self {
+        self.bytes(&number.to_be_bytes())
+    }
+
+    fn u32(self, number: u32) -> Self {
+        self.bytes(&number.to_be_bytes())
+    }
+}
+
+/// A user's data has its own shard: its memory spans conversations of many shards.
+pub(crate) fn user_shard(tenant: TenantId, user: UserId) -> u16 {
+    virtual_shard(tenant, ConversationId(user.0))
+}
+
+/// The smallest key that is greater than every key with this prefix.
+pub(crate) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    // A prefix of only 0xff has no successor of its length; no key is this long.
+    vec![u8::MAX; 128]
+}
+
+// sess: shard2 tenant4 conversation16
+pub(crate) fn sess(tenant: TenantId, conversation: ConversationId) -> Vec<u8> {
+    Key::conversation(tenant, conversation).0
+}
+
+// user_sess: shard2 tenant4 user16 conversation16
+pub(crate) fn user_sess(tenant: TenantId, user: UserId, conversation: ConversationId) -> Vec<u8> {
+    Key::user(tenant, user).bytes(&conversation.0).0
+}
+
+/// The prefix of everything of a user, in every family keyed by user.
+pub(crate) fn user_prefix(tenant: TenantId, user: UserId) -> Vec<u8> {
+    Key::user(tenant, user).0
+}
+
+// msg: shard2 tenant4 conversation16 seq8
+pub(crate) fn msg(tenant: TenantId, conversation: ConversationId, seq: u64) -> Vec<u8> {
+    Key::conversation(tenant, conversation).u64(seq).0
+}
+
+// inbox: shard2 tenant4 conversation16 turn8
+pub(crate) fn inbox(tenant: TenantId, conversation: ConversationId, turn: u64) -> Vec<u8> {
+    Key::conversation(tenant, conversation).u64(turn).0
+}
+
+// idem: shard2 tenant4 blind16
+pub(crate) fn idem(tenant: TenantId, blind: [u8; 16]) -> Vec<u8> {
+    Key::sharded(virtual_shard(tenant, ConversationId(blind)), tenant).bytes(&blind).0
+}
+
+// outbox and receipt: shard2 tenant4 conversation16 turn8 step4
+pub(crate) fn effect(tenant: TenantId, key: &EffectKey) -> Vec<u8> {
+    Key::conversation(tenant, key.conversation).u64(key.turn).u32(key.step).0
+}
+
+// timer: due8 tenant4 conversation16 id8
+pub(crate) fn timer(due_ms: u64, tenant: TenantId, conversation: ConversationId, id: u64) -> Vec<u8> {
+    Key(Vec::with_capacity(36)).u64(due_ms).u32(tenant.0).bytes(&conversation.0).u64(id).0
+}
+
+// cred: hash32. The hash of a 256-bit random secret is all a request brings, before its tenant is known.
+pub(crate) fn cred(hash: &[u8; 32]) -> Vec<u8> {
+    hash.to_vec()
+}
+
+// ctl: "m/" name
+pub(crate) fn meta(name: &str) -> Vec<u8> {
+    [ctl::META, name.as_bytes()].concat()
+}
+
+// key: tenant4 user16 epoch2. User zero is the tenant's own key.
+pub(crate) fn data_key(tenant: TenantId, user: UserId, epoch: u16) -> Vec<u8> {
+    Key(Vec::with_capacity(22)).u32(tenant.0).bytes(&user.0).bytes(&epoch.to_be_bytes()).0
+}
+
+// mem and vec: shard2 tenant4 user16 conversation16 seq8
+pub(crate) fn memory(tenant: TenantId, user: UserId, doc: DocId) -> Vec<u8> {
+    Key::user(tenant, user).bytes(&doc.to_bytes()).0
+}
+
+// post: shard2 tenant4 user16 term8 conversation16 seq8
+pub(crate) fn post(tenant: TenantId, user: UserId, term: [u8; 8], doc: DocId) -> Vec<u8> {
+    Key::user(tenant, user).bytes(&term).bytes(&doc.to_bytes()).0
+}
+
+pub(crate) fn post_prefix(tenant: TenantId, user: UserId, term: [u8; 8]) -> Vec<u8> {
+    Key::user(tenant, user).bytes(&term).0
+}
+
+/// A vertex of a user's graph: an entity (blind id) or a memory.
+pub(crate) type Vertex = [u8; DOC_BYTES];
+
+// edge_out and edge_in: shard2 tenant4 user16 near24 relation2 inverted_valid_from8 far24
+pub(crate) fn edge(
+    tenant: TenantId,
+    user: UserId,
+    near: &Vertex,
+    relation: u16,
+    valid_from_ms: u64,
+    far: &Vertex,
+) -> Vec<u8> {
+    Key::user(tenant, user)
+        .bytes(near)
+        .bytes(&relation.to_be_bytes())
+        .u64(!valid_from_ms)
+        .bytes(far)
+        .0
+}
+
+pub(crate) fn edge_prefix(tenant: TenantId, user: UserId, near: &Vertex, relation: u16) -> Vec<u8> {
+    Key::user(tenant, user).bytes(near).bytes(&relation.to_be_bytes()).0
+}
+
+/// The far vertex and the start of validity of an edge key.
+pub(crate) fn edge_far(key: &[u8]) -> Option<(Vertex, u64)> {
+    let far: &Vertex = key.last_chunk()?;
+    let rest = &key[..key.len() - DOC_BYTES];
+    let inverted: &[u8; 8] = rest.last_chunk()?;
+    Some((*far, !u64::from_be_bytes(*inverted)))
+}
+
+/// A shared space of a tenant, named by a blind id.
+pub(crate) type SpaceKey = [u8; 16];
+
+fn space_prefix_key(tenant: TenantId, space: SpaceKey) -> Key {
+    Key::sharded(virtual_shard(tenant, ConversationId(space)), tenant).bytes(&space)
+}
+
+// space: shard2 tenant4 space16 vid8
+pub(crate) fn space(tenant: TenantId, space: SpaceKey, vid: u64) -> Vec<u8> {
+    space_prefix_key(tenant, space).u64(vid).0
+}
+
+// space_log: shard2 tenant4 space16 seq8 vid8
+pub(crate) fn space_log(tenant: TenantId, space: SpaceKey, seq: u64, vid: u64) -> Vec<u8> {
+    space_prefix_key(tenant, space).u64(seq).u64(vid).0
+}
+
+pub(crate) fn space_prefix(tenant: TenantId, space: SpaceKey) -> Vec<u8> {
+    space_prefix_key(tenant, space).0
+}
+
+// ctl: "s/" tenant4 space16
+pub(crate) fn segment_manifest(tenant: TenantId, space: SpaceKey) -> Vec<u8> {
+    Key(ctl::SEGMENT.to_vec()).u32(tenant.0).bytes(&space).0
+}
+
+/// The tenant that a row of a sealed family belongs to. `None` for keys that are too short to be ours.
+pub(crate) fn tenant_of(cf: crate::backend::Cf, key: &[u8]) -> Option<TenantId> {
+    let at = if cf == crate::backend::Cf::Timer { 8 } else { 2 };
+    let bytes = key.get(at..at + 4)?;
+    Some(TenantId(u32::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+/// The last eight bytes of a key as a number.
+pub(crate) fn tail_u64(key: &[u8]) -> Option<u64> {
+    key.last_chunk().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: TenantId = TenantId(7);
+
+    #[test]
+    fn numbers_sort_as_numbers() {
+        let c = ConversationId([9; 16]);
+        assert!(msg(T, c, 255) < msg(T, c, 256));
+        assert!(timer(1, T, c, 9) < timer(2, T, c, 0));
+    }
+
+    #[test]
+    fn newer_facts_come_first_in_an_edge_scan() {
+        let (user, near, far) = (UserId([1; 16]), [2; 24], [3; 24]);
+        let older = edge(T, user, &near, 1, 100, &far);
+        let newer = edge(T, user, &near, 1, 200, &far);
+        assert!(newer < older);
+        assert_eq!(edge_far(&older), Some((far, 100)));
+        assert!(older.starts_with(&edge_prefix(T, user, &near, 1)));
+    }
+
+    #[test]
+    fn a_prefix_ends_after_its_last_key() {
+        assert_eq!(prefix_end(&[1, 2]), vec![1, 3]);
+        assert_eq!(prefix_end(&[1, 0xff]), vec![2]);
+        assert!(prefix_end(&[0xff, 0xff]) > vec![0xff, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn tenants_and_users_never_share_a_prefix() {
+        let (a, b) = (UserId([1; 16]), UserId([2; 16]));
+        assert!(!memory(T, b, DocId { conversation: ConversationId([0; 16]), seq: 0 }).starts_with(&user_prefix(T, a)));
+        assert_ne!(user_prefix(T, a), user_prefix(TenantId(8), a));
+    }
+
+    #[test]
+    fn widths_are_those_of_the_design_document() {
+        let (c, u) = (ConversationId([1; 16]), UserId([2; 16]));
+        let doc = DocId { conversation: c, seq: 3 };
+        let effect_key = EffectKey { conversation: c, turn: 1, step: 2 };
+        assert_eq!(sess(T, c).len(), 22);
+        assert_eq!(user_sess(T, u, c).len(), 38);
+        assert_eq!(msg(T, c, 1).len(), 30);
+        assert_eq!(idem(T, [0; 16]).len(), 22);
+        assert_eq!(effect(T, &effect_key).len(), 34);
+        assert_eq!(timer(1, T, c, 1).len(), 36);
+        assert_eq!(data_key(T, u, 1).len(), 22);
+        assert_eq!(memory(T, u, doc).len(), 46);
+        assert_eq!(post(T, u, [0; 8], doc).len(), 54);
+        assert_eq!(edge(T, u, &[0; 24], 1, 1, &[0; 24]).len(), 80);
+        assert_eq!(space(T, [0; 16], 1).len(), 30);
+        assert_eq!(space_log(T, [0; 16], 1, 1).len(), 38);
+        assert_eq!(tenant_of(crate::backend::Cf::Msg, &msg(T, c, 1)), Some(T));
+        assert_eq!(tenant_of(crate::backend::Cf::Timer, &timer(1, T, c, 1)), Some(T));
+        assert_eq!(tenant_of(crate::backend::Cf::Msg, &[1, 2, 3]), None);
+        assert_eq!(DocId::at_end_of(&memory(T, u, doc)), Some(doc));
+    }
+}

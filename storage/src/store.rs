@@ -1,0 +1,363 @@
+//! The store: opening, submitting, shutting down, and the sealed reads that the rest is made of.
+
+use crate::backend::memory::MemoryBackend;
+use crate::backend::rocks::RocksBackend;
+use crate::backend::{Cf, KvOp, KvStore, ScanRange};
+use crate::batch::Batch;
+use crate::commit::{Committer, Done};
+use crate::error::{Busy, CommitError, KvError, OpenError, ReadError};
+use crate::layout::{self, ctl};
+use crate::lock::FolderLock;
+use crate::memory::{Memory, RecallQuery, Recalled, SpaceHit, SpaceQuery};
+use crate::pool::ReadPool;
+use crate::seal::{Kek, KeyRing, TenantKeys};
+use crate::stats::{Stats, StatsSnapshot};
+use millrace_proto::id::TenantId;
+use millrace_proto::record::Record;
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Which engine holds the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendKind {
+    /// RocksDB in the data folder.
+    #[default]
+    Rocks,
+    /// Memory only: everything is gone at exit. For trials.
+    Memory,
+}
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The data folder; made when missing.
+    pub path: PathBuf,
+    /// The key file; made when missing and the store is new.
+    pub key_file: PathBuf,
+    /// Bound of the memory that the store may use for caches and hot vectors. Little of it is used
+    /// before there is data; a larger bound keeps more users' memories ready.
+    pub memory_bytes: usize,
+    /// The engine.
+    pub backend: BackendKind,
+}
+
+impl StoreOptions {
+    /// A store in `path` with its key beside the data and 256 MiB of memory.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let key_file = path.join("store.key");
+        Self { path, key_file, memory_bytes: 256 << 20, backend: BackendKind::Rocks }
+    }
+}
+
+/// The store. Cheap to clone; the last one dropped shuts it down.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    commit: Committer,
+    reads: ReadPool,
+    _lock: Option<FolderLock>,
+}
+
+/// What the threads of a store share.
+pub(crate) struct Shared {
+    pub kv: Arc<dyn KvStore>,
+    pub keys: KeyRing,
+    pub memory: Memory,
+    pub stats: Stats,
+}
+
+impl Store {
+    /// Opens or creates a store.
+    pub fn open(options: &StoreOptions) -> Result<Self, OpenError> {
+        if options.backend == BackendKind::Memory {
+            return Self::open_on(options, Arc::new(MemoryBackend::new()));
+        }
+        std::fs::create_dir_all(&options.path).map_err(|source| match source.kind() {
+            ErrorKind::StorageFull => no_space(&options.path, &source.to_string()),
+            _ => OpenError::Io { act: "create the data folder", path: options.path.clone(), source },
+        })?;
+        let lock = FolderLock::take(&options.path)?;
+        let database = options.path.join("db");
+        let kv = RocksBackend::open(&database, options.memory_bytes / 4).map_err(|error| open_error(options, error))?;
+        Self::start(options, Arc::new(kv), Some(lock))
+    }
+
+    /// Opens a store over an engine that the caller made: another engine, or one that fails on request.
+    pub fn open_on(options: &StoreOptions, kv: Arc<dyn KvStore>) -> Result<Self, OpenError> {
+        Self::start(options, kv, None)
+    }
+
+    fn start(options: &StoreOptions, kv: Arc<dyn KvStore>, lock: Option<FolderLock>) -> Result<Self, OpenError> {
+        let failed = |error: KvError| open_error(options, error);
+        check_schema(options, &*kv)?;
+        let keys = open_keys(options, &*kv, lock.is_none())?;
+        let seq = match kv.get(Cf::Ctl, ctl::SEQ).map_err(failed)? {
+            None => 0,
+            Some(bytes) => bytes.as_slice().try_into().map(u64::from_be_bytes).map_err(|_| OpenError::Corrupt {
+                path: options.path.clone(),
+                detail: "the sequence number does not have eight bytes".into(),
+            })?,
+        };
+        let thread = |source| OpenError::Io { act: "start the threads of", path: options.path.clone(), source };
+        let segments = lock.is_some().then(|| options.path.join("segments"));
+        let shared = Arc::new(Shared {
+            kv,
+            keys,
+            memory: Memory::new(options.memory_bytes / 2, segments),
+            stats: Stats::default(),
+        });
+        shared.stats.seq.store(seq, Relaxed);
+        let reads = ReadPool::start().map_err(thread)?;
+        let commit = Committer::start(Arc::clone(&shared), seq).map_err(thread)?;
+        Ok(Self { inner: Arc::new(Inner { shared, commit, reads, _lock: lock }) })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
+    }
+
+    /// Hands a batch to the commit thread. `done` is called once, on the commit thread, after the
+    /// batch is durable and recall sees it, or with the reason why not; it must be quick.
+    /// When this answers [`Busy`], nothing was taken and `done` is dropped. After
+    /// [`Store::shutdown`] `done` is called at once with [`CommitError::Closed`].
+    pub fn submit(&self, batch: Batch, done: Done) -> Result<(), Busy> {
+        self.inner.commit.submit(&self.inner.shared, batch, done)
+    }
+
+    /// [`Store::submit`] that waits. Not for a reactor.
+    pub fn commit(&self, batch: Batch) -> Result<u64, CommitError> {
+        self.inner.commit.commit(&self.inner.shared, batch)
+    }
+
+    /// Finds what a user's memory holds about a text. `done` is called on a read thread.
+    pub fn recall(
+        &self,
+        query: RecallQuery,
+        done: Box<dyn FnOnce(Result<Vec<Recalled>, ReadError>) + Send>,
+    ) -> Result<(), Busy> {
+        let shared = Arc::clone(&self.inner.shared);
+        self.on_pool(done, move || shared.recall(&query))
+    }
+
+    /// Finds the nearest passages of a shared space. `done` is called on a read thread.
+    pub fn search_space(
+        &self,
+        query: SpaceQuery,
+        done: Box<dyn FnOnce(Result<Vec<SpaceHit>, ReadError>) + Send>,
+    ) -> Result<(), Busy> {
+        let shared = Arc::clone(&self.inner.shared);
+        self.on_pool(done, move || shared.search_space(&query))
+    }
+
+    fn on_pool<T: 'static>(
+        &self,
+        done: Box<dyn FnOnce(Result<T, ReadError>) + Send>,
+        read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<(), Busy> {
+        // Only a queued job owns `done`; a refused one drops it, and a closed pool answers nothing more.
+        match self.inner.reads.submit(Box::new(move || done(read()))) {
+            Ok(()) => Ok(()),
+            Err(busy) => {
+                self.inner.shared.stats.recall_busy.fetch_add(1, Relaxed);
+                Err(busy.unwrap_or(Busy { waiting: 0, bound: 0 }))
+            }
+        }
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn stats(&self) -> StatsSnapshot {
+        self.inner.shared.stats.snapshot(self.inner.shared.kv.memory_bytes())
+    }
+
+    /// Makes a consistent copy of the database in a new folder. The key file is not in it: keep that apart.
+    pub fn checkpoint(&self, path: &Path) -> Result<(), ReadError> {
+        Ok(self.inner.shared.kv.checkpoint(path)?)
+    }
+
+    /// Writes memory tables to disk files.
+    pub fn flush(&self) -> Result<(), ReadError> {
+        Ok(self.inner.shared.kv.flush()?)
+    }
+
+    /// Finishes what was taken, flushes and joins the threads. Later writes answer `Closed`.
+    pub fn shutdown(&self) {
+        self.inner.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        self.reads.close();
+        self.shared.memory.close();
+        if self.commit.close()
+            && let Err(error) = self.shared.kv.flush()
+        {
+            // Nothing is lost: the log holds it, the next start replays it.
+            tracing::warn!(%error, "the last flush failed");
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+fn no_space(path: &Path, detail: &str) -> OpenError {
+    OpenError::NoSpace { path: path.to_owned(), detail: detail.to_owned() }
+}
+
+fn open_error(options: &StoreOptions, error: KvError) -> OpenError {
+    let path = options.path.clone();
+    match error {
+        KvError::NoSpace(detail) => no_space(&path, &detail),
+        KvError::Locked(_) => OpenError::Locked { path, holder: String::new() },
+        KvError::Corrupt(detail) => OpenError::Corrupt { path, detail },
+        source => OpenError::Backend { path, source },
+    }
+}
+
+/// Refuses a store of a newer program before anything is written to it.
+fn check_schema(options: &StoreOptions, kv: &dyn KvStore) -> Result<(), OpenError> {
+    let failed = |error: KvError| open_error(options, error);
+    match kv.get(Cf::Ctl, ctl::SCHEMA).map_err(failed)? {
+        None => {
+            let row = KvOp::Put(Cf::Ctl, ctl::SCHEMA.to_vec(), layout::SCHEMA.to_be_bytes().to_vec());
+            kv.apply(&[row], true).map_err(failed)
+        }
+        Some(bytes) => match bytes.as_slice().try_into().map(u32::from_be_bytes) {
+            Ok(found) if found > layout::SCHEMA => {
+                Err(OpenError::NewerSchema { path: options.path.clone(), found, supported: layout::SCHEMA })
+            }
+            Ok(1..) => Ok(()),
+            _ => Err(OpenError::Corrupt { path: options.path.clone(), detail: "the schema number is damaged".into() }),
+        },
+    }
+}
+
+/// Opens the key file against the store's key check; makes both for a new store.
+fn open_keys(options: &StoreOptions, kv: &dyn KvStore, ephemeral: bool) -> Result<KeyRing, OpenError> {
+    let failed = |error: KvError| open_error(options, error);
+    let random = |error: getrandom::Error| OpenError::Io {
+        act: "get random numbers for",
+        path: options.key_file.clone(),
+        source: error.into(),
+    };
+    let check = kv.get(Cf::Ctl, ctl::KEY_CHECK).map_err(failed)?;
+    let kek = match (Kek::read(&options.key_file)?, &check) {
+        (Some(kek), _) => kek,
+        (None, Some(_)) => {
+            return Err(OpenError::KeyMissing { key_file: options.key_file.clone(), path: options.path.clone() });
+        }
+        (None, None) if ephemeral && options.backend == BackendKind::Memory => Kek::ephemeral().map_err(random)?,
+        (None, None) => Kek::create(&options.key_file)?,
+    };
+    let keys = KeyRing::new(kek).map_err(random)?;
+    match check {
+        Some(stored) if !keys.check(&stored) => {
+            Err(OpenError::WrongKey { key_file: options.key_file.clone(), path: options.path.clone() })
+        }
+        Some(_) => Ok(keys),
+        None => {
+            let row = KvOp::Put(Cf::Ctl, ctl::KEY_CHECK.to_vec(), keys.check_value());
+            kv.apply(&[row], true).map_err(failed)?;
+            Ok(keys)
+        }
+    }
+}
+
+/// Decodes an opened record.
+pub(crate) fn decode<T: Record>(cf: Cf, plain: &[u8]) -> Result<T, ReadError> {
+    T::from_bytes(plain).map_err(|error| ReadError::Corrupt { cf: cf.name(), why: error.to_string() })
+}
+
+/// Rows fetched before they are opened: a scan holds an engine's view only while it copies.
+const SCAN_PAGE_ROWS: usize = 256;
+
+impl Shared {
+    /// The keys a stored row was sealed with: they exist, or the row could not have been written.
+    fn keys_of(&self, tenant: TenantId) -> Result<Arc<TenantKeys>, ReadError> {
+        self.keys.find(&*self.kv, tenant)?.ok_or(ReadError::KeyGone { tenant: tenant.0, epoch: 0 })
+    }
+
+    pub fn open(&self, tenant: TenantId, cf: Cf, key: &[u8], sealed: Vec<u8>) -> Result<Vec<u8>, ReadError> {
+        self.keys_of(tenant)?.open(cf, key, sealed)
+    }
+
+    pub fn get_sealed(&self, tenant: TenantId, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        match self.kv.get(cf, key)? {
+            Some(sealed) => self.open(tenant, cf, key, sealed).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Opens every row under a prefix, in key order.
+    pub fn scan_sealed(
+        &self,
+        cf: Cf,
+        prefix: &[u8],
+        limit: usize,
+        each: impl FnMut(&[u8]) -> Result<ControlFlow<()>, ReadError>,
+    ) -> Result<(), ReadError> {
+        let to = layout::prefix_end(prefix);
+        self.scan_sealed_range(cf, ScanRange::forward(prefix, &to), limit, each)
+    }
+
+    /// Opens the first `limit` rows of a range. The tenant of each row is read from its key.
+    pub fn scan_sealed_range(
+        &self,
+        cf: Cf,
+        range: ScanRange<'_>,
+        limit: usize,
+        mut each: impl FnMut(&[u8]) -> Result<ControlFlow<()>, ReadError>,
+    ) -> Result<(), ReadError> {
+        let (mut from, mut to) = (range.from.to_vec(), range.to.to_vec());
+        let mut left = limit;
+        while left > 0 {
+            let page = left.min(SCAN_PAGE_ROWS);
+            let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+            let view = ScanRange { from: &from, to: &to, reverse: range.reverse };
+            self.kv.scan(cf, view, &mut |key, value| {
+                rows.push((key.to_vec(), value.to_vec()));
+                if rows.len() < page { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            if range.reverse {
+                to.clone_from(last);
+            } else {
+                from.clone_from(last);
+                from.push(0);
+            }
+            let full = rows.len() == page;
+            left -= rows.len();
+            for (key, sealed) in rows {
+                let tenant = layout::tenant_of(cf, &key)
+                    .ok_or_else(|| ReadError::Corrupt { cf: cf.name(), why: "a key is too short".into() })?;
+                if each(&self.open(tenant, cf, &key, sealed)?)?.is_break() {
+                    return Ok(());
+                }
+            }
+            if !full {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
