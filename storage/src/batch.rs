@@ -4,9 +4,7 @@ use crate::backend::Cf;
 use crate::layout;
 use crate::queue::Receipt;
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId};
-use millrace_proto::record::{
-    Credential, DeliveryState, InboxRecord, Message, OutboxJob, Record, SessionHead, Timer,
-};
+use millrace_proto::record::{Credential, DeliveryState, InboxRecord, Message, OutboxJob, Record, SessionHead, Timer};
 
 /// One memory: a turn's text and its embedding, owned by a user.
 ///
@@ -54,16 +52,46 @@ pub struct Batch {
 #[derive(Debug)]
 pub(crate) enum Op {
     /// A sealed value.
-    Put { tenant: TenantId, cf: Cf, key: Vec<u8>, plain: Vec<u8> },
+    Put {
+        tenant: TenantId,
+        cf: Cf,
+        key: Vec<u8>,
+        plain: Vec<u8>,
+    },
     /// A value that holds no user data, as it is.
-    PutClear { cf: Cf, key: Vec<u8>, value: Vec<u8> },
-    Delete { cf: Cf, key: Vec<u8> },
-    Dedup { tenant: TenantId, scope: String, key: String, expires_ms: u64 },
-    Finish { tenant: TenantId, key: Vec<u8>, receipt: Receipt },
+    PutClear {
+        cf: Cf,
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    Delete {
+        cf: Cf,
+        key: Vec<u8>,
+    },
+    Dedup {
+        tenant: TenantId,
+        scope: String,
+        key: String,
+        expires_ms: u64,
+    },
+    Finish {
+        tenant: TenantId,
+        key: Vec<u8>,
+        receipt: Receipt,
+    },
     Remember(MemoryWrite),
-    Forget { tenant: TenantId, user: UserId, conversation: ConversationId, seq: u64 },
+    Forget {
+        tenant: TenantId,
+        user: UserId,
+        conversation: ConversationId,
+        seq: u64,
+    },
     SpacePut(SpaceWrite),
-    SpaceRemove { tenant: TenantId, space: String, id: u64 },
+    SpaceRemove {
+        tenant: TenantId,
+        space: String,
+        id: u64,
+    },
     Invalid(String),
 }
 
@@ -198,11 +226,8 @@ impl Batch {
     /// Writes a named value of the node (names up to [`crate::META_NAME_BYTES_MAX`] bytes).
     pub fn put_meta(&mut self, name: &str, value: &[u8]) {
         if name.is_empty() || name.len() > crate::META_NAME_BYTES_MAX {
-            let why = format!(
-                "a value's name has 1 to {} bytes, this one has {}",
-                crate::META_NAME_BYTES_MAX,
-                name.len()
-            );
+            let why =
+                format!("a value's name has 1 to {} bytes, this one has {}", crate::META_NAME_BYTES_MAX, name.len());
             return self.push(0, Op::Invalid(why));
         }
         self.put(crate::seal::NODE, Cf::Ctl, layout::meta(name), value.to_vec());

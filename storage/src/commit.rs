@@ -193,7 +193,7 @@ impl CommitLoop {
             }
         }
         if !waiting.is_empty() {
-            self.write(seq, ops, &derived, waiting);
+            self.write(seq, ops, derived, waiting);
         }
     }
 
@@ -214,7 +214,7 @@ impl CommitLoop {
         }
     }
 
-    fn write(&mut self, seq: u64, mut ops: Vec<KvOp>, derived: &[Derived], waiting: Vec<Done>) {
+    fn write(&mut self, seq: u64, mut ops: Vec<KvOp>, derived: Vec<Derived>, waiting: Vec<Done>) {
         let stats = &self.shared.stats;
         ops.push(KvOp::Put(Cf::Ctl, ctl::SEQ.to_vec(), seq.to_be_bytes().to_vec()));
         let started = Instant::now();

@@ -82,7 +82,9 @@ pub enum OpenError {
         mode: u32,
     },
     /// The key file holds something else than a key.
-    #[error("the key file {key_file} is not a Millrace key ({why}). Restore it from your backup, or name the right file")]
+    #[error(
+        "the key file {key_file} is not a Millrace key ({why}). Restore it from your backup, or name the right file"
+    )]
     KeyMalformed {
         /// The key file.
         key_file: PathBuf,
@@ -222,9 +224,7 @@ impl From<KvError> for CommitError {
     fn from(error: KvError) -> Self {
         match error {
             KvError::NoSpace(detail) => Self::NoSpace { detail },
-            KvError::Io(detail) | KvError::Corrupt(detail) | KvError::Locked(detail) => {
-                Self::Io { detail }
-            }
+            KvError::Io(detail) | KvError::Corrupt(detail) | KvError::Locked(detail) => Self::Io { detail },
             KvError::Closed => Self::Closed,
         }
     }

@@ -183,12 +183,7 @@ pub(crate) fn edge(
     valid_from_ms: u64,
     far: &Vertex,
 ) -> Vec<u8> {
-    Key::user(tenant, user)
-        .bytes(near)
-        .bytes(&relation.to_be_bytes())
-        .u64(!valid_from_ms)
-        .bytes(far)
-        .0
+    Key::user(tenant, user).bytes(near).bytes(&relation.to_be_bytes()).u64(!valid_from_ms).bytes(far).0
 }
 
 pub(crate) fn edge_prefix(tenant: TenantId, user: UserId, near: &Vertex, relation: u16) -> Vec<u8> {

@@ -28,7 +28,7 @@ pub use backend::{Cf, KvOp, KvStore, ScanRange};
 pub use batch::{Batch, MemoryWrite, SpaceWrite};
 pub use commit::{Done, GROUP_BYTES_MAX, GROUP_JOBS_MAX, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX};
 pub use error::{Busy, CommitError, KvError, OpenError, ReadError};
-pub use memory::{RecallQuery, Recalled, SpaceHit, SpaceQuery, Why};
+pub use memory::{RECALL_LIMIT_MAX, RecallQuery, Recalled, SpaceHit, SpaceQuery, Why};
 pub use pool::{READ_QUEUE_MAX, READ_THREADS};
 pub use queue::{RECEIPT_TTL_MS, Receipt};
 pub use session::USER_SESSIONS_MAX;

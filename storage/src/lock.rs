@@ -15,7 +15,8 @@ impl FolderLock {
     pub fn take(folder: &Path) -> Result<Self, OpenError> {
         let path = folder.join("store.lock");
         let io = |source| OpenError::Io { act: "lock", path: path.clone(), source };
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -6,8 +6,8 @@
 use crate::backend::{Cf, KvOp};
 use crate::batch::{Batch, MemoryWrite, Op, SpaceWrite};
 use crate::error::CommitError;
-use crate::layout::{self, DocId, SpaceKey};
-use crate::memory::{self, Derived};
+use crate::layout::{self, DocId};
+use crate::memory::{self, Change, Derived};
 use crate::seal::TenantKeys;
 use crate::store::Shared;
 use crate::{EMBEDDING_DIM_MAX, VALUE_BYTES_MAX};
@@ -18,17 +18,8 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(crate) struct Prepared {
     ops: Vec<KvOp>,
-    spaces: Vec<SpaceChange>,
+    spaces: Vec<Change>,
     derived: Vec<Derived>,
-}
-
-/// A change of a shared space: its log row is keyed by the group's number.
-struct SpaceChange {
-    tenant: TenantId,
-    space: SpaceKey,
-    vid: u64,
-    /// `None` = removed.
-    vector: Option<Vec<f32>>,
 }
 
 impl Prepared {
@@ -37,15 +28,8 @@ impl Prepared {
         ops.extend(self.ops);
         derived.extend(self.derived);
         for change in self.spaces {
-            let key = layout::space_log(change.tenant, change.space, seq, change.vid);
-            let kind = if change.vector.is_some() { memory::LOG_PUT } else { memory::LOG_REMOVE };
-            ops.push(KvOp::Put(Cf::SpaceLog, key, vec![kind]));
-            derived.push(Derived::Space {
-                tenant: change.tenant,
-                space: change.space,
-                vid: change.vid,
-                vector: change.vector,
-            });
+            ops.push(change.log_row(seq));
+            derived.push(Derived::Space(change));
         }
     }
 }
@@ -143,18 +127,14 @@ fn build(shared: &Shared, batch: Batch) -> Result<Prepared, CommitError> {
                 check_space(&write)?;
                 let keys = keys_of(write.tenant)?;
                 let space = memory::space_key(&keys, &write.space);
-                prepared.ops.push(memory::space_row(&keys, space, &write));
-                prepared.spaces.push(SpaceChange {
-                    tenant: write.tenant,
-                    space,
-                    vid: write.id,
-                    vector: Some(write.embedding),
-                });
+                let (row, vector) = memory::space_row(&keys, space, &write);
+                prepared.ops.push(row);
+                prepared.spaces.push(Change { tenant: write.tenant, space, vid: write.id, vector: Some(vector) });
             }
             Op::SpaceRemove { tenant, space, id } => {
                 let space = memory::space_key(&*keys_of(tenant)?, &space);
                 prepared.ops.push(KvOp::Delete(Cf::Space, layout::space(tenant, space, id)));
-                prepared.spaces.push(SpaceChange { tenant, space, vid: id, vector: None });
+                prepared.spaces.push(Change { tenant, space, vid: id, vector: None });
             }
             Op::Invalid(why) => return Err(CommitError::Invalid { why }),
         }

@@ -15,11 +15,7 @@ pub const USER_SESSIONS_MAX: usize = 50_000;
 
 impl Store {
     /// The head of a session.
-    pub fn session(
-        &self,
-        tenant: TenantId,
-        conversation: ConversationId,
-    ) -> Result<Option<SessionHead>, ReadError> {
+    pub fn session(&self, tenant: TenantId, conversation: ConversationId) -> Result<Option<SessionHead>, ReadError> {
         let plain = self.shared().get_sealed(tenant, Cf::Sess, &layout::sess(tenant, conversation))?;
         plain.map(|plain| decode::<SessionHead>(Cf::Sess, &plain)).transpose()
     }

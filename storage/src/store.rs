@@ -258,7 +258,7 @@ fn open_keys(options: &StoreOptions, kv: &dyn KvStore, ephemeral: bool) -> Resul
     let random = |error: getrandom::Error| OpenError::Io {
         act: "get random numbers for",
         path: options.key_file.clone(),
-        source: error.into(),
+        source: std::io::Error::other(error.to_string()),
     };
     let check = kv.get(Cf::Ctl, ctl::KEY_CHECK).map_err(failed)?;
     let kek = match (Kek::read(&options.key_file)?, &check) {

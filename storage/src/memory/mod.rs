@@ -1,17 +1,28 @@
 //! Memory: what was said, found again by meaning, by words and by the things it names.
 
-use crate::backend::{Cf, KvOp};
-use crate::batch::{MemoryWrite, SpaceWrite};
-use crate::error::{CommitError, ReadError};
-use crate::layout::{self, DocId, SpaceKey};
-use crate::seal::TenantKeys;
+mod entity;
+mod faiss;
+mod fuse;
+mod graph;
+mod kernel;
+mod recall;
+mod segment;
+mod space;
+mod text;
+mod user;
+mod vector;
+mod words;
+
+pub(crate) use faiss::quiet_math_threads;
+pub use fuse::RECALL_LIMIT_MAX;
+pub(crate) use recall::{forget, remember};
+pub(crate) use space::{Change, space_key, space_row};
+
+use crate::layout::DocId;
 use crate::store::Shared;
 use millrace_proto::id::{ConversationId, TenantId, UserId};
 use std::path::PathBuf;
-
-/// Kind of a row of the change log of shared spaces.
-pub(crate) const LOG_PUT: u8 = 1;
-pub(crate) const LOG_REMOVE: u8 = 2;
+use std::sync::Arc;
 
 /// A question to a user's memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,71 +97,36 @@ pub struct SpaceHit {
 
 /// What follows in memory from a durable write.
 pub(crate) enum Derived {
-    Remembered { tenant: TenantId, user: UserId, doc: DocId, at_ms: u64, length: u32, vector: Vec<f32> },
+    Remembered { tenant: TenantId, user: UserId, doc: DocId, row: vector::VectorRow },
     Forgotten { tenant: TenantId, user: UserId, doc: DocId },
-    Space { tenant: TenantId, space: SpaceKey, vid: u64, vector: Option<Vec<f32>> },
+    Space(space::Change),
 }
 
+/// Everything that is derived from rows and kept in memory.
 pub(crate) struct Memory {
-    _bytes_max: usize,
-    _segments: Option<PathBuf>,
+    users: user::HotUsers,
+    spaces: space::Spaces,
 }
 
 impl Memory {
+    /// `bytes_max` bounds what hot users may take; `segments` is the folder of sealed segments.
     pub fn new(bytes_max: usize, segments: Option<PathBuf>) -> Self {
-        Self { _bytes_max: bytes_max, _segments: segments }
+        Self { users: user::HotUsers::new(bytes_max), spaces: space::Spaces::new(segments) }
     }
 
-    pub fn applied(&self, _shared: &Shared, _seq: u64, _derived: &[Derived]) {}
-
-    pub fn close(&self) {}
-}
-
-impl Shared {
-    pub fn recall(&self, _query: &RecallQuery) -> Result<Vec<Recalled>, ReadError> {
-        Ok(Vec::new())
+    /// Brings what is hot up to date. Runs on the commit thread after the sync and before the answers.
+    pub fn applied(&self, shared: &Arc<Shared>, seq: u64, derived: Vec<Derived>) {
+        for change in derived {
+            match change {
+                Derived::Remembered { tenant, user, doc, row } => self.users.put((tenant, user), doc, &row),
+                Derived::Forgotten { tenant, user, doc } => self.users.remove((tenant, user), doc),
+                Derived::Space(change) => self.spaces.applied(shared, seq, change),
+            }
+        }
     }
 
-    pub fn search_space(&self, _query: &SpaceQuery) -> Result<Vec<SpaceHit>, ReadError> {
-        Ok(Vec::new())
+    /// Ends background work and waits for it.
+    pub fn close(&self) {
+        self.spaces.close();
     }
 }
-
-pub(crate) fn remember(
-    _shared: &Shared,
-    keys: &TenantKeys,
-    write: MemoryWrite,
-    ops: &mut Vec<KvOp>,
-    _derived: &mut Vec<Derived>,
-) -> Result<(), CommitError> {
-    let doc = DocId { conversation: write.conversation, seq: write.seq };
-    let key = layout::memory(write.tenant, write.user, doc);
-    let sealed = keys.seal(Cf::Mem, &key, write.text.as_bytes());
-    ops.push(KvOp::Put(Cf::Mem, key, sealed));
-    Ok(())
-}
-
-pub(crate) fn forget(
-    _shared: &Shared,
-    _keys: &TenantKeys,
-    tenant: TenantId,
-    user: UserId,
-    doc: DocId,
-    ops: &mut Vec<KvOp>,
-    _derived: &mut Vec<Derived>,
-) -> Result<(), CommitError> {
-    ops.push(KvOp::Delete(Cf::Mem, layout::memory(tenant, user, doc)));
-    Ok(())
-}
-
-pub(crate) fn space_key(keys: &TenantKeys, name: &str) -> SpaceKey {
-    keys.blind("space", &[name.as_bytes()])
-}
-
-pub(crate) fn space_row(keys: &TenantKeys, space: SpaceKey, write: &SpaceWrite) -> KvOp {
-    let key = layout::space(write.tenant, space, write.id);
-    let sealed = keys.seal(Cf::Space, &key, write.text.as_bytes());
-    KvOp::Put(Cf::Space, key, sealed)
-}
-
-pub(crate) fn quiet_math_threads() {}

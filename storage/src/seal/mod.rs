@@ -15,7 +15,7 @@
 mod keyfile;
 mod keyring;
 
-pub(crate) use keyfile::Kek;
+pub(crate) use keyfile::{Kek, sync_folder};
 pub(crate) use keyring::{KeyRing, NODE, TenantKeys};
 
 use crate::backend::Cf;

@@ -1,0 +1,128 @@
+//! Search by words: BM25 over postings that are rows of the database.
+//!
+//! One row per (user, word, memory): `word8 conversation16 seq8` -> how often. The word is a keyed
+//! digest, so neither the row nor its key holds text. A posting is written in the same batch as the
+//! memory itself and needs no reading first, so the index is never behind and never torn.
+
+use super::fuse::{BM25_B, BM25_K1, DEPTH, POSTINGS_MAX, QUERY_WORDS_MAX};
+use super::vector::TopK;
+use super::words::words;
+use crate::backend::{Cf, KvOp, KvStore, ScanRange};
+use crate::error::ReadError;
+use crate::layout::{self, DocId};
+use crate::seal::TenantKeys;
+use millrace_proto::id::{TenantId, UserId};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+
+/// How often each word occurs.
+pub(crate) fn counts(text: &str) -> BTreeMap<String, u16> {
+    let mut counts = BTreeMap::new();
+    for word in words(text) {
+        let count: &mut u16 = counts.entry(word).or_default();
+        *count = count.saturating_add(1);
+    }
+    counts
+}
+
+/// Number of words that [`counts`] saw: the length that BM25 compares.
+pub(crate) fn length(counts: &BTreeMap<String, u16>) -> u32 {
+    counts.values().map(|count| u32::from(*count)).sum()
+}
+
+fn term(keys: &TenantKeys, user: UserId, word: &str) -> [u8; 8] {
+    // The user is part of the digest: the same word of two users gives unrelated rows.
+    keys.blind("word", &[&user.0, word.as_bytes()])
+}
+
+/// The rows of a memory.
+pub(crate) fn put_rows(
+    keys: &TenantKeys,
+    tenant: TenantId,
+    user: UserId,
+    doc: DocId,
+    counts: &BTreeMap<String, u16>,
+    ops: &mut Vec<KvOp>,
+) {
+    for (word, count) in counts {
+        let key = layout::post(tenant, user, term(keys, user, word), doc);
+        ops.push(KvOp::Put(Cf::Post, key, count.to_be_bytes().to_vec()));
+    }
+}
+
+/// Removes the rows of a memory.
+pub(crate) fn delete_rows(
+    keys: &TenantKeys,
+    tenant: TenantId,
+    user: UserId,
+    doc: DocId,
+    counts: &BTreeMap<String, u16>,
+    ops: &mut Vec<KvOp>,
+) {
+    for word in counts.keys() {
+        ops.push(KvOp::Delete(Cf::Post, layout::post(tenant, user, term(keys, user, word), doc)));
+    }
+}
+
+/// What BM25 needs to know about a user's memory as a whole.
+pub(crate) struct Corpus<'a> {
+    pub docs: usize,
+    pub words: u64,
+    /// Length of a memory; `None` when it may not be returned.
+    pub length: &'a dyn Fn(DocId) -> Option<u32>,
+}
+
+/// The best memories for a text, the best first.
+pub(crate) fn search(
+    kv: &dyn KvStore,
+    keys: &TenantKeys,
+    tenant: TenantId,
+    user: UserId,
+    text: &str,
+    corpus: &Corpus<'_>,
+) -> Result<Vec<DocId>, ReadError> {
+    let mean = (corpus.words as f32 / corpus.docs.max(1) as f32).max(1.0);
+    let mut scores: HashMap<DocId, f32> = HashMap::new();
+    for word in counts(text).keys().take(QUERY_WORDS_MAX) {
+        let postings = postings(kv, tenant, user, term(keys, user, word))?;
+        let (all, with) = (corpus.docs as f32, postings.len() as f32);
+        // The `1 +` keeps a word that is in most memories from counting against them.
+        let rarity = (1.0 + (all - with + 0.5).max(0.0) / (with + 0.5)).ln();
+        for (doc, count) in postings {
+            let Some(length) = (corpus.length)(doc) else { continue };
+            let count = f32::from(count);
+            let norm = BM25_K1 * (1.0 - BM25_B + BM25_B * length as f32 / mean);
+            *scores.entry(doc).or_default() += rarity * count * (BM25_K1 + 1.0) / (count + norm);
+        }
+    }
+    Ok(best(scores))
+}
+
+/// The `DEPTH` best of a score table; newer turns first among equals, so answers are repeatable.
+pub(crate) fn best(scores: HashMap<DocId, f32>) -> Vec<DocId> {
+    let mut docs: Vec<(DocId, f32)> = scores.into_iter().filter(|(_, score)| *score > 0.0).collect();
+    docs.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+    let mut best = TopK::new(DEPTH);
+    for (at, (_, score)) in docs.iter().enumerate() {
+        best.offer(*score, at as u32);
+    }
+    best.into_sorted().into_iter().map(|(_, at)| docs[at as usize].0).collect()
+}
+
+fn postings(kv: &dyn KvStore, tenant: TenantId, user: UserId, term: [u8; 8]) -> Result<Vec<(DocId, u16)>, ReadError> {
+    let from = layout::post_prefix(tenant, user, term);
+    let to = layout::prefix_end(&from);
+    let mut found = Vec::new();
+    let mut damaged = false;
+    kv.scan(Cf::Post, ScanRange::forward(&from, &to), &mut |key, value| {
+        match (DocId::at_end_of(key), value.try_into().map(u16::from_be_bytes)) {
+            (Some(doc), Ok(count)) => found.push((doc, count)),
+            _ => damaged = true,
+        }
+        if found.len() < POSTINGS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    if damaged {
+        return Err(ReadError::Corrupt { cf: Cf::Post.name(), why: "a posting does not have two bytes".into() });
+    }
+    Ok(found)
+}

@@ -1,0 +1,11 @@
+//! The store from outside: what it promises, and what it says when it cannot keep it.
+
+mod common;
+mod crash;
+mod full;
+mod opening;
+mod queues;
+mod recall;
+mod sealing;
+mod sessions;
+mod spaces;
