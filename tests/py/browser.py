@@ -115,14 +115,15 @@ class Browser:
         return found
 
 
-KEY_FIELD = "input[type=password]"
-MESSAGE_FIELD = "textarea"
+KEY_FIELD = "#key"
+KEY_ERROR = "#gate-error"
+MESSAGE_FIELD = "#text"
 QUESTION = "Please tell me a few sentences about the river Danube."
 
 
 def replies(browser):
     """The texts of the assistant's messages on the page."""
-    return browser.js("[...document.querySelectorAll('[data-role=assistant]')].map(e => e.innerText)")
+    return browser.js("[...document.querySelectorAll('.message.assistant .body')].map(e => e.innerText)")
 
 
 def main():
@@ -137,7 +138,7 @@ def main():
         browser.picture("1-key")
         browser.type(KEY_FIELD, "mr-" + "A" * 43)
         browser.press_enter()
-        browser.wait(lambda: "key" in browser.text().lower() and browser.visible(KEY_FIELD), "a wrong key is named")
+        browser.wait(lambda: browser.visible(KEY_ERROR) and browser.visible(KEY_FIELD), "a wrong key is named")
         browser.picture("2-wrong-key")
         browser.js(f"document.querySelector({KEY_FIELD!r}).value = ''")
         browser.type(KEY_FIELD, KEY)
