@@ -39,14 +39,14 @@ class Server:
         self.log = open(Path(self.scratch.name) / "log", "wb")
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
-            [part.format(scratch=self.scratch.name) for part in command],
-            env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log)
+            command, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log)
         self.base, self.metrics, self.key, self.ready_s = base, None, "", None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        """Ends the process as an operator would."""
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(20)
@@ -84,12 +84,15 @@ class Server:
         return (resident - weights) / 1024
 
 
-def millrace(environment=None):
-    """Millrace with a fresh data folder; returns when it is ready."""
+def millrace(environment=None, config=""):
+    """Millrace with a fresh data folder and this configuration; returns when it is ready."""
+    data = tempfile.TemporaryDirectory(prefix="millrace-figures-")
+    (Path(data.name) / "millrace.toml").write_text(config)
     server = Server(
         [os.environ["MILLRACE_BIN"], "serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--ready-json",
-         "--data", "{scratch}/data", "--models", str(models())],
+         "--data", data.name, "--models", str(models())],
         {"MILLRACE_LIMITS_REQUESTS_PER_MINUTE": "10000000", **(environment or {})})
+    server.data = data  # Removed together with the server.
     for line in server.process.stdout:
         if line.lstrip().startswith(b"{"):
             server.ready_s = time.perf_counter() - server.started
