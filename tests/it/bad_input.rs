@@ -172,7 +172,6 @@ fn a_bad_chat_request_is_refused_with_the_reason() {
             None,
         ),
         text("no messages", r#"{"model":"default"}"#, 400, Some("messages")),
-        text("no model", r#"{"messages":[{"role":"user","content":"x"}]}"#, 400, Some("model")),
         refused("empty messages", json!({"messages": []}), 400, Some("messages")),
         refused("an unknown role", json!({"messages": [{"role": "robot", "content": "x"}]}), 400, Some("messages")),
         refused(
