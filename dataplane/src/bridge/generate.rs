@@ -76,11 +76,16 @@ fn options(
         repetition_penalty: number(sampling.repetition_penalty, 1.0),
         presence_penalty: number(sampling.presence_penalty, 0.0),
         frequency_penalty: number(sampling.frequency_penalty, 0.0),
-        seed: sampling.seed.map_or_else(rand::random, i64::cast_unsigned),
+        seed: sampling.seed.map_or_else(fresh_seed, i64::cast_unsigned),
         stop: stop.to_vec(),
         ignore_eos: ignore_eos == Some(true),
         top_logprobs,
     }
+}
+
+fn fresh_seed() -> u64 {
+    // Without the system's random numbers an answer is still an answer, only not a surprising one.
+    getrandom::u64().unwrap_or_default()
 }
 
 /// The name in the models folder first, without and with its ending, then what the file calls itself.

@@ -222,6 +222,7 @@ fn verdict(kind: ChannelKind, result: Result<HttpReply, CallError>) -> Verdict {
         Ok(reply) => match channel::classify(kind, reply.status, retry_after(&reply), &reply.body) {
             channel::Delivery::Delivered { receipt } => Verdict::Delivered { receipt: receipt.unwrap_or_default() },
             channel::Delivery::Dead { why } => Verdict::Dead { why },
+            channel::Delivery::Unknown { why } => Verdict::Ambiguous { why },
             channel::Delivery::Retry { after, why } => Verdict::Retry {
                 after_ms: after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
                 why,
