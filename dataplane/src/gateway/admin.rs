@@ -42,11 +42,8 @@ struct OutboxAct {
 
 impl Gateway {
     pub(super) fn list_keys(&self, principal: &Principal) -> Result<Response, ApiError> {
-        let data: Vec<Value> = self
-            .keys_of(principal)?
-            .iter()
-            .map(|(hash, credential)| key_object(hash, credential))
-            .collect();
+        let data: Vec<Value> =
+            self.keys_of(principal)?.iter().map(|(hash, credential)| key_object(hash, credential)).collect();
         Ok(Response::json(200, to_json(&json!({"object": "list", "data": data}))))
     }
 
@@ -144,7 +141,9 @@ impl Gateway {
             .into_iter()
             .find(|job| job.key == key);
         let Some(job) = job else {
-            return Err(ApiError::not_found("There is no such job in the outbox; it may have been delivered meanwhile."));
+            return Err(ApiError::not_found(
+                "There is no such job in the outbox; it may have been delivered meanwhile.",
+            ));
         };
         if matches!(job.state, DeliveryState::Pending | DeliveryState::Sending) {
             return Err(ApiError::new(
@@ -338,9 +337,7 @@ fn uncommitted(error: &CommitError) -> ApiError {
                 .with_next_step("Free space on the volume, then try again.")
         }
         CommitError::Invalid { why } => ApiError::bad_request("invalid_value", format!("It cannot be stored: {why}.")),
-        CommitError::Io { .. } | CommitError::Closed => {
-            ApiError::overloaded("The change could not be stored.", 1)
-        }
+        CommitError::Io { .. } | CommitError::Closed => ApiError::overloaded("The change could not be stored.", 1),
     }
 }
 

@@ -178,8 +178,8 @@ pub fn bearer(header: Option<&[u8]>) -> Result<&str, ApiError> {
     let Some(header) = header else {
         return Err(ApiError::unauthorized("The request has no API key."));
     };
-    let text = std::str::from_utf8(header)
-        .map_err(|_| ApiError::unauthorized("The header `Authorization` is not text."))?;
+    let text =
+        std::str::from_utf8(header).map_err(|_| ApiError::unauthorized("The header `Authorization` is not text."))?;
     match text.split_once(' ') {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Ok(key.trim()),
         _ => Err(ApiError::unauthorized("The header `Authorization` does not start with `Bearer `.")),

@@ -43,7 +43,8 @@ enum Waited {
 impl Gateway {
     pub(super) async fn chat(&self, principal: &Principal, body: &[u8], cors: Option<String>, out: &mut Outgoing) {
         let begun = ChatRequest::parse(body).and_then(|request| {
-            let shape = self.shape(Style::Chat, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
+            let shape =
+                self.shape(Style::Chat, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
             let streams = request.wants_stream();
             self.bridge.chat(principal, request).map(|stream| Begun { shape, streams, stream, echo: None })
         });
@@ -53,7 +54,8 @@ impl Gateway {
     pub(super) async fn complete(&self, principal: &Principal, body: &[u8], cors: Option<String>, out: &mut Outgoing) {
         let begun = CompletionRequest::parse(body).and_then(|request| {
             let echo = echo_of(&request)?;
-            let shape = self.shape(Style::Text, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
+            let shape =
+                self.shape(Style::Text, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
             let streams = request.wants_stream();
             self.bridge.complete(principal, request).map(|stream| Begun { shape, streams, stream, echo })
         });
@@ -71,12 +73,7 @@ impl Gateway {
         Shape::new(style, self.net.next_request_id(), unix_ms() / 1_000, model, wants_usage, wants_logprobs)
     }
 
-    async fn generate(
-        &self,
-        begun: Result<Begun, ApiError>,
-        cors: Option<String>,
-        out: &mut Outgoing,
-    ) {
+    async fn generate(&self, begun: Result<Begun, ApiError>, cors: Option<String>, out: &mut Outgoing) {
         let begun = match begun {
             Ok(begun) => begun,
             Err(error) => return self.fail(&error, cors, out),
@@ -94,12 +91,7 @@ impl Gateway {
     }
 
     /// Streams events as they come; several that are ready share a write.
-    async fn stream(
-        &self,
-        begun: Begun,
-        cors: Option<String>,
-        out: &mut Outgoing,
-    ) -> Result<(), Gone> {
+    async fn stream(&self, begun: Begun, cors: Option<String>, out: &mut Outgoing) -> Result<(), Gone> {
         let Begun { mut shape, mut stream, echo, .. } = begun;
         let mut events = Vec::new();
         let mut open = false;

@@ -25,8 +25,8 @@ use millrace_proto::gcra;
 use millrace_proto::http1::{BodyFraming, Method, RequestHead, percent_decode};
 use serde::Serialize;
 
-pub use auth::{Common, Principal};
 use auth::Keys;
+pub use auth::{Common, Principal};
 use routes::{Access, Endpoint, Found, Row, Segments};
 
 use crate::bridge::Bridge;
@@ -346,7 +346,5 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -117,10 +117,7 @@ const ADMIN: Access = Access::Key(SCOPE_ADMIN);
 pub static ROUTES: [Row; 21] = [
     row(Verb::Get, "/healthz", Access::Public, Endpoint::Healthz, Route::Health),
     row(Verb::Get, "/readyz", Access::Public, Endpoint::Readyz, Route::Health),
-    for_client(with_body(
-        row(Verb::Post, "/v1/chat/completions", CHAT, Endpoint::Chat, Route::Chat),
-        BODY_BYTES_MAX,
-    )),
+    for_client(with_body(row(Verb::Post, "/v1/chat/completions", CHAT, Endpoint::Chat, Route::Chat), BODY_BYTES_MAX)),
     for_client(with_body(
         row(Verb::Post, "/v1/completions", CHAT, Endpoint::Completions, Route::Completions),
         BODY_BYTES_MAX,
@@ -129,10 +126,7 @@ pub static ROUTES: [Row; 21] = [
         row(Verb::Post, "/v1/embeddings", CHAT, Endpoint::Embeddings, Route::Embeddings),
         BODY_BYTES_MAX,
     )),
-    with_body(
-        row(Verb::Post, "/hooks/{}/{}", Access::Signed, Endpoint::Hook, Route::Hook),
-        WEBHOOK_BODY_BYTES_MAX,
-    ),
+    with_body(row(Verb::Post, "/hooks/{}/{}", Access::Signed, Endpoint::Hook, Route::Hook), WEBHOOK_BODY_BYTES_MAX),
     row(Verb::Get, "/v1/models", CHAT, Endpoint::Models, Route::Models),
     row(Verb::Get, "/v1/models/{*}", CHAT, Endpoint::Model, Route::Models),
     row(Verb::Get, "/v1/sessions", CHAT, Endpoint::Sessions, Route::Sessions),
@@ -143,19 +137,10 @@ pub static ROUTES: [Row; 21] = [
     row(Verb::Get, "/console/{*}", Access::Public, Endpoint::ConsoleAsset, Route::Console),
     row(Verb::Get, "/favicon.ico", Access::Public, Endpoint::ConsoleAsset, Route::Console),
     row(Verb::Get, "/v1/admin/keys", ADMIN, Endpoint::AdminKeys, Route::Admin),
-    with_body(
-        row(Verb::Post, "/v1/admin/keys", ADMIN, Endpoint::AdminCreateKey, Route::Admin),
-        ADMIN_BODY_BYTES_MAX,
-    ),
-    with_body(
-        row(Verb::Delete, "/v1/admin/keys", ADMIN, Endpoint::AdminRevokeKey, Route::Admin),
-        ADMIN_BODY_BYTES_MAX,
-    ),
+    with_body(row(Verb::Post, "/v1/admin/keys", ADMIN, Endpoint::AdminCreateKey, Route::Admin), ADMIN_BODY_BYTES_MAX),
+    with_body(row(Verb::Delete, "/v1/admin/keys", ADMIN, Endpoint::AdminRevokeKey, Route::Admin), ADMIN_BODY_BYTES_MAX),
     row(Verb::Get, "/v1/admin/outbox", ADMIN, Endpoint::AdminOutbox, Route::Admin),
-    with_body(
-        row(Verb::Post, "/v1/admin/outbox", ADMIN, Endpoint::AdminOutboxAct, Route::Admin),
-        ADMIN_BODY_BYTES_MAX,
-    ),
+    with_body(row(Verb::Post, "/v1/admin/outbox", ADMIN, Endpoint::AdminOutboxAct, Route::Admin), ADMIN_BODY_BYTES_MAX),
     row(Verb::Get, "/v1/admin/status", ADMIN, Endpoint::AdminStatus, Route::Admin),
 ];
 
@@ -273,9 +258,26 @@ mod tests {
     #[test]
     fn what_is_not_listed_is_denied() {
         for path in [
-            "", "*", "/v1", "/v1/", "/v1/models/", "/v1/chat/completions/", "/v1//models", "/V1/models", "/metrics",
-            "/hooks/telegram", "/hooks/telegram/", "/hooks//a", "/hooks/a/b/c", "/v1/sessions//messages",
-            "/v1/sessions/a/b/messages", "/console/", "/healthz/", "/healthz?", "//healthz", "/../healthz",
+            "",
+            "*",
+            "/v1",
+            "/v1/",
+            "/v1/models/",
+            "/v1/chat/completions/",
+            "/v1//models",
+            "/V1/models",
+            "/metrics",
+            "/hooks/telegram",
+            "/hooks/telegram/",
+            "/hooks//a",
+            "/hooks/a/b/c",
+            "/v1/sessions//messages",
+            "/v1/sessions/a/b/messages",
+            "/console/",
+            "/healthz/",
+            "/healthz?",
+            "//healthz",
+            "/../healthz",
         ] {
             assert!(matches!(find("GET", path), Found::Nothing), "{path:?} was found");
             assert!(matches!(find("POST", path), Found::Nothing), "{path:?} was found");

@@ -55,8 +55,11 @@ impl Gateway {
         let principal = self.bridge.acting_for(principal, user.as_deref())?;
         let session = session_name(segments)?;
         let Some(text) = request.head.query_param("text").filter(|text| !text.is_empty()) else {
-            return Err(ApiError::bad_request("missing_parameter", "The parameter text is missing: the message whose context is wanted.")
-                .with_param("text"));
+            return Err(ApiError::bad_request(
+                "missing_parameter",
+                "The parameter text is missing: the message whose context is wanted.",
+            )
+            .with_param("text"));
         };
         let view = self.bridge.context(&principal, &session, &text).await?;
         Ok(Response::json(200, to_json(&view)))
@@ -80,7 +83,10 @@ pub(super) fn whole(head: &RequestHead, name: &'static str, default: u64, min: u
         Ok(value) if digits && (min..=max).contains(&value) => Ok(value),
         _ => {
             let shown: String = text.chars().take(40).collect();
-            Err(ApiError::invalid_param(name, format!("{name} is {shown:?}; it must be a whole number from {min} to {max}.")))
+            Err(ApiError::invalid_param(
+                name,
+                format!("{name} is {shown:?}; it must be a whole number from {min} to {max}."),
+            ))
         }
     }
 }

@@ -56,7 +56,14 @@ struct Timed<'a, T> {
 
 impl Shape {
     /// The shape of one answer. `unique` makes its id.
-    pub fn new(style: Style, unique: u64, created: u64, model: String, wants_usage: bool, wants_logprobs: bool) -> Self {
+    pub fn new(
+        style: Style,
+        unique: u64,
+        created: u64,
+        model: String,
+        wants_usage: bool,
+        wants_logprobs: bool,
+    ) -> Self {
         let prefix = match style {
             Style::Chat => "chatcmpl",
             Style::Text => "cmpl",
@@ -110,8 +117,7 @@ impl Shape {
     /// Appends a chunk that says something to the user. The text endpoint has no place for it.
     pub fn notice(&self, events: &mut Vec<u8>, text: &str) {
         if self.style == Style::Chat {
-            let choice =
-                ChunkChoice { index: 0, delta: Delta::default(), logprobs: None, finish_reason: None };
+            let choice = ChunkChoice { index: 0, delta: Delta::default(), logprobs: None, finish_reason: None };
             self.chat_chunk(events, &[choice], None, Some(text), None);
         }
     }
@@ -133,12 +139,8 @@ impl Shape {
                 }
             }
             Style::Text => {
-                let choice = CompletionChoice {
-                    index: 0,
-                    text: String::new(),
-                    logprobs: None,
-                    finish_reason: Some(reason),
-                };
+                let choice =
+                    CompletionChoice { index: 0, text: String::new(), logprobs: None, finish_reason: Some(reason) };
                 if self.wants_usage {
                     self.text_chunk(events, vec![choice], None, None);
                     self.text_chunk(events, Vec::new(), Some(counts), times);
@@ -301,9 +303,9 @@ fn text_logprobs(tokens: &[TokenInfo], mut offset: u32) -> CompletionLogprobs {
         offset = offset.saturating_add(characters(&text));
         logprobs.tokens.push(text);
         logprobs.token_logprobs.push(token.logprob);
-        logprobs.top_logprobs.push(
-            token.top.iter().map(|(bytes, logprob)| (lossy(bytes), serde_json::Value::from(*logprob))).collect(),
-        );
+        logprobs
+            .top_logprobs
+            .push(token.top.iter().map(|(bytes, logprob)| (lossy(bytes), serde_json::Value::from(*logprob))).collect());
     }
     logprobs
 }

@@ -142,8 +142,7 @@ impl Gateway {
         line: Rc<Line>,
     ) {
         let Upgrade { host_checked: HostChecked } = upgrade;
-        let mut talk =
-            Talk { gateway: self, line, out, key: None, runs: Vec::new(), last_ping: Instant::now() };
+        let mut talk = Talk { gateway: self, line, out, key: None, runs: Vec::new(), last_ping: Instant::now() };
         let end = match talk.go_on(&mut reader, ahead).await {
             Ok(()) => return,
             Err(end) => end,
@@ -418,7 +417,10 @@ fn write_event(out: &mut Outgoing, id: u64, event: Option<StreamEvent>) {
         Some(StreamEvent::Notice { text }) => json!({"type": "notice", "id": id, "text": text}),
         Some(StreamEvent::Done { reason: Finish::Failed(why), .. }) => {
             tracing::warn!(why, "a generation failed");
-            error_frame(Some(id), &ApiError::internal("The model engine failed on this message; the node's log has the reason."))
+            error_frame(
+                Some(id),
+                &ApiError::internal("The model engine failed on this message; the node's log has the reason."),
+            )
         }
         Some(StreamEvent::Done { reason, usage, message_seq, .. }) => json!({
             "type": "done",

@@ -3,8 +3,11 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use millrace_proto::api::ApiError;
+use millrace_proto::http1::reason_phrase;
 use monoio::io::AsyncWriteRent;
 use monoio::net::{TcpListener, TcpStream};
 
@@ -12,15 +15,22 @@ use super::Net;
 use super::line::shut_listener;
 use crate::obs::Rejection;
 
-/// What a connection beyond the gate reads before it is closed. Fixed bytes: refusing must
-/// stay cheap when everything else is not.
-const REFUSED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-content-type: application/json\r\n\
-content-length: 212\r\n\
-retry-after: 1\r\n\
-connection: close\r\n\r\n\
-{\"error\":{\"message\":\"This node serves its maximum of connections. Try again in a second, or raise the limit.\",\
-\"type\":\"overloaded_error\",\"param\":null,\"code\":\"too_many_connections\",\"retryable\":true,\"retry_in_s\":1}}";
+/// What a connection beyond the gate reads before it is closed. Made once: refusing must stay
+/// cheap when everything else is not.
+static REFUSED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let error = ApiError::overloaded("This node serves its maximum of connections.", 1)
+        .with_next_step("Try again in a second, or raise limits.connections_max.");
+    let body = error.to_json();
+    let mut bytes = format!(
+        "HTTP/1.1 503 {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: 1\r\n\
+         connection: close\r\n\r\n",
+        reason_phrase(503),
+        body.len()
+    )
+    .into_bytes();
+    bytes.extend_from_slice(&body);
+    bytes
+});
 
 /// Refusals that may be written at once; beyond that the connection is just closed.
 const REFUSALS_MAX: usize = 64;
@@ -84,7 +94,7 @@ fn refuse(net: &Rc<Net>, stream: TcpStream) {
     let net = net.clone();
     drop(monoio::spawn(async move {
         let mut stream = stream;
-        let _: (io::Result<usize>, &[u8]) = stream.write(REFUSED).await;
+        let _: (io::Result<usize>, &[u8]) = stream.write(REFUSED.as_slice()).await;
         // Says that nothing follows; the answer may otherwise be lost to a reset.
         let _ = stream.shutdown().await;
         net.refusals.set(net.refusals.get() - 1);
@@ -97,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_prepared_refusal_is_well_formed() {
-        let text = std::str::from_utf8(REFUSED).expect("utf-8");
+        let text = std::str::from_utf8(&REFUSED).expect("utf-8");
         let (head, body) = text.split_once("\r\n\r\n").expect("head and body");
         let length: usize = head
             .lines()

@@ -183,7 +183,9 @@ impl<S: Service> Connection<'_, S> {
                     let buffered = input.len() - at - head.head_bytes;
                     let skip = match head.framing {
                         BodyFraming::None => Some(0),
-                        BodyFraming::Length(length) => usize::try_from(length).ok().filter(|&length| length <= buffered),
+                        BodyFraming::Length(length) => {
+                            usize::try_from(length).ok().filter(|&length| length <= buffered)
+                        }
                         BodyFraming::Chunked | BodyFraming::UntilClose => None,
                     };
                     if skip.is_none() {
@@ -200,15 +202,16 @@ impl<S: Service> Connection<'_, S> {
                     }
                 }
             };
-            let found = match self.body(&mut reader, &mut out, &mut input, &mut at, &head, admitted.body_bytes_max).await {
-                Ok(found) => found,
-                Err(broken) => {
-                    if let Broken::Answer(response, _) = &broken {
-                        self.count(admitted.metric, response.status, started);
+            let found =
+                match self.body(&mut reader, &mut out, &mut input, &mut at, &head, admitted.body_bytes_max).await {
+                    Ok(found) => found,
+                    Err(broken) => {
+                        if let Broken::Answer(response, _) = &broken {
+                            self.count(admitted.metric, response.status, started);
+                        }
+                        return self.give_up(broken, reader, out).await;
                     }
-                    return self.give_up(broken, reader, out).await;
-                }
-            };
+                };
             let (body, coded) = match &found {
                 Found::InPlace(length) => (&input[at + head.head_bytes..at + head.head_bytes + length], *length),
                 Found::Decoded(body, coded) => (body.as_slice(), *coded),
@@ -368,7 +371,10 @@ impl<S: Service> Connection<'_, S> {
                 }
                 Err(error) if error.status == 413 => return Err(too_large(bytes_max as u64 + 1)),
                 Err(error) => {
-                    let api = ApiError::bad_request("malformed_body", format!("The chunked body is malformed: {}.", error.reason));
+                    let api = ApiError::bad_request(
+                        "malformed_body",
+                        format!("The chunked body is malformed: {}.", error.reason),
+                    );
                     return Err(Broken::Answer(Response::error(&api).closing(), Rejection::Protocol));
                 }
             }

@@ -60,13 +60,7 @@ pub struct Response {
 impl Response {
     /// An answer with a JSON body.
     pub fn json(status: u16, body: Vec<u8>) -> Self {
-        Self {
-            status,
-            content_type: "application/json",
-            body: Body::Owned(body),
-            headers: Vec::new(),
-            close: false,
-        }
+        Self { status, content_type: "application/json", body: Body::Owned(body), headers: Vec::new(), close: false }
     }
 
     /// An answer with a compiled-in body.
@@ -289,8 +283,7 @@ impl Outgoing {
         let (net, line) = (&self.net, &self.line);
         line.write_until(net.deadline(net.limits.write));
         let bytes = std::mem::take(&mut self.buffer);
-        let (result, bytes) =
-            self.writer.write(bytes, || line.write_until(net.deadline(net.limits.write))).await;
+        let (result, bytes) = self.writer.write(bytes, || line.write_until(net.deadline(net.limits.write))).await;
         line.write_done();
         self.buffer = bytes;
         if result.is_err() {
@@ -357,6 +350,8 @@ mod tests {
     #[test]
     fn an_unauthorized_answer_names_its_scheme() {
         let response = Response::error(&ApiError::unauthorized("no key"));
-        assert!(response.headers.iter().any(|(name, value)| *name == "www-authenticate" && value.starts_with("Bearer")));
+        assert!(
+            response.headers.iter().any(|(name, value)| *name == "www-authenticate" && value.starts_with("Bearer"))
+        );
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use millrace_proto::api::ApiError;
-use millrace_proto::http1::{RequestHead, parse_response, BodyDecoder, BodyFraming};
+use millrace_proto::http1::{BodyDecoder, BodyFraming, RequestHead, parse_response};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::accept::accept_loop;
@@ -295,7 +295,9 @@ fn bodies_arrive_whole_in_either_framing() {
         let mut client = server.connect();
         client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello");
         assert_eq!(client.answer().text(), "hello");
-        client.send("POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n");
+        client.send(
+            "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n",
+        );
         assert_eq!(client.answer().text(), "hello");
         client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\nGET /next HTTP/1.1\r\nHost: x\r\n\r\n");
         assert_eq!(client.answer().text(), "");
@@ -408,10 +410,16 @@ fn malformed_requests_are_refused_and_end_the_connection() {
         ("huge length", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n"),
         ("hex length", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0x1\r\n\r\na"),
         ("length list", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\na"),
-        ("length and chunked", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (
+            "length and chunked",
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
         ("unknown coding", b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n"),
         ("chunked not last", b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, gzip\r\n\r\n"),
-        ("chunked twice", b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        (
+            "chunked twice",
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ),
         ("spaced header name", b"GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n"),
         ("folded header", b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n"),
         ("bare line feeds", b"GET / HTTP/1.1\nHost: x\n\n"),
@@ -424,10 +432,22 @@ fn malformed_requests_are_refused_and_end_the_connection() {
         ("no path", b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n"),
         ("other authority", b"GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n"),
         ("unknown expectation", b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 200-ok\r\n\r\n"),
-        ("chunk size overflow", b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n"),
-        ("chunk with line feed", b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n"),
-        ("chunk longer than said", b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n"),
-        ("chunk size with sign", b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n"),
+        (
+            "chunk size overflow",
+            b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+        ),
+        (
+            "chunk with line feed",
+            b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n",
+        ),
+        (
+            "chunk longer than said",
+            b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+        ),
+        (
+            "chunk size with sign",
+            b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n",
+        ),
         ("long target", long_target.as_bytes()),
         ("long head", long_head.as_bytes()),
         ("many headers", many.as_bytes()),
@@ -438,8 +458,12 @@ fn malformed_requests_are_refused_and_end_the_connection() {
             client.send(bytes);
             let answer = client.try_answer(false).unwrap_or_else(|| panic!("{name}: no answer"));
             assert!((400..=505).contains(&answer.status) && !answer.keep_alive, "{name}: {answer:?}");
-            let value: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_else(|_| panic!("{name}: {answer:?}"));
-            assert!(value["error"]["message"].is_string() && answer.header("x-request-id").is_some(), "{name}: {answer:?}");
+            let value: serde_json::Value =
+                serde_json::from_slice(&answer.body).unwrap_or_else(|_| panic!("{name}: {answer:?}"));
+            assert!(
+                value["error"]["message"].is_string() && answer.header("x-request-id").is_some(),
+                "{name}: {answer:?}"
+            );
             client.stream.shutdown(Shutdown::Write).expect("shutdown");
             client.assert_closed();
         }
