@@ -1,3 +1,5 @@
 //! The product binary `millrace`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    millrace_dataplane::cli::main()
+}

@@ -1,1 +1,486 @@
-//! Under construction.
+//! A running node: everything that `millrace serve` starts, and how it ends again.
+//!
+//! Order of the start: sockets first (a taken port is the commonest mistake and must be told at once), then
+//! the store and the models side by side, then engine, control and shards. Readiness comes last. The end
+//! runs the other way round: readiness first, shards, engine, store.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use millrace_inference::encoder::Encoder;
+use millrace_inference::model::Model;
+use millrace_inference::{ChatTemplate, EmbedWorker, Engine, EngineConfig, Tokenizer};
+use millrace_proto::id::TenantId;
+use millrace_proto::record::{Credential, SCOPE_ADMIN, SCOPE_CHAT, SCOPE_IMPERSONATE, SCOPE_METRICS};
+use millrace_storage::{BackendKind, Batch, Store, StoreOptions};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::config::{self, Config, IoMode, Loaded, StorageType, human_bytes};
+use crate::control::Control;
+use crate::gateway::auth;
+use crate::models::{self, Found};
+use crate::net::{self, Listeners};
+use crate::obs::{self, EngineSnapshot, Health, Metrics, NodeFacts, StorageSnapshot};
+use crate::plan::Plan;
+use crate::shard::reactor::{self, Preference};
+use crate::shard::{self, Shared, Shards, StartOptions};
+use crate::sys;
+use crate::trouble::Trouble;
+
+/// Texts that may wait for the embedding worker.
+const EMBED_QUEUE_MAX: usize = 256;
+/// Engine threads give way to reactors, so that accepting stays quick while every core computes.
+const ENGINE_NICE: i32 = 5;
+/// What stopping may take beyond the drain before it is reported.
+const STOP_SLOW: Duration = Duration::from_secs(5);
+
+/// Runs a node until a signal ends it.
+pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
+    let began = Instant::now();
+    sys::bound_heap_arenas();
+    let mut loaded = loaded;
+    obs::logs::start(&loaded.config.log_level, loaded.config.log_json);
+    let ended = end_flag()?;
+    prepare_folder(&loaded)?;
+    let files = sys::raise_open_files().unwrap_or(0);
+    tracing::debug!(files, "open files");
+
+    let metrics = Arc::new(Metrics::new(loaded.config.workers));
+    let health = Arc::new(Health::new());
+    let server = obs::server::start(loaded.config.metrics, Arc::clone(&metrics), Arc::clone(&health))
+        .map_err(|error| metrics_port(&loaded.config, &error))?;
+    let listeners = net::listen(loaded.config.listen, loaded.config.workers).map_err(|error| in_parts(&error))?;
+    let http = listeners.address;
+
+    let plan = plan(&loaded.config)?;
+    let parts = load_parts(&mut loaded.config)?;
+    let node = Node::assemble(loaded.config, parts, Arc::clone(&metrics), Arc::clone(&health), listeners, &plan)?;
+    sys::release_free_heap();
+    health.set_ready();
+    let ready = Ready {
+        http,
+        metrics: server.address(),
+        api_key: node.first_key.clone(),
+        model: node.shared.model.info().name.clone(),
+    };
+    ready.announce(ready_json, &plan, began.elapsed());
+
+    wait_for_end(&ended)?;
+    node.stop(&health);
+    drop(server);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A signal arrived during the start is remembered; a second one ends the process at once.
+fn end_flag() -> Result<Arc<AtomicBool>, Trouble> {
+    let ended = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        let twice = signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&ended));
+        twice.and_then(|_| signal_hook::flag::register(signal, Arc::clone(&ended))).map_err(|error| signals(&error))?;
+    }
+    Ok(ended)
+}
+
+fn signals(error: &std::io::Error) -> Trouble {
+    Trouble::new("signals cannot be handled", error.to_string(), "look at the limits of the process")
+}
+
+fn wait_for_end(ended: &AtomicBool) -> Result<(), Trouble> {
+    let mut arrivals = Signals::new([SIGTERM, SIGINT]).map_err(|error| signals(&error))?;
+    // The flag covers a signal that came before `arrivals` existed.
+    if !ended.load(Ordering::Acquire) {
+        arrivals.forever().next();
+    }
+    Ok(())
+}
+
+/// Makes the data folder and, on a first start, a commented configuration in it.
+fn prepare_folder(loaded: &Loaded) -> Result<(), Trouble> {
+    let data = &loaded.config.data;
+    let trouble = |error: std::io::Error| {
+        let why = match error.kind() {
+            std::io::ErrorKind::StorageFull => "there is no space left on the device".to_owned(),
+            _ => error.to_string(),
+        };
+        let next = "check the path, its owner and the space (`df -h`), or name another folder with --data";
+        Trouble::new(format!("the data folder {} cannot be used", data.display()), why, next)
+    };
+    std::fs::create_dir_all(data).map_err(trouble)?;
+    let written = config::write_first_file(loaded).map_err(trouble)?;
+    if let Some(path) = written {
+        tracing::info!(path = %path.display(), "wrote a first configuration");
+    }
+    Ok(())
+}
+
+fn metrics_port(config: &Config, error: &std::io::Error) -> Trouble {
+    let address = config.metrics;
+    let why = match error.kind() {
+        std::io::ErrorKind::AddrInUse => "the port is in use by another process".to_owned(),
+        _ => error.to_string(),
+    };
+    let port = address.port();
+    let next = format!("find it with `ss -ltnp 'sport = :{port}'`, or choose another port with --metrics {}:PORT", address.ip());
+    Trouble::new(format!("cannot listen on {address} for metrics"), why, next)
+}
+
+/// An error of a subsystem that words its own what, why and next step.
+fn in_parts(error: &dyn std::error::Error) -> Trouble {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(&format!(": {cause_text}"));
+        }
+        source = cause.source();
+    }
+    let cut = |text: &str, word: &str| {
+        text.split_once(word).map(|(before, after)| (before.trim().to_owned(), after.trim().to_owned()))
+    };
+    let (rest, next) = cut(&text, "Next step:").unwrap_or((text, "millrace doctor checks this machine".into()));
+    let (what, why) = cut(&rest, "Why:").unwrap_or((rest, "the message above says it".into()));
+    Trouble::new(what.trim_end_matches(['.', ':']), why, next)
+}
+
+/// The memory plan, or the refusal with its arithmetic.
+fn plan(config: &Config) -> Result<Plan, Trouble> {
+    let chat = models::chat_model(config)?;
+    let encoder = models::encoder(config)?;
+    let plan = Plan::new(config, chat.bytes, encoder.map_or(0, |model| model.bytes));
+    if plan.fits() {
+        return Ok(plan);
+    }
+    let what = "the configuration does not fit into MEMORY_LIMIT";
+    let next = "lower engine.kv_mib (--engine-kv-mib), take a smaller model, or raise MEMORY_LIMIT";
+    Err(Trouble::new(what, format!("the plan is\n{plan}"), next))
+}
+
+/// What takes time to get: the store and the models.
+struct Parts {
+    store: Store,
+    model: Arc<Model>,
+    tokenizer: Arc<Tokenizer>,
+    template: Arc<ChatTemplate>,
+    encoder: Option<Arc<Encoder>>,
+}
+
+/// Opens the store here while other threads load the models.
+fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
+    let chat = models::chat_model(config)?;
+    let encoder = models::encoder(config)?;
+    let chat_load = in_thread("load-model", move || load_chat(&chat))?;
+    let encoder_load = encoder.map(|found| in_thread("load-encoder", move || load_encoder(&found))).transpose()?;
+    let deadline = Instant::now() + config.model_load_timeout;
+    let store = open_store(config)?;
+    let (model, tokenizer, template) = finished(&chat_load, deadline, config)?;
+    let encoder = encoder_load.map(|load| finished(&load, deadline, config)).transpose()?;
+    config.engine.context_max = config.engine.context_max.min(model.info().context_max);
+    Ok(Parts { store, model, tokenizer, template, encoder })
+}
+
+type Loading<T> = mpsc::Receiver<Result<T, Trouble>>;
+
+fn in_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
+) -> Result<Loading<T>, Trouble> {
+    let (sender, receiver) = mpsc::channel();
+    let spawned = std::thread::Builder::new().name(name.into()).spawn(move || {
+        // Nobody listens any more when the start was given up.
+        let _ = sender.send(work());
+    });
+    match spawned {
+        Ok(_) => Ok(receiver),
+        Err(error) => Err(Trouble::new("a thread cannot be started", error.to_string(), "look at `ulimit -u`")),
+    }
+}
+
+fn finished<T>(loading: &Loading<T>, deadline: Instant, config: &Config) -> Result<T, Trouble> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    match loading.recv_timeout(left) {
+        Ok(outcome) => outcome,
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            let why = format!("it takes longer than MODEL_LOAD_TIMEOUT ({:?})", config.model_load_timeout);
+            let next = "set MODEL_LOAD_TIMEOUT higher, or move the models to a faster disk";
+            Err(Trouble::new("the model is not loaded", why, next))
+        }
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            let next = "check the file with `millrace doctor`";
+            Err(Trouble::new("loading the model failed", "the loading thread ended; see the log above", next))
+        }
+    }
+}
+
+fn broken_model(found: &Found, error: &dyn std::error::Error) -> Trouble {
+    let mut why = String::new();
+    let mut source = Some(error);
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !why.contains(&text) {
+            why.push_str(if why.is_empty() { "" } else { ": " });
+            why.push_str(&text);
+        }
+        source = cause.source();
+    }
+    let next = "check the file: `millrace doctor` compares its checksum; copy it again, or choose another with --model";
+    Trouble::new(format!("the model {} cannot be loaded", found.path.display()), why, next)
+}
+
+fn load_chat(found: &Found) -> Result<(Arc<Model>, Arc<Tokenizer>, Arc<ChatTemplate>), Trouble> {
+    let model = Model::load(&found.path).map_err(|error| broken_model(found, &error))?;
+    let tokenizer = Tokenizer::from_gguf(model.gguf()).map_err(|error| broken_model(found, &error))?;
+    let template = ChatTemplate::from_gguf(model.gguf()).map_err(|error| broken_model(found, &error))?;
+    Ok((model, Arc::new(tokenizer), Arc::new(template)))
+}
+
+fn load_encoder(found: &Found) -> Result<Arc<Encoder>, Trouble> {
+    Encoder::load(&found.path).map_err(|error| broken_model(found, &error))
+}
+
+fn open_store(config: &Config) -> Result<Store, Trouble> {
+    let options = StoreOptions {
+        path: config.data.clone(),
+        key_file: config.storage.key_file.clone(),
+        memory_bytes: config.storage.cache_mib << 20,
+        backend: match config.storage_type {
+            StorageType::Rocksdb => BackendKind::Rocks,
+            StorageType::Memory => BackendKind::Memory,
+        },
+    };
+    Store::open(&options).map_err(|error| in_parts(&error))
+}
+
+/// Everything that runs.
+struct Node {
+    shared: Arc<Shared>,
+    shards: Shards,
+    first_key: Option<String>,
+}
+
+impl Node {
+    fn assemble(
+        config: Config,
+        parts: Parts,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+        listeners: Listeners,
+        plan: &Plan,
+    ) -> Result<Self, Trouble> {
+        let config = Arc::new(config);
+        let probe = reactor::probe(preference(config.io)).map_err(|error| in_parts(&error))?;
+        for (flags, reason) in &probe.refused {
+            tracing::info!(?flags, reason, "the kernel refused a ring");
+        }
+        let engine = start_engine(&config, &parts.model)?;
+        let embedder = start_embedder(parts.encoder)?;
+        let control = Control::start().map_err(|error| {
+            Trouble::new("the control thread cannot start", error.to_string(), "look at `ulimit -u` and `ulimit -n`")
+        })?;
+        observe(&metrics, &engine, &parts.model, &parts.store, &config);
+        metrics.set_facts(NodeFacts {
+            io: probe.backend.to_string(),
+            kernel: instruction_set().to_owned(),
+            memory_limit_bytes: plan.limit,
+            memory_planned_bytes: plan.total(),
+        });
+        let first_key = ensure_key(&parts.store)?;
+        let (senders, receivers) = shard::mailboxes(config.workers);
+        let options = StartOptions {
+            backend: probe.backend,
+            cpus: cores(),
+            limits: net::Limits {
+                connections_max: config.limits.connections_max.div_ceil(config.workers),
+                idle: config.limits.idle_timeout,
+                ..net::Limits::default()
+            },
+        };
+        let shared = Arc::new(Shared {
+            config,
+            store: parts.store,
+            engine,
+            model: parts.model,
+            tokenizer: parts.tokenizer,
+            template: parts.template,
+            embedder,
+            control,
+            metrics,
+            health,
+            mailboxes: senders,
+        });
+        let shards = Shards::start(&shared, receivers, listeners, &options).map_err(|error| in_parts(&error))?;
+        tracing::info!(io = %probe.backend, shards = shared.shard_count(), "reactors run");
+        Ok(Self { shared, shards, first_key })
+    }
+
+    /// The way down: no new work, running answers end, then everything is flushed.
+    fn stop(self, health: &Health) {
+        let began = Instant::now();
+        health.start_draining();
+        let drain = self.shared.config.drain_timeout;
+        tracing::info!(?drain, "draining");
+        let left = self.shards.drain(began + drain);
+        if left.connections_open > 0 || left.shards_busy > 0 {
+            tracing::warn!(connections = left.connections_open, shards = left.shards_busy, "cut at the end of the drain");
+        }
+        self.shards.stop();
+        self.shared.engine.shutdown();
+        if let Some(embedder) = &self.shared.embedder {
+            embedder.shutdown();
+        }
+        self.shared.control.shutdown();
+        self.shared.store.shutdown();
+        let took = began.elapsed();
+        if took > drain + STOP_SLOW {
+            tracing::warn!(?took, "stopped late");
+        } else {
+            tracing::info!(?took, "stopped");
+        }
+    }
+}
+
+fn preference(io: IoMode) -> Preference {
+    match io {
+        IoMode::Auto => Preference::Auto,
+        IoMode::Uring => Preference::Uring,
+        IoMode::Epoll => Preference::Epoll,
+    }
+}
+
+fn cores() -> Vec<usize> {
+    shard::topology::allowed_cores().map(|cores| cores.iter().map(|core| core.cpu).collect()).unwrap_or_default()
+}
+
+fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "avx2";
+        }
+    }
+    "scalar"
+}
+
+fn start_engine(config: &Config, model: &Arc<Model>) -> Result<Arc<Engine>, Trouble> {
+    let options = &config.engine;
+    let settings = EngineConfig {
+        threads: options.threads,
+        cpus: None,
+        nice: ENGINE_NICE,
+        kv_bytes_max: options.kv_mib << 20,
+        context_max: options.context_max,
+        sequences_max: options.sequences_max,
+        queue_max: options.queue_max,
+        prefill_chunk: options.prefill_chunk,
+    };
+    Engine::start(Arc::clone(model), settings).map(Arc::new).map_err(|error| in_parts(&error))
+}
+
+fn start_embedder(encoder: Option<Arc<Encoder>>) -> Result<Option<Arc<EmbedWorker>>, Trouble> {
+    let start = |encoder| EmbedWorker::start(encoder, EMBED_QUEUE_MAX, ENGINE_NICE).map(Arc::new);
+    encoder.map(start).transpose().map_err(|error| in_parts(&error))
+}
+
+fn observe(metrics: &Metrics, engine: &Arc<Engine>, model: &Arc<Model>, store: &Store, config: &Config) {
+    let (engine, info) = (Arc::clone(engine), model.info().clone());
+    let kv_bytes = (config.engine.kv_mib as u64) << 20;
+    metrics.set_engine(move || {
+        let stats = engine.stats();
+        let finished = |name: &str| stats.finished().find(|(known, _)| *known == name).map_or(0, |(_, count)| count);
+        EngineSnapshot {
+            model: info.name.clone(),
+            running: stats.running.get(),
+            waiting: stats.waiting.get(),
+            kv_usage: stats.kv_usage(),
+            prompt_tokens: stats.prompt_tokens.get(),
+            prompt_tokens_cached: stats.cached_tokens.get(),
+            generation_tokens: stats.generated_tokens.get(),
+            finished_stop: finished("stop"),
+            finished_length: finished("length"),
+            finished_cancelled: finished("abort"),
+            finished_deadline: finished("deadline"),
+            finished_error: finished("error"),
+            refused: stats.refused.get(),
+            steps: stats.steps.get(),
+            preemptions: stats.preemptions.get(),
+            weights_bytes: info.file_bytes,
+            kv_bytes,
+        }
+    });
+    let store = store.clone();
+    metrics.set_storage(move || {
+        let stats = store.stats();
+        StorageSnapshot {
+            commits: stats.batches,
+            groups: stats.groups,
+            failures: stats.failed_no_space + stats.failed_io,
+            refused: stats.busy,
+            waiting: stats.waiting_jobs as u64,
+            commit_seconds: stats.commit_ns as f64 * 1e-9,
+        }
+    });
+}
+
+/// Makes the first admin key when no usable key exists, so that a node is never without a credential.
+fn ensure_key(store: &Store) -> Result<Option<String>, Trouble> {
+    let next = "look at the store with `millrace doctor`";
+    let unreadable = |error: &dyn std::error::Error| Trouble::new("the API keys cannot be read", error.to_string(), next);
+    let known = store.credentials().map_err(|error| unreadable(&error))?;
+    let usable = |credential: &Credential| !credential.revoked && credential.scopes & SCOPE_ADMIN != 0;
+    if known.iter().any(|(_, credential)| usable(credential)) {
+        return Ok(None);
+    }
+    let (text, hash) = auth::make_key().map_err(|error| Trouble::new("no key can be made", error.message, next))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    let credential = Credential {
+        tenant: TenantId::DEFAULT,
+        user_name: "admin".into(),
+        label: "first key".into(),
+        scopes: SCOPE_CHAT | SCOPE_ADMIN | SCOPE_METRICS | SCOPE_IMPERSONATE,
+        created_ms: now,
+        revoked: false,
+    };
+    let mut batch = Batch::new();
+    batch.put_credential(hash, &credential);
+    store.commit(batch).map_err(|error| in_parts(&error))?;
+    Ok(Some(text))
+}
+
+struct Ready {
+    http: std::net::SocketAddr,
+    metrics: std::net::SocketAddr,
+    api_key: Option<String>,
+    model: String,
+}
+
+impl Ready {
+    /// Tells a person or a program that the node serves. The key goes to standard output, never to the log.
+    fn announce(&self, as_json: bool, plan: &Plan, took: Duration) {
+        let Self { http, metrics, api_key, model } = self;
+        tracing::info!(%http, %metrics, model, ?took, planned = human_bytes(plan.total()), "ready");
+        let mut stdout = std::io::stdout().lock();
+        let text = if as_json {
+            let mut line = serde_json::json!({"http": http.to_string(), "metrics": metrics.to_string(), "model": model});
+            if let Some(key) = api_key {
+                line["api_key"] = serde_json::json!(key);
+            }
+            format!("{line}\n")
+        } else {
+            let mut text = format!("memory plan\n{plan}\n\nmodel    {model}\nchat     http://{http}/\n");
+            text.push_str(&format!("API      http://{http}/v1\nmetrics  http://{metrics}/metrics\n"));
+            if let Some(key) = api_key {
+                text.push_str(&format!("\nAPI key  {key}\n         It is shown this once: keep it, for example in MILLRACE_API_KEY.\n"));
+            }
+            text
+        };
+        let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    }
+}
