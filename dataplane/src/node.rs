@@ -311,6 +311,7 @@ impl Node {
             control,
             metrics,
             health,
+            gateway: Arc::default(),
             mailboxes: senders,
         });
         let shards = Shards::start(&shared, receivers, listeners, &options).map_err(|error| in_parts(&error))?;

@@ -87,22 +87,22 @@ enum OutboxCommand {
     Show {
         #[command(flatten)]
         server: ServerArgs,
-        /// The key that `outbox ls` shows
-        key: String,
+        /// The id that `outbox ls` shows
+        id: String,
     },
     /// Deliver a dead or unknown reply again
     Resubmit {
         #[command(flatten)]
         server: ServerArgs,
-        /// The key that `outbox ls` shows
-        key: String,
+        /// The id that `outbox ls` shows
+        id: String,
     },
     /// Give a reply up for good
     Drop {
         #[command(flatten)]
         server: ServerArgs,
-        /// The key that `outbox ls` shows
-        key: String,
+        /// The id that `outbox ls` shows
+        id: String,
     },
 }
 
@@ -128,7 +128,7 @@ pub(super) fn keys(args: &KeyArgs) -> Result<ExitCode, Trouble> {
             show_list(&list, &columns, *json);
         }
         KeyCommand::Rm { server, id } => {
-            admin(server)?.delete("/v1/admin/keys", &json!({"id": id}))?;
+            admin(server)?.delete(&format!("/v1/admin/keys?id={}", query(id)))?;
             note(&format!("key {id} is revoked"));
         }
     }
@@ -140,23 +140,23 @@ pub(super) fn outbox(args: &OutboxArgs) -> Result<ExitCode, Trouble> {
         OutboxCommand::Ls { server, state, json } => {
             let query = state.map_or(String::new(), |state| format!("?state={}", state_name(state)));
             let list = admin(server)?.get(&format!("/v1/admin/outbox{query}"))?;
-            show_list(&list, &["key", "state", "channel", "account", "chat", "attempt", "detail"], *json);
+            show_list(&list, &["id", "state", "channel", "account", "chat", "attempt", "detail"], *json);
         }
-        OutboxCommand::Show { server, key } => {
+        OutboxCommand::Show { server, id } => {
             let list = admin(server)?.get("/v1/admin/outbox")?;
-            let found = rows(&list).into_iter().find(|row| row["key"] == key.as_str()).ok_or_else(|| {
-                let why = "no undelivered reply has this key";
-                Trouble::new(format!("there is no reply {key}"), why, "millrace outbox ls shows the keys")
+            let found = rows(&list).into_iter().find(|row| row["id"] == id.as_str()).ok_or_else(|| {
+                let why = "no undelivered reply has this id";
+                Trouble::new(format!("there is no reply {id}"), why, "millrace outbox ls shows the ids")
             })?;
             out(&format!("{}\n", serde_json::to_string_pretty(&found).unwrap_or_default()));
         }
-        OutboxCommand::Resubmit { server, key } => {
-            admin(server)?.post("/v1/admin/outbox", &json!({"action": "resubmit", "key": key}))?;
-            note(&format!("reply {key} will be delivered again"));
+        OutboxCommand::Resubmit { server, id } => {
+            admin(server)?.post("/v1/admin/outbox", &json!({"action": "resubmit", "id": id}))?;
+            note(&format!("reply {id} will be delivered again"));
         }
-        OutboxCommand::Drop { server, key } => {
-            admin(server)?.post("/v1/admin/outbox", &json!({"action": "drop", "key": key}))?;
-            note(&format!("reply {key} is dropped"));
+        OutboxCommand::Drop { server, id } => {
+            admin(server)?.post("/v1/admin/outbox", &json!({"action": "drop", "id": id}))?;
+            note(&format!("reply {id} is dropped"));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -175,6 +175,12 @@ fn state_name(state: State) -> &'static str {
         State::Unknown => "unknown",
         State::Dead => "dead",
     }
+}
+
+/// A value for a query string: everything but plain characters is percent-encoded.
+fn query(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 fn rows(list: &Value) -> Vec<Value> {

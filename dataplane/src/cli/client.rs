@@ -89,8 +89,8 @@ impl Client {
     }
 
     /// DELETE that answers JSON.
-    pub(super) fn delete(&self, path: &str, body: &Value) -> Result<Value, Trouble> {
-        self.json(reqwest::Method::DELETE, path, Some(body))
+    pub(super) fn delete(&self, path: &str) -> Result<Value, Trouble> {
+        self.json(reqwest::Method::DELETE, path, None)
     }
 
     /// GET of a plain page: status and text.

@@ -243,9 +243,10 @@ fn copy_encoder(source: &Path, target: &Path) -> std::io::Result<String> {
     let _ = fs::remove_dir_all(target);
     fs::create_dir_all(target)?;
     let mut digest = String::new();
-    for file in ENCODER_FILES.iter().chain(&["tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"]) {
+    for file in ENCODER_FILES.iter().chain(&["tokenizer_config.json", "sentence_bert_config.json", "1_Pooling/config.json"]) {
         let path = source.join(file);
         if path.is_file() {
+            fs::create_dir_all(target.join(file).parent().unwrap_or(target))?;
             let copied = copy_file(&path, &target.join(file))?;
             if *file == "model.safetensors" {
                 digest = copied;
