@@ -89,6 +89,7 @@ function addMessage(role, text) {
   const node = element("article", "message " + role);
   if (role === "assistant") node.append(element("div", "who", "Millrace"));
   const body = element("div", "body");
+  body.dataset.role = role;
   node.append(body);
   showText(body, text);
   $("log").append(node);
@@ -213,6 +214,7 @@ function receive(frame) {
       state.ready = true;
       state.retry = 500;
       sessionStorage.setItem("millrace.key", state.key);
+      $("app").hidden = false;
       if ($("gate").open) $("gate").close();
       $("model").textContent = frame.model || "";
       setState("on", "connected");
@@ -328,6 +330,7 @@ function askForKey(message) {
   setState("off", "not connected");
   $("gate-error").hidden = !message;
   $("gate-error").textContent = message || "";
+  $("app").hidden = true;
   if (!$("gate").open) $("gate").showModal();
   $("key").focus();
 }
