@@ -129,23 +129,28 @@ fn metrics_port(config: &Config, error: &std::io::Error) -> Trouble {
     Trouble::new(format!("cannot listen on {address} for metrics"), why, next)
 }
 
-/// An error of a subsystem that words its own what, why and next step.
+/// An error of a subsystem, whose text says what, why and what next in sentences of its own.
 fn in_parts(error: &dyn std::error::Error) -> Trouble {
-    let mut text = error.to_string();
+    let text = error.to_string();
+    let (rest, next) = cut(&text, "Next step:")
+        .or_else(|| text.rsplit_once(". "))
+        .unwrap_or((&text, "`millrace doctor` checks this machine and its configuration"));
+    let (what, why) = cut(rest, "Why:").or_else(|| rest.split_once(". ")).unwrap_or((rest, ""));
+    let mut why = why.trim().to_owned();
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {
-            text.push_str(&format!(": {cause_text}"));
+            why.push_str(if why.is_empty() { "" } else { ": " });
+            why.push_str(&cause_text);
         }
         source = cause.source();
     }
-    let cut = |text: &str, word: &str| {
-        text.split_once(word).map(|(before, after)| (before.trim().to_owned(), after.trim().to_owned()))
-    };
-    let (rest, next) = cut(&text, "Next step:").unwrap_or((text, "millrace doctor checks this machine".into()));
-    let (what, why) = cut(&rest, "Why:").unwrap_or((rest, "the message above says it".into()));
-    Trouble::new(what.trim_end_matches(['.', ':']), why, next)
+    Trouble::new(what.trim().trim_end_matches('.'), why, next.trim())
+}
+
+fn cut<'a>(text: &'a str, word: &str) -> Option<(&'a str, &'a str)> {
+    text.split_once(word).map(|(before, after)| (before.trim(), after.trim()))
 }
 
 /// The memory plan, or the refusal with its arithmetic.
@@ -483,5 +488,33 @@ impl Ready {
             text
         };
         let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Said {
+        text: &'static str,
+        source: Option<std::io::Error>,
+    }
+
+    fn parts(text: &'static str, source: Option<std::io::Error>) -> (String, String, String) {
+        let Trouble { what, why, next } = in_parts(&Said { text, source });
+        (what, why, next)
+    }
+
+    #[test]
+    fn the_sentences_of_a_subsystem_become_what_why_next() {
+        let (what, why, next) = parts("cannot listen on 1.2.3.4:5. Why: it is taken. Next step: run `ss`", None);
+        assert_eq!((what.as_str(), why.as_str(), next.as_str()), ("cannot listen on 1.2.3.4:5", "it is taken.", "run `ss`"));
+        let (what, why, next) = parts("the store is damaged. Restore a copy", Some(std::io::Error::other("bad block")));
+        assert_eq!((what.as_str(), why.as_str(), next.as_str()), ("the store is damaged", "bad block", "Restore a copy"));
+        let (what, why, next) = parts("it does not work", None);
+        assert_eq!((what.as_str(), why.as_str()), ("it does not work", ""));
+        assert!(next.contains("doctor"));
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Trouble {
     /// What did not work, with the value concerned.
     pub what: String,
-    /// The reason, as exactly as it is known.
+    /// The reason, as exactly as it is known; empty when `what` says it already.
     pub why: String,
     /// The command or change that helps.
     pub next: String,
@@ -22,7 +22,11 @@ impl Trouble {
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\n  why:  {}\n  next: {}", self.what, self.why, self.next)
+        f.write_str(&self.what)?;
+        if !self.why.is_empty() {
+            write!(f, "\n  why:  {}", self.why)?;
+        }
+        write!(f, "\n  next: {}", self.next)
     }
 }
 
