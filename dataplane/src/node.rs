@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use millrace_inference::backend::{CpuBackend, CpuConfig};
 use millrace_inference::encoder::Encoder;
 use millrace_inference::model::Model;
 use millrace_inference::{ChatTemplate, EmbedWorker, Engine, EngineConfig, Tokenizer};
@@ -246,7 +245,7 @@ fn load_chat(found: &Found) -> Result<(Arc<Model>, Arc<Tokenizer>, Arc<ChatTempl
 }
 
 fn load_encoder(found: &Found) -> Result<Arc<Encoder>, Trouble> {
-    Encoder::load(&found.path).map_err(|error| broken_model(found, &error))
+    Encoder::load(&found.path).map(Arc::new).map_err(|error| broken_model(found, &error))
 }
 
 fn open_store(config: &Config) -> Result<Store, Trouble> {
@@ -283,7 +282,7 @@ impl Node {
         for (flags, reason) in &probe.refused {
             tracing::info!(?flags, reason, "the kernel refused a ring");
         }
-        let engine = start_engine(&config, &parts.model, &parts.tokenizer)?;
+        let engine = start_engine(&config, &parts.model)?;
         let embedder = start_embedder(parts.encoder)?;
         let control = Control::start().map_err(|error| {
             Trouble::new("the control thread cannot start", error.to_string(), "look at `ulimit -u` and `ulimit -n`")
@@ -376,31 +375,19 @@ fn instruction_set() -> &'static str {
     "scalar"
 }
 
-fn start_engine(config: &Config, model: &Arc<Model>, tokenizer: &Arc<Tokenizer>) -> Result<Arc<Engine>, Trouble> {
+fn start_engine(config: &Config, model: &Arc<Model>) -> Result<Arc<Engine>, Trouble> {
     let options = &config.engine;
-    let kv_bytes_max = options.kv_mib << 20;
-    let backend = CpuConfig {
-        threads: options.threads,
-        cpus: None,
-        nice: ENGINE_NICE,
-        kv_bytes_max,
-        context_max: options.context_max,
-        step_tokens_max: options.prefill_chunk + options.sequences_max,
-        step_logits_max: options.sequences_max,
-    };
-    let backend = CpuBackend::new(Arc::clone(model), &backend).map_err(|error| in_parts(&error))?;
     let settings = EngineConfig {
         threads: options.threads,
         cpus: None,
         nice: ENGINE_NICE,
-        kv_bytes_max,
+        kv_bytes_max: options.kv_mib << 20,
         context_max: options.context_max,
         sequences_max: options.sequences_max,
         queue_max: options.queue_max,
         prefill_chunk: options.prefill_chunk,
     };
-    let engine = Engine::start_on(Box::new(backend), Arc::clone(tokenizer), &settings);
-    engine.map(Arc::new).map_err(|error| in_parts(&error))
+    Engine::start(Arc::clone(model), settings).map(Arc::new).map_err(|error| in_parts(&error))
 }
 
 fn start_embedder(encoder: Option<Arc<Encoder>>) -> Result<Option<Arc<EmbedWorker>>, Trouble> {

@@ -2,6 +2,9 @@
 //!
 //! Flags, `config explain` and the first `millrace.toml` are made from this table, so they cannot drift.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 /// One setting.
 #[derive(Debug)]
 pub struct Key {
@@ -19,8 +22,11 @@ pub struct Key {
 
 impl Key {
     /// The long flag without its dashes: `engine.kv_mib` is `engine-kv-mib`.
-    pub fn flag(&self) -> String {
-        self.name.replace(['.', '_'], "-")
+    pub fn flag(&self) -> &'static str {
+        // The command line wants names that live as long as the program.
+        static FLAGS: LazyLock<HashMap<&'static str, String>> =
+            LazyLock::new(|| KEYS.iter().map(|key| (key.name, key.name.replace(['.', '_'], "-"))).collect());
+        &FLAGS[self.name]
     }
 }
 

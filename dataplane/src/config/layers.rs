@@ -13,7 +13,7 @@ use crate::trouble::Trouble;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// `--flag VALUE`.
-    Flag(String),
+    Flag(&'static str),
     /// An environment variable.
     Environment(&'static str),
     /// A line of the configuration file.
