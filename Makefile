@@ -1,5 +1,5 @@
 # Millrace. `make run` and `make test` start from a bare Debian machine with Rust, git, make and python3 + pip.
-# Everything is built in the release profile, so that RocksDB and FAISS compile once for all targets.
+# Everything is built in the release profile, so that FAISS compiles once for all targets.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -11,6 +11,11 @@ XDG_DATA_HOME ?= $(HOME)/.local/share
 export MILLRACE_MODELS ?= $(XDG_CACHE_HOME)/millrace/models
 export MILLRACE_CLIENTS ?= $(XDG_CACHE_HOME)/millrace/clients
 DATA ?= $(XDG_DATA_HOME)/millrace
+
+# RocksDB is built once per version and compiler flags, and linked from here by every build.
+ROCKSDB_KEY := $(shell sed -n '/^name = "librocksdb-sys"/{n;s/.*"\(.*\)"/\1/p;}' Cargo.lock)-$(shell sed -n '/^CXXFLAGS/p' .cargo/config.toml | sha256sum | cut -c1-8)
+export ROCKSDB_LIB_DIR ?= $(XDG_CACHE_HOME)/millrace/native/rocksdb-$(ROCKSDB_KEY)
+export ROCKSDB_STATIC ?= 1
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
@@ -28,6 +33,7 @@ help: ## this list
 
 setup: ## install what is missing to build and run: packages, default models
 	@deploy/setup.sh system
+	@deploy/setup.sh native
 	@deploy/setup.sh models
 
 setup-test: setup ## and what only the tests need: a browser, Python clients

@@ -3,6 +3,7 @@
 # Every step looks first and acts only on what is missing, so a second run costs well under a second.
 #
 #   deploy/setup.sh system    compilers and libraries of the native parts
+#   deploy/setup.sh native    RocksDB as a static library, built once and kept
 #   deploy/setup.sh models    the default models, pinned by SHA-256
 #   deploy/setup.sh clients   what only the tests need: a browser and the Python clients
 set -euo pipefail
@@ -63,6 +64,23 @@ system() {
     need_packages cmake g++ clang libclang-dev libopenblas-dev pkg-config curl
 }
 
+# Cargo compiles RocksDB again (half an hour on two cores) whenever anything in the dependency tree shifts a feature of
+# one of its build dependencies. So its archive is built once, by its own crate and with our flags, and every later
+# build links the kept one through ROCKSDB_LIB_DIR, which the Makefile exports.
+native() {
+    local kept=${ROCKSDB_LIB_DIR:?the Makefile names the folder} work=$cache/native/build archive
+    [ -s "$kept/librocksdb.a" ] && return 0
+    say "building RocksDB once into $kept (long: about 15 to 30 minutes on two cores)"
+    (cd "$here" && env -u ROCKSDB_LIB_DIR -u ROCKSDB_STATIC CARGO_TARGET_DIR="$work" \
+        "${CARGO:-cargo}" build --release --locked -p librocksdb-sys </dev/null)
+    archive=$(find "$work/release/build" -name librocksdb.a -print -quit)
+    [ -n "$archive" ] || die "the build left no librocksdb.a" "run again with ROCKSDB_COMPILE=1 to build it inside cargo"
+    mkdir -p "$kept"
+    cp "$archive" "$kept/librocksdb.a.part"
+    mv "$kept/librocksdb.a.part" "$kept/librocksdb.a"
+    rm -rf "$work"
+}
+
 models() {
     python3 "$here/deploy/models.py" "${MILLRACE_MODELS:-$cache/models}"
 }
@@ -82,6 +100,6 @@ clients() {
 }
 
 case "${1:-}" in
-system | models | clients) "$1" ;;
-*) die "usage: deploy/setup.sh system|models|clients" "choose one of the three" ;;
+system | native | models | clients) "$1" ;;
+*) die "usage: deploy/setup.sh system|native|models|clients" "choose one of the four" ;;
 esac
