@@ -233,8 +233,10 @@ fn idle_connections_are_reused_and_lost_ones_replaced() {
     let arguments = format!("--workload webhook --secret {SECRET} --closed 1 --requests 50 --duration 60s");
     let report = load(address, &arguments);
     assert_eq!((report.requests, report.ok), (50, 50), "{report}");
-    assert_eq!(connections.lock().unwrap().len(), 10);
-    assert_eq!(report.reconnects, 9);
+    // A request may reach the server just before it closes and be counted there without an answer; then the
+    // fifths come sooner. Every loss is one new connection in any case.
+    assert!(report.reconnects >= 9, "{report}");
+    assert_eq!(connections.lock().unwrap().len() as u64, report.reconnects + 1);
 }
 
 #[test]
