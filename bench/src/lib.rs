@@ -6,9 +6,17 @@
 //! | bench | what it measures |
 //! |---|---|
 //! | `parse` | bytes to meaning: HTTP/1.1, chat JSON, stored records, WebSocket, webhooks |
+//! | `kernel` | one layer of a network for each weight format and number of tokens |
+//! | `step` | a whole engine step of a 135M model: decoding alone and in batches, prefill |
 
+pub mod synthetic;
+
+use millrace_inference::backend::{Backend, CpuBackend, CpuConfig, LogitsBuf, LogitsWanted, StepPlan};
+use millrace_inference::kv::{BlockId, blocks_for};
+use millrace_inference::model::Model;
 use millrace_proto::id::{ConversationId, TenantId, UserId};
 use millrace_proto::record::{ChatAddress, InboxRecord};
+use std::sync::Arc;
 
 /// A chat request as an API client sends it (about 300 bytes).
 pub const CHAT_JSON: &str = r#"{"model":"smollm2-135m-instruct","messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"My printer does not start since Monday. What should I check first?"}],"temperature":0.7,"top_p":0.95,"max_tokens":128,"stream":true,"stream_options":{"include_usage":true}}"#;
@@ -45,5 +53,59 @@ pub fn inbox_record() -> InboxRecord {
         received_ms: 1_767_225_600_000,
         deadline_ms: 1_767_225_630_000,
         attempt: 0,
+    }
+}
+
+/// An engine backend over a model, with sequences that already have a context, ready to run steps.
+pub struct Steps {
+    backend: CpuBackend,
+    logits: LogitsBuf,
+    plan: StepPlan,
+}
+
+/// Context of a decoding sequence: positions before the new token.
+pub const DECODE_CONTEXT: usize = 128;
+
+impl Steps {
+    /// A backend on all processors with room for `sequences` sequences of 256 tokens.
+    pub fn new(model: Arc<Model>, sequences: usize) -> Self {
+        let kv_bytes_max = model.info().kv_token_bytes * 256 * sequences;
+        let config = CpuConfig {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            cpus: None,
+            nice: 0,
+            kv_bytes_max,
+            context_max: 256,
+            step_tokens_max: 256,
+            step_logits_max: sequences,
+        };
+        let mut backend = CpuBackend::new(model, &config).expect("the backend starts");
+        backend.attach();
+        let logits = LogitsBuf::new(&backend.limits());
+        Self { backend, logits, plan: StepPlan::new() }
+    }
+
+    /// Plans one new token for each of `sequences` sequences.
+    pub fn plan_decode(&mut self, sequences: usize) {
+        self.plan.clear();
+        let blocks = blocks_for(DECODE_CONTEXT + 1);
+        for sequence in 0..sequences {
+            let first = (sequence * blocks) as u32;
+            let table: Vec<BlockId> = (first..first + blocks as u32).map(BlockId).collect();
+            self.plan.push(&[sequence as u32 % 32], DECODE_CONTEXT, &table, LogitsWanted::Last);
+        }
+    }
+
+    /// Plans the first `tokens` tokens of one prompt.
+    pub fn plan_prefill(&mut self, tokens: usize) {
+        self.plan.clear();
+        let prompt: Vec<u32> = (0..tokens as u32).map(|token| token % 32).collect();
+        let table: Vec<BlockId> = (0..blocks_for(tokens) as u32).map(BlockId).collect();
+        self.plan.push(&prompt, 0, &table, LogitsWanted::Last);
+    }
+
+    /// Runs what is planned.
+    pub fn run(&mut self) {
+        self.backend.step(&self.plan, &mut self.logits).expect("the plan is valid");
     }
 }
