@@ -109,7 +109,9 @@ fn webhook(c: &mut Criterion) {
     ];
     let incoming = Incoming { headers: &headers, body };
     assert!(channel::decode(&account, &incoming, now_s).is_ok());
-    c.bench_function("webhook, verify and decode", |b| b.iter(|| channel::decode(&account, black_box(&incoming), now_s)));
+    c.bench_function("webhook, verify and decode", |b| {
+        b.iter(|| channel::decode(&account, black_box(&incoming), now_s))
+    });
 }
 
 criterion_group!(benches, http, json, records, frames, webhook);
