@@ -66,7 +66,7 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
         http,
         metrics: server.address(),
         api_key: node.first_key.clone(),
-        model: node.shared.model.info().name.clone(),
+        model: node.model.clone(),
     };
     ready.announce(ready_json, &plan, began.elapsed());
 
@@ -168,6 +168,8 @@ fn plan(config: &Config) -> Result<Plan, Trouble> {
 
 /// What takes time to get: the store and the models.
 struct Parts {
+    /// Name of the chat model in the models folder, without its ending.
+    name: String,
     store: Store,
     model: Arc<Model>,
     tokenizer: Arc<Tokenizer>,
@@ -179,6 +181,7 @@ struct Parts {
 fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     let chat = models::chat_model(config)?;
     let encoder = models::encoder(config)?;
+    let name = chat.name.strip_suffix(".gguf").unwrap_or(&chat.name).to_owned();
     let chat_load = in_thread("load-model", move || load_chat(&chat))?;
     let encoder_load = encoder.map(|found| in_thread("load-encoder", move || load_encoder(&found))).transpose()?;
     let deadline = Instant::now() + config.model_load_timeout;
@@ -186,7 +189,7 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     let (model, tokenizer, template) = finished(&chat_load, deadline, config)?;
     let encoder = encoder_load.map(|load| finished(&load, deadline, config)).transpose()?;
     config.engine.context_max = config.engine.context_max.min(model.info().context_max);
-    Ok(Parts { store, model, tokenizer, template, encoder })
+    Ok(Parts { name, store, model, tokenizer, template, encoder })
 }
 
 type Loading<T> = mpsc::Receiver<Result<T, Trouble>>;
@@ -266,6 +269,7 @@ struct Node {
     shared: Arc<Shared>,
     shards: Shards,
     first_key: Option<String>,
+    model: String,
 }
 
 impl Node {
@@ -283,11 +287,11 @@ impl Node {
             tracing::info!(?flags, reason, "the kernel refused a ring");
         }
         let engine = start_engine(&config, &parts.model)?;
-        let embedder = start_embedder(parts.encoder)?;
+        let embedder = start_embedder(parts.encoder.as_ref())?;
         let control = Control::start().map_err(|error| {
             Trouble::new("the control thread cannot start", error.to_string(), "look at `ulimit -u` and `ulimit -n`")
         })?;
-        observe(&metrics, &engine, &parts.model, &parts.store, &config);
+        observe(&metrics, &engine, &parts, &config);
         metrics.set_facts(NodeFacts {
             io: probe.backend.to_string(),
             kernel: instruction_set().to_owned(),
@@ -321,7 +325,7 @@ impl Node {
         });
         let shards = Shards::start(&shared, receivers, listeners, &options).map_err(|error| in_parts(&error))?;
         tracing::info!(io = %probe.backend, shards = shared.shard_count(), "reactors run");
-        Ok(Self { shared, shards, first_key })
+        Ok(Self { shared, shards, first_key, model: parts.name })
     }
 
     /// The way down: no new work, running answers end, then everything is flushed.
@@ -390,19 +394,21 @@ fn start_engine(config: &Config, model: &Arc<Model>) -> Result<Arc<Engine>, Trou
     Engine::start(Arc::clone(model), settings).map(Arc::new).map_err(|error| in_parts(&error))
 }
 
-fn start_embedder(encoder: Option<Arc<Encoder>>) -> Result<Option<Arc<EmbedWorker>>, Trouble> {
-    let start = |encoder| EmbedWorker::start(encoder, EMBED_QUEUE_MAX, ENGINE_NICE).map(Arc::new);
+fn start_embedder(encoder: Option<&Arc<Encoder>>) -> Result<Option<Arc<EmbedWorker>>, Trouble> {
+    let start = |encoder| EmbedWorker::start(Arc::clone(encoder), EMBED_QUEUE_MAX, ENGINE_NICE).map(Arc::new);
     encoder.map(start).transpose().map_err(|error| in_parts(&error))
 }
 
-fn observe(metrics: &Metrics, engine: &Arc<Engine>, model: &Arc<Model>, store: &Store, config: &Config) {
-    let (engine, info) = (Arc::clone(engine), model.info().clone());
+fn observe(metrics: &Metrics, engine: &Arc<Engine>, parts: &Parts, config: &Config) {
+    let (engine, model) = (Arc::clone(engine), parts.name.clone());
+    let weights_bytes = parts.model.weights_bytes() as u64;
+    let encoder_bytes = parts.encoder.as_ref().map_or(0, |encoder| encoder.weights_bytes() as u64);
     let kv_bytes = (config.engine.kv_mib as u64) << 20;
     metrics.set_engine(move || {
         let stats = engine.stats();
         let finished = |name: &str| stats.finished().find(|(known, _)| *known == name).map_or(0, |(_, count)| count);
         EngineSnapshot {
-            model: info.name.clone(),
+            model: model.clone(),
             running: stats.running.get(),
             waiting: stats.waiting.get(),
             kv_usage: stats.kv_usage(),
@@ -417,11 +423,12 @@ fn observe(metrics: &Metrics, engine: &Arc<Engine>, model: &Arc<Model>, store: &
             refused: stats.refused.get(),
             steps: stats.steps.get(),
             preemptions: stats.preemptions.get(),
-            weights_bytes: info.file_bytes,
+            weights_bytes,
+            encoder_bytes,
             kv_bytes,
         }
     });
-    let store = store.clone();
+    let store = parts.store.clone();
     metrics.set_storage(move || {
         let stats = store.stats();
         StorageSnapshot {

@@ -326,8 +326,10 @@ pub struct EngineSnapshot {
     pub steps: u64,
     /// Sequences thrown back to the queue for want of KV blocks.
     pub preemptions: u64,
-    /// Bytes of weights, mapped and packed.
+    /// Bytes of the chat model's weights, packed in memory.
     pub weights_bytes: u64,
+    /// Bytes of the encoder's weights in memory.
+    pub encoder_bytes: u64,
     /// Bytes of the KV pool.
     pub kv_bytes: u64,
 }

@@ -206,8 +206,9 @@ fn engine_counters(page: &mut Page, engine: &EngineSnapshot) {
         let labels = [("finished_reason", reason), ("model_name", engine.model.as_str())];
         page.sample("vllm:request_success_total", &labels, count);
     }
-    let bytes: [(&str, &str, u64); 2] = [
-        ("millrace_model_weights_bytes", "Bytes of model weights, mapped and packed.", engine.weights_bytes),
+    let bytes: [(&str, &str, u64); 3] = [
+        ("millrace_model_weights_bytes", "Bytes of the chat model's weights in memory.", engine.weights_bytes),
+        ("millrace_encoder_weights_bytes", "Bytes of the encoder's weights in memory.", engine.encoder_bytes),
         ("millrace_kv_pool_bytes", "Bytes that the KV pool may take.", engine.kv_bytes),
     ];
     for (name, help, value) in bytes {

@@ -134,6 +134,15 @@ struct Work {
 }
 
 impl Encoder {
+    /// Bytes of the weights in memory.
+    pub fn weights_bytes(&self) -> usize {
+        let layer = |layer: &Layer| {
+            layer.query_key_value.bytes() + layer.output.bytes() + layer.up.bytes() + layer.down.bytes()
+        };
+        let words = size_of_val(&self.words[..]) + size_of_val(&self.positions[..]);
+        words + self.layers.iter().map(layer).sum::<usize>()
+    }
+
     /// Loads a model folder.
     pub fn load(folder: &Path) -> Result<Encoder, EncoderError> {
         let config: Config = read_json(&folder.join("config.json"))?;

@@ -29,6 +29,11 @@ pub(super) struct Linear {
 pub(super) struct OutOfRange;
 
 impl Linear {
+    /// Bytes of weights and bias.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.weights[..]) + size_of_val(&self.bias[..])
+    }
+
     /// Packs weights of shape `[outputs][inputs]`.
     pub fn new(weights: &[f32], bias: &[f32], inputs: usize) -> Result<Self, OutOfRange> {
         let outputs = bias.len();

@@ -85,6 +85,11 @@ impl Model {
         &self.gguf
     }
 
+    /// Bytes of the packed weights in memory.
+    pub fn weights_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }
