@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::keys::{KEYS, nearest};
-use super::{Loaded, Setting};
+use super::{Loaded, Setting, human_bytes};
 use crate::trouble::Trouble;
 
 /// Everything about one key.
@@ -18,7 +18,7 @@ pub fn explain(loaded: &Loaded, name: &str) -> Result<String, Trouble> {
     };
     let key = setting.key;
     let mut text = String::new();
-    let _ = writeln!(text, "{} = {}", key.name, shown(setting));
+    let _ = writeln!(text, "{} = {}", key.name, shown(loaded, setting));
     let _ = writeln!(text, "  from:    {}", setting.source);
     let _ = writeln!(text, "  what:    {}", key.what);
     let _ = writeln!(text, "  cost:    {}", key.cost);
@@ -31,15 +31,33 @@ pub fn explain(loaded: &Loaded, name: &str) -> Result<String, Trouble> {
 pub fn explain_all(loaded: &Loaded) -> String {
     let mut text = String::new();
     for setting in &loaded.settings {
-        let _ = writeln!(text, "{:<30} {:<28} {}", setting.key.name, shown(setting), setting.source);
+        let _ = writeln!(text, "{:<30} {:<28} {}", setting.key.name, shown(loaded, setting), setting.source);
     }
     let channels = loaded.config.channels.len();
     let _ = writeln!(text, "{:<30} {channels} account(s)", "channel");
     text
 }
 
-fn shown(setting: &Setting) -> &str {
-    if setting.text.is_empty() { "(not set)" } else { &setting.text }
+/// The text as given, and what it comes to where that is not the same.
+fn shown(loaded: &Loaded, setting: &Setting) -> String {
+    let config = &loaded.config;
+    let settled = match setting.key.name {
+        "data" => config.data.display().to_string(),
+        "models" => config.models.display().to_string(),
+        "storage.key_file" => config.storage.key_file.display().to_string(),
+        "workers" => config.workers.to_string(),
+        "memory_limit" => human_bytes(config.memory_limit),
+        "engine.threads" => config.engine.threads.to_string(),
+        "engine.kv_mib" => config.engine.kv_mib.to_string(),
+        _ => String::new(),
+    };
+    match (setting.text.as_str(), settled.as_str()) {
+        ("", "") => "(not set)".to_owned(),
+        ("", settled) => settled.to_owned(),
+        (text, "") => text.to_owned(),
+        (text, settled) if text == settled => text.to_owned(),
+        (text, settled) => format!("{text} ({settled})"),
+    }
 }
 
 /// The text of a first `millrace.toml`: every key with its meaning, all commented out.

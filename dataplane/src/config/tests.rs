@@ -51,6 +51,7 @@ fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
     assert!(explained("LOG_LEVEL").contains("from:    environment variable LOG_LEVEL"));
     assert!(explained("engine.queue_max").contains("millrace.toml line 4"), "{}", explained("engine.queue_max"));
     assert!(explained("io").contains("from:    default"));
+    assert!(explained("engine.threads").starts_with("engine.threads = auto (4)\n"), "{}", explained("engine.threads"));
     assert_eq!(explain_all(&loaded).lines().count(), KEYS.len() + 1);
 }
 
