@@ -7,12 +7,12 @@ use millrace_tests::client::{self, Connection, request_bytes};
 use millrace_tests::server::chat;
 use serde_json::{Value, json};
 
-/// Sends raw bytes, ends the sending side, and returns the status of the first answer (0: none).
+/// Sends raw bytes and returns the status of the first answer (0: closed without one). The sending side stays
+/// open: a client that ends it has left, and what was done for it alone is cancelled.
 fn raw(server: &Server, bytes: &[u8]) -> (u16, String) {
     let mut connection = Connection::open(server.http).expect("a connection");
     // The server may close before everything is sent; its answer is what counts.
     let _ = connection.send(bytes);
-    let _ = connection.finish();
     match connection.reply() {
         Ok(reply) => (reply.status, reply.text()),
         Err(_) => (0, String::new()),
@@ -37,7 +37,7 @@ fn malformed_http_is_refused_and_the_connection_is_closed() {
         ("folded header", format!("GET /healthz HTTP/1.1\r\n{host}X-A: b\r\n c\r\n\r\n").into(), &[400]),
         ("a NUL in a header", format!("GET /healthz HTTP/1.1\r\n{host}X-A: b\0c\r\n\r\n").into(), &[400]),
         ("a bare CR in a header", format!("GET /healthz HTTP/1.1\r\n{host}X-A: b\rc\r\n\r\n").into(), &[400]),
-        ("a space in the path", format!("GET /health z HTTP/1.1\r\n{host}\r\n").into(), &[400]),
+        ("a space in the path", format!("GET /health z HTTP/1.1\r\n{host}\r\n").into(), &[400, 505]),
         ("length and chunked", format!("POST /v1/completions HTTP/1.1\r\n{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").into(), &[400]),
         ("two lengths", format!("POST /v1/completions HTTP/1.1\r\n{host}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}} ").into(), &[400]),
         ("length +5", format!("POST /v1/completions HTTP/1.1\r\n{host}Content-Length: +5\r\n\r\n12345").into(), &[400]),

@@ -87,7 +87,9 @@ fn histograms_are_cumulative_and_end_at_their_count() {
     let series = parse(&text);
     let mut histograms: HashMap<String, Vec<(f64, f64)>> = HashMap::new();
     for (name, value) in &series {
-        if let Some((start, rest)) = name.split_once("le=\"")
+        // `le` as a whole label name: "quantile" ends in the same letters.
+        let label = ["{le=\"", ",le=\""].iter().find_map(|label| name.split_once(label));
+        if let Some((start, rest)) = label
             && let Some((bound, end)) = rest.split_once('"')
         {
             let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().expect("a bound") };

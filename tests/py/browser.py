@@ -5,8 +5,8 @@
 A person opens the page, types the key and a message, watches the reply grow, and reloads.
 """
 import base64
+import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -39,14 +39,15 @@ class Browser:
         port = port_file.read_text().split()[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as reply:
             page = next(target for target in json.load(reply) if target["type"] == "page")
-        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None)
+        self.open_things = contextlib.ExitStack()
+        self.socket = self.open_things.enter_context(connect(page["webSocketDebuggerUrl"], max_size=None))
         self.number = 0
         self.events = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def close(self):
-        self.socket.close()
+        self.open_things.close()
         self.process.terminate()
         self.process.wait(20)
         shutil.rmtree(self.profile, ignore_errors=True)
