@@ -14,6 +14,8 @@ pub(crate) const ENTITIES_MAX: usize = 16;
 const ENTITY_BYTES_MAX: usize = 128;
 /// Words of one name.
 const NAME_WORDS_MAX: usize = 4;
+/// Shorter numbers are counts and days of which every talk is full.
+const NUMBER_DIGITS_MIN: usize = 3;
 /// Bytes of a text that are looked at: the rest of a pasted document names too much.
 const TEXT_BYTES_MAX: usize = 32 << 10;
 
@@ -124,7 +126,7 @@ fn marked(token: &str, found: &mut Found) {
         }
         return;
     }
-    if iso_date(token).is_some() || !token.is_ascii() {
+    if iso_date(token).is_some() || day_number(&lower).is_some() || !token.is_ascii() {
         return;
     }
     let digits = token.bytes().filter(u8::is_ascii_digit).count();
@@ -136,7 +138,8 @@ fn marked(token: &str, found: &mut Found) {
     {
         return found.add("id", token);
     }
-    if digits >= 2 && letters == 0 && token.bytes().all(|b| b.is_ascii_digit() || b",.-+/".contains(&b)) {
+    if digits >= NUMBER_DIGITS_MIN && letters == 0 && token.bytes().all(|b| b.is_ascii_digit() || b",.-+/".contains(&b))
+    {
         found.add("number", &token.replace([',', '+'], ""));
     }
 }
@@ -293,7 +296,7 @@ mod tests {
     #[test]
     fn things_of_each_kind() {
         check("My sister is Alice Smith.", &["name:alice", "name:alice smith", "name:smith"]);
-        check("we met in Paris on March 5th, 2024", &["date:--03-05", "date:2024-03-05", "name:paris"]);
+        check("we met in Paris on March 5th, 2024", &["date:--03-05", "date:2024-03-05", "name:paris", "number:2024"]);
         check("due 2024-03-05.", &["date:--03-05", "date:2024-03-05"]);
         check("born 12 June", &["date:--06-12"]);
         check("我的生日是1990年3月5日", &["date:--03-05", "date:1990-03-05"]);
@@ -301,7 +304,10 @@ mod tests {
             "see https://example.org/a/ and mail bob@example.org",
             &["mail:bob@example.org", "url:https://example.org/a"],
         );
-        check("ping @ops about #outage, order INV-2024-001", &["id:inv-2024-001", "mention:ops", "tag:outage"]);
+        check(
+            "ping @ops about #outage, order INV-2024-001",
+            &["id:inv-2024-001", "mention:ops", "name:inv", "tag:outage"],
+        );
         check("it costs 1,250.50 now", &["number:1250.50"]);
         check("我在读《三体》", &["title:三体"]);
     }

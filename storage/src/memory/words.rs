@@ -40,6 +40,8 @@ pub(crate) fn words(text: &str) -> Vec<String> {
             continue;
         }
         flush_run(&mut run, &mut out);
+        // Folding may put a space before a mark that then belongs to it.
+        let segment = segment.trim();
         if segment.chars().any(char::is_alphanumeric) {
             push_word(segment, &mut out);
         }

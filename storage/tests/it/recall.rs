@@ -3,7 +3,7 @@
 
 use crate::common::{Random, T1, T2, conversation, over, recall, rocks, seed, user};
 use millrace_proto::id::{TenantId, UserId};
-use millrace_storage::{Batch, MemoryBackend, MemoryWrite, RecallQuery, ReadError, Store};
+use millrace_storage::{Batch, MemoryBackend, MemoryWrite, ReadError, RecallQuery, Store};
 use std::sync::{Arc, mpsc};
 
 fn write(tenant: TenantId, user: UserId, chat: &str, seq: u64, text: &str, embedding: Vec<f32>) -> MemoryWrite {
@@ -19,15 +19,7 @@ fn write(tenant: TenantId, user: UserId, chat: &str, seq: u64, text: &str, embed
 }
 
 fn query(tenant: TenantId, user: UserId, text: &str) -> RecallQuery {
-    RecallQuery {
-        tenant,
-        user,
-        text: text.into(),
-        embedding: None,
-        limit: 5,
-        exclude: None,
-        now_ms: 1_000_000,
-    }
+    RecallQuery { tenant, user, text: text.into(), embedding: None, limit: 5, exclude: None, now_ms: 1_000_000 }
 }
 
 fn commit(store: &Store, writes: Vec<MemoryWrite>) {
@@ -248,7 +240,10 @@ fn a_full_recall_queue_says_so() {
     let mut refused = false;
     for _ in 0..millrace_storage::READ_QUEUE_MAX + millrace_storage::READ_THREADS + 1 {
         let released = Arc::clone(&released);
-        let wait = Box::new(move |_| drop(released.lock().unwrap().recv()));
+        let wait = Box::new(move |_| {
+            // Ends when the sender is dropped below.
+            let _ = released.lock().unwrap().recv();
+        });
         refused |= store.recall(query(T1, alice, "x"), wait).is_err();
     }
     assert!(refused);

@@ -78,6 +78,8 @@ fn a_segment_is_built_published_survives_and_is_replaced_when_damaged() {
     let store = Store::open(&options).unwrap();
     assert_eq!(search(&store, T1, "handbook", &[1.0; DIM], 10), []);
     fill(&store, &mut random, 0..ROWS, &mut model);
+    // A space is loaded, and its segment built, when it is first asked.
+    assert_eq!(search(&store, T1, "handbook", &[1.0; DIM], 10).len(), 10);
     wait_for_segments(&store, 1);
     assert_eq!(segment_files(folder.path()).len(), 1);
     assert!(recall_at_10(&store, &mut random, &model) >= 0.97, "seed {seed}");
@@ -139,7 +141,13 @@ fn spaces_and_tenants_are_apart() {
     let mut batch = Batch::new();
     batch.put_space(SpaceWrite { tenant: T1, space: "a".into(), id: 1, text: "one".into(), embedding: vec![1.0, 0.0] });
     batch.put_space(SpaceWrite { tenant: T1, space: "b".into(), id: 1, text: "two".into(), embedding: vec![1.0, 0.0] });
-    batch.put_space(SpaceWrite { tenant: T2, space: "a".into(), id: 1, text: "three".into(), embedding: vec![1.0, 0.0] });
+    batch.put_space(SpaceWrite {
+        tenant: T2,
+        space: "a".into(),
+        id: 1,
+        text: "three".into(),
+        embedding: vec![1.0, 0.0],
+    });
     store.commit(batch).unwrap();
     let text = |tenant, space| -> Vec<String> {
         search(&store, tenant, space, &[1.0, 0.0], 10).into_iter().map(|hit| hit.text).collect()
