@@ -12,6 +12,7 @@ use millrace_proto::sse;
 use super::shape::{Shape, Style};
 use super::{Gateway, Principal, json, unix_ms};
 use crate::bridge::{StreamEvent, TokenStream};
+use crate::net::line::Line;
 use crate::net::{Gone, Outgoing, Request, Response};
 
 /// How long a streamed answer may stay silent before its status line is sent. Until then an
@@ -38,6 +39,8 @@ enum Waited {
     Event(StreamEvent),
     Silence,
     End,
+    /// The node ends what is still under way.
+    Stopping,
 }
 
 impl Gateway {
@@ -97,7 +100,7 @@ impl Gateway {
         let mut open = false;
         loop {
             let wait = if open { KEEP_ALIVE } else { STATUS_WAIT };
-            let mut waited = next_within(&mut stream, wait).await;
+            let mut waited = next_within(&mut stream, wait, out.line()).await;
             if !open {
                 match waited {
                     // `Started` says that the request was accepted; a notice comes before it.
@@ -107,6 +110,10 @@ impl Gateway {
                     }
                     Waited::End => {
                         self.fail(&ended_early(), cors, out);
+                        return Ok(());
+                    }
+                    Waited::Stopping => {
+                        self.fail(&stopping(), cors, out);
                         return Ok(());
                     }
                     _ => {}
@@ -125,6 +132,10 @@ impl Gateway {
                     Waited::Silence => events.extend_from_slice(sse::KEEP_ALIVE),
                     Waited::End => {
                         shape.fail(&mut events, &ended_early());
+                        over = true;
+                    }
+                    Waited::Stopping => {
+                        shape.fail(&mut events, &stopping());
                         over = true;
                     }
                     Waited::Event(event) => over = self.write_event(&mut shape, &mut events, event, out.request_id()),
@@ -183,20 +194,25 @@ impl Gateway {
         let mut tokens: Vec<TokenInfo> = Vec::new();
         let mut notices = Vec::new();
         loop {
-            match stream.next().await {
-                None => return self.fail(&ended_early(), cors, out),
-                Some(StreamEvent::Started { .. }) => {}
-                Some(StreamEvent::Delta { text: more, tokens: mut more_tokens }) => {
+            let event = match next_within(&mut stream, KEEP_ALIVE, out.line()).await {
+                Waited::Event(event) => event,
+                Waited::Silence => continue,
+                Waited::End => return self.fail(&ended_early(), cors, out),
+                Waited::Stopping => return self.fail(&stopping(), cors, out),
+            };
+            match event {
+                StreamEvent::Started { .. } => {}
+                StreamEvent::Delta { text: more, tokens: mut more_tokens } => {
                     text.push_str(&more);
                     tokens.append(&mut more_tokens);
                 }
-                Some(StreamEvent::Notice { text }) => notices.push(text),
-                Some(StreamEvent::Error(error)) => return self.fail(&error, cors, out),
-                Some(StreamEvent::Done { reason: Finish::Failed(why), .. }) => {
+                StreamEvent::Notice { text } => notices.push(text),
+                StreamEvent::Error(error) => return self.fail(&error, cors, out),
+                StreamEvent::Done { reason: Finish::Failed(why), .. } => {
                     tracing::warn!(request_id = out.request_id(), why, "a generation failed");
                     return self.fail(&failed(), cors, out);
                 }
-                Some(StreamEvent::Done { reason, usage, timings, .. }) => {
+                StreamEvent::Done { reason, usage, timings, .. } => {
                     let body = shape.whole(text, &tokens, &reason, usage, timings, &notices);
                     let mut response = Response::json(200, body);
                     add_cors(&mut response, cors.as_deref());
@@ -241,12 +257,15 @@ fn add_cors(response: &mut Response, origin: Option<&str>) {
 }
 
 /// The next event, or silence after `wait`.
-async fn next_within(stream: &mut TokenStream, wait: Duration) -> Waited {
+async fn next_within(stream: &mut TokenStream, wait: Duration, line: &Line) -> Waited {
     let mut next = pin!(stream.next());
     let mut timer = pin!(monoio::time::sleep(wait));
     poll_fn(|context| {
         if let Poll::Ready(event) = next.as_mut().poll(context) {
             return Poll::Ready(event.map_or(Waited::End, Waited::Event));
+        }
+        if line.poll_ending(context).is_ready() {
+            return Poll::Ready(Waited::Stopping);
         }
         timer.as_mut().poll(context).map(|()| Waited::Silence)
     })
@@ -255,6 +274,10 @@ async fn next_within(stream: &mut TokenStream, wait: Duration) -> Waited {
 
 fn ended_early() -> ApiError {
     ApiError::internal("The answer ended without a result.")
+}
+
+fn stopping() -> ApiError {
+    ApiError::overloaded("This node shuts down and could not finish the answer in time.", 1)
 }
 
 fn failed() -> ApiError {

@@ -40,6 +40,10 @@ const IDLE: Duration = Duration::from_secs(95);
 /// Answers that one socket may have under way; the page needs one.
 const RUNS_MAX: usize = 8;
 
+/// Bytes of a message that was refused as too long that are read, so that the peer sees the
+/// close frame and not a reset.
+const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Messages of a session that `history` sends at most.
 const HISTORY_MESSAGES_MAX: usize = 200;
 
@@ -183,7 +187,11 @@ impl Talk<'_> {
         let mut timer = pin!(monoio::time::sleep(until_ping));
         let runs = &mut self.runs;
         let out = &mut self.out;
+        let line = &self.line;
         let read = poll_fn(|context| {
+            if line.poll_ending(context).is_ready() {
+                return Poll::Ready(Some(Err(std::io::ErrorKind::ConnectionAborted.into())));
+            }
             if let Poll::Ready(read) = reader.poll_read(context, input) {
                 return Poll::Ready(Some(read));
             }
@@ -208,6 +216,13 @@ impl Talk<'_> {
                     self.read_within(IDLE);
                 }
                 Ok(())
+            }
+            Some(_) if self.line.is_ending() => {
+                let error = ApiError::overloaded("This node shuts down and could not finish the answer in time.", 1);
+                for run in &self.runs {
+                    say(&mut self.out, &error_frame(Some(run.id), &error));
+                }
+                Err(End::Close(close_code::GOING_AWAY, "the node is shutting down"))
             }
             Some(_) => Err(match self.line.cut() {
                 Some(Cut::Drain) => End::Close(close_code::GOING_AWAY, "the node is shutting down"),
@@ -389,10 +404,13 @@ impl Talk<'_> {
         }
         self.out.finish().await;
         self.read_within(Duration::from_secs(2));
+        let mut dropped = 0;
         let mut rest = Vec::new();
-        while rest.len() < WS_MESSAGE_BYTES_MAX {
-            if !matches!(reader.read(&mut rest).await, Ok(1..)) {
-                return;
+        while dropped < LINGER_BYTES_MAX {
+            rest.clear();
+            match reader.read(&mut rest).await {
+                Ok(count @ 1..) => dropped += count,
+                _ => return,
             }
         }
     }

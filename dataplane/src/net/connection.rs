@@ -21,15 +21,19 @@ use monoio::net::TcpStream;
 
 use super::line::{Cut, Line};
 use super::outgoing::{FLUSH_BYTES, Outgoing, Response};
-use super::wire::{self, Reader};
+use super::wire::{self, Left, Reader};
 use super::{Limits, Net};
 use crate::obs::{Rejection, Route};
 
 /// Bytes of an unwanted body that are read so that the peer sees the answer, not a reset.
-const LINGER_BYTES_MAX: usize = 256 * 1024;
+const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Longest such reading.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long a whole answer is still worked on after the peer has finished sending: it may have
+/// closed only its half. A stream needs no such wait, it notices at its next write.
+const FINISHED_GRACE: Duration = Duration::from_secs(10);
 
 /// Reads that complete at once in a row before the connection lets others run: on epoll a
 /// fast pipelining client could otherwise hold the core.
@@ -224,18 +228,12 @@ impl<S: Service> Connection<'_, S> {
             }
             let request = Request { head: &head, body };
             let next = {
-                let mut work = pin!(self.service.serve(admitted.plan, request, &mut out));
-                poll_fn(|context| {
-                    if let Poll::Ready(next) = work.as_mut().poll(context) {
-                        return Poll::Ready(Some(next));
-                    }
-                    if admitted.cancel_on_leave && reader.poll_left(context, &mut ahead).is_ready() {
-                        // Dropping the work cancels it.
-                        return Poll::Ready(None);
-                    }
-                    Poll::Pending
-                })
-                .await
+                let work = self.service.serve(admitted.plan, request, &mut out);
+                if admitted.cancel_on_leave {
+                    self.unless_left(work, &mut reader, &mut ahead).await
+                } else {
+                    Some(work.await)
+                }
             };
             let status = match next {
                 Some(_) => out.status(),
@@ -266,6 +264,44 @@ impl<S: Service> Connection<'_, S> {
                 return;
             }
         }
+    }
+
+    /// Runs `work` while its peer wants the answer. Dropping the work cancels it.
+    async fn unless_left<T>(
+        &self,
+        work: impl Future<Output = T>,
+        reader: &mut Reader,
+        ahead: &mut Vec<u8>,
+    ) -> Option<T> {
+        let mut work = pin!(work);
+        let mut left = None;
+        let finished = poll_fn(|context| {
+            if let Poll::Ready(next) = work.as_mut().poll(context) {
+                return Poll::Ready(Some(next));
+            }
+            match reader.poll_left(context, ahead) {
+                Poll::Ready(how) => {
+                    left = Some(how);
+                    Poll::Ready(None)
+                }
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        if finished.is_some() || left == Some(Left::Gone) {
+            return finished;
+        }
+        let mut grace = pin!(monoio::time::sleep(FINISHED_GRACE));
+        poll_fn(|context| {
+            if let Poll::Ready(next) = work.as_mut().poll(context) {
+                return Poll::Ready(Some(next));
+            }
+            if !self.line.is_streaming() && grace.as_mut().poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Reads until a whole head stands at `at`. `Ok(None)` = the connection is over.

@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use monoio::net::TcpStream;
 use socket2::SockRef;
@@ -37,6 +38,10 @@ pub struct Line {
     read_until_ms: Cell<u64>,
     write_until_ms: Cell<u64>,
     idle: Cell<bool>,
+    streaming: Cell<bool>,
+    ending: Cell<bool>,
+    /// Who is told that the node ends what is still under way.
+    ender: RefCell<Option<Waker>>,
     cut: Cell<Option<Cut>>,
 }
 
@@ -64,6 +69,33 @@ impl Line {
     /// Between two requests: a drain may cut here without harm.
     pub fn set_idle(&self, idle: bool) {
         self.idle.set(idle);
+    }
+
+    /// An answer is being streamed: a peer that is gone shows at the next write.
+    pub fn set_streaming(&self, streaming: bool) {
+        self.streaming.set(streaming);
+    }
+
+    /// Whether an answer is being streamed.
+    pub fn is_streaming(&self) -> bool {
+        self.streaming.get()
+    }
+
+    /// The node ends what is still under way.
+    pub fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
+    /// Ready when the node ends what is still under way: say so to the peer and finish.
+    pub fn poll_ending(&self, context: &Context<'_>) -> Poll<()> {
+        if self.ending.get() {
+            return Poll::Ready(());
+        }
+        let mut ender = self.ender.borrow_mut();
+        if !ender.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            *ender = Some(context.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// Why the sweep cut this line, if it did.
@@ -100,6 +132,9 @@ impl Lines {
             read_until_ms: Cell::new(NEVER),
             write_until_ms: Cell::new(NEVER),
             idle: Cell::new(true),
+            streaming: Cell::new(false),
+            ending: Cell::new(false),
+            ender: RefCell::new(None),
             cut: Cell::new(None),
         });
         table.push(line.clone());
@@ -125,6 +160,16 @@ impl Lines {
                 line.shut(Cut::ReadTimeout, Shutdown::Read);
             } else if draining && line.idle.get() {
                 line.shut(Cut::Drain, Shutdown::Read);
+            }
+        }
+    }
+
+    /// Tells every connection to finish what it is doing now.
+    pub fn end(&self) {
+        for line in self.table.borrow().iter() {
+            line.ending.set(true);
+            if let Some(waker) = line.ender.take() {
+                waker.wake();
             }
         }
     }

@@ -170,6 +170,11 @@ impl Outgoing {
         self.buffer.len()
     }
 
+    /// The connection as the shard's sweep sees it.
+    pub fn line(&self) -> &Rc<Line> {
+        &self.line
+    }
+
     /// The peer is known to be gone.
     pub fn is_gone(&self) -> bool {
         self.gone
@@ -208,6 +213,7 @@ impl Outgoing {
     pub fn begin_stream(&mut self, content_type: &'static str, headers: &[(&'static str, String)]) {
         debug_assert_eq!(self.exchange.status, 0, "one answer for one request");
         self.exchange.streaming = true;
+        self.line.set_streaming(true);
         self.exchange.chunked = !self.exchange.http_1_0;
         if self.exchange.http_1_0 {
             // Such a client knows the end only by the close.
@@ -248,6 +254,7 @@ impl Outgoing {
             write_last_chunk(&mut self.buffer);
         }
         self.exchange.streaming = false;
+        self.line.set_streaming(false);
     }
 
     /// Buffers bytes as they are (an interim answer, frames of an upgraded connection).

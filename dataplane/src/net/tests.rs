@@ -52,7 +52,7 @@ impl Service for Probe {
             plan: (),
             metric: Route::Unknown,
             body_bytes_max: 1_000,
-            cancel_on_leave: path == "/forever",
+            cancel_on_leave: ["/forever", "/wait", "/patient"].contains(&path),
             immediate: path == "/now",
         })
     }
@@ -84,8 +84,18 @@ impl Service for Probe {
                 let _told = TellOnDrop(self.left.clone());
                 out.begin_stream("text/event-stream", &[]);
                 out.stream(b"begun");
-                let _ = out.flush().await;
+                while out.flush().await.is_ok() {
+                    monoio::time::sleep(Duration::from_millis(5)).await;
+                    out.stream(b".");
+                }
+            }
+            "/wait" => {
+                let _told = TellOnDrop(self.left.clone());
                 std::future::pending::<()>().await;
+            }
+            "/patient" => {
+                monoio::time::sleep(Duration::from_millis(60)).await;
+                out.respond(Response::fixed(200, "text/plain", b"patience"));
             }
             "/panic" => panic!("as asked"),
             path => out.respond(Response::json(200, path.as_bytes().to_vec())),
@@ -541,7 +551,7 @@ fn a_client_that_leaves_cancels_its_work() {
     on_every_backend(Limits::default(), |server| {
         let mut client = server.connect();
         client.send("GET /forever HTTP/1.1\r\nHost: x\r\n\r\n");
-        while !client.input.ends_with(b"begun\r\n") {
+        while !client.input.windows(5).any(|bytes| bytes == b"begun") {
             assert_ne!(client.more(), 0);
         }
         assert!(server.left.try_recv().is_err(), "the work goes on while the client stays");
@@ -551,11 +561,36 @@ fn a_client_that_leaves_cancels_its_work() {
 }
 
 #[test]
+fn a_broken_connection_cancels_a_whole_answer_at_once() {
+    on_every_backend(Limits::default(), |server| {
+        let mut client = server.connect();
+        client.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+        // A lingering time of zero makes the close a reset.
+        socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).expect("linger");
+        drop(client);
+        server.left.recv_timeout(PATIENCE).expect("the work was dropped");
+    });
+}
+
+#[test]
+fn a_client_that_has_finished_sending_still_gets_its_answer() {
+    on_every_backend(Limits::default(), |server| {
+        for (path, body) in [("/patient", "patience"), ("/stream", "onetwothree"), ("/now", "/now")] {
+            let mut client = server.connect();
+            client.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+            client.stream.shutdown(Shutdown::Write).expect("shutdown");
+            assert_eq!(client.answer().text(), body);
+            client.assert_closed();
+        }
+    });
+}
+
+#[test]
 fn bytes_that_come_while_work_goes_on_are_the_next_request() {
     on_every_backend(Limits::default(), |server| {
         let mut client = server.connect();
         client.send("GET /forever HTTP/1.1\r\nHost: x\r\n\r\n");
-        while !client.input.ends_with(b"begun\r\n") {
+        while !client.input.windows(5).any(|bytes| bytes == b"begun") {
             assert_ne!(client.more(), 0);
         }
         client.send("GET /next HTTP/1.1\r\nHost: x\r\n\r\n");

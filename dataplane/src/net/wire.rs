@@ -31,6 +31,15 @@ pub struct Reader {
     ended: bool,
 }
 
+/// How a peer has left while it is still owed an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It sends nothing more. It may have closed, or only finished its half and still read.
+    Finished,
+    /// The connection is broken.
+    Gone,
+}
+
 /// The writing half.
 pub struct Writer {
     half: OwnedWriteHalf<TcpStream>,
@@ -84,11 +93,12 @@ impl Reader {
     }
 
     /// Polls for the peer's leaving while a request is worked on; what arrives goes to `ahead`.
-    pub fn poll_left(&mut self, context: &mut Context<'_>, ahead: &mut Vec<u8>) -> Poll<()> {
+    pub fn poll_left(&mut self, context: &mut Context<'_>, ahead: &mut Vec<u8>) -> Poll<Left> {
         while self.watching.is_some() || ahead.len() < AHEAD_BYTES_MAX {
             match self.poll_read(context, ahead) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Left::Finished),
+                Poll::Ready(Err(_)) => return Poll::Ready(Left::Gone),
                 Poll::Ready(Ok(_)) => {}
             }
         }

@@ -30,6 +30,9 @@ const BACKLOG_PAUSE: Duration = Duration::from_millis(1);
 /// How long a stopping shard lets its cut connections end by themselves.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
+/// How long connections may take to say that their answer was cut.
+const END_GRACE: Duration = Duration::from_secs(1);
+
 /// How often a waiting thread looks at the shards' progress.
 const WATCH_PAUSE: Duration = Duration::from_millis(5);
 
@@ -92,6 +95,7 @@ struct Progress {
 
 struct Lifecycle {
     drain: AtomicBool,
+    end: AtomicBool,
     stop: AtomicBool,
     progress: Vec<Progress>,
 }
@@ -114,6 +118,7 @@ impl Shards {
         assert_eq!(mailboxes.len(), shared.shard_count(), "one sender for each shard");
         let lifecycle = Arc::new(Lifecycle {
             drain: AtomicBool::new(false),
+            end: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             progress: mailboxes.iter().map(|_| Progress::default()).collect(),
         });
@@ -153,9 +158,20 @@ impl Shards {
         Ok(shards)
     }
 
-    /// Stops accepting, lets running answers end, and returns when all is done or at the deadline.
+    /// Stops accepting and lets running answers end. At the deadline those that still run are
+    /// told to say so to their clients. Returns as soon as nothing is left.
     pub fn drain(&self, deadline: Instant) -> DrainReport {
         self.lifecycle.drain.store(true, Ordering::Release);
+        let report = self.wait_for_quiet(deadline);
+        if report.connections_open == 0 {
+            return report;
+        }
+        self.lifecycle.end.store(true, Ordering::Release);
+        self.wait_for_quiet(Instant::now() + END_GRACE);
+        report
+    }
+
+    fn wait_for_quiet(&self, deadline: Instant) -> DrainReport {
         loop {
             let report = self.report();
             let begun = self.lifecycle.progress.iter().all(|progress| progress.drained_once.load(Ordering::Acquire));
@@ -264,6 +280,9 @@ async fn run(seat: Seat) -> Result<(), StartError> {
             let draining = lifecycle.drain.load(Ordering::Acquire) || shared.health.is_draining();
             if draining && !net.draining.get() {
                 net.drain();
+            }
+            if lifecycle.end.load(Ordering::Acquire) {
+                net.lines.end();
             }
             progress.connections.store(net.lines.len(), Ordering::Release);
             progress.bridge_busy.store(!bridge.idle(), Ordering::Release);
