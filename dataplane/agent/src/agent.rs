@@ -131,7 +131,10 @@ impl Agent {
         }
         if !self.conversations.contains_key(&arrival.key) {
             if self.conversations.len() >= self.config.conversations_max && !self.evict() {
-                return Err(TurnError::Overloaded { what: "places for conversations", max: self.config.conversations_max });
+                return Err(TurnError::Overloaded {
+                    what: "places for conversations",
+                    max: self.config.conversations_max,
+                });
             }
             self.heat(arrival.key, effects);
         }

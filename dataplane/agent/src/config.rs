@@ -105,7 +105,10 @@ impl AgentConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         let refuse = |option, why: String| Err(ConfigError { option, why });
         if self.context_tokens_max < 64 {
-            return refuse("context_tokens_max", format!("{} tokens cannot hold a question; set at least 64", self.context_tokens_max));
+            return refuse(
+                "context_tokens_max",
+                format!("{} tokens cannot hold a question; set at least 64", self.context_tokens_max),
+            );
         }
         if self.reply_tokens_max == 0 || self.reply_tokens_max > self.context_tokens_max / 2 {
             return refuse(
@@ -129,7 +132,10 @@ impl AgentConfig {
             }
         }
         if self.retry_first_ms == 0 || self.retry_max_ms < self.retry_first_ms {
-            return refuse("retry_max_ms", "the retry pauses must be positive and the longest not below the first".to_owned());
+            return refuse(
+                "retry_max_ms",
+                "the retry pauses must be positive and the longest not below the first".to_owned(),
+            );
         }
         Ok(())
     }

@@ -208,7 +208,8 @@ fn compose(input: &ContextInput<'_>, window: &[&Message], facts: &[Fact]) -> Vec
     for m in window {
         push(&mut messages, m.role, &m.text);
     }
-    let question = if facts.is_empty() { input.text.to_owned() } else { format!("{}\n\n{}", fenced(facts), input.text) };
+    let question =
+        if facts.is_empty() { input.text.to_owned() } else { format!("{}\n\n{}", fenced(facts), input.text) };
     push(&mut messages, Role::User, &question);
     messages
 }
@@ -279,7 +280,13 @@ mod tests {
         Message { seq, turn, role, text: text.into(), at_ms: 0, tokens: 0 }
     }
 
-    fn input<'a>(history: &'a [Message], facts: &'a [Fact], turn: u64, text: &'a str, context: u32) -> ContextInput<'a> {
+    fn input<'a>(
+        history: &'a [Message],
+        facts: &'a [Fact],
+        turn: u64,
+        text: &'a str,
+        context: u32,
+    ) -> ContextInput<'a> {
         ContextInput {
             system: "be kind",
             history,

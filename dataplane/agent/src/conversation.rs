@@ -139,7 +139,11 @@ pub(crate) enum Phase {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    Answered { reason: Finish, usage: Usage, timings: Timings },
+    Answered {
+        reason: Finish,
+        usage: Usage,
+        timings: Timings,
+    },
     Failed(TurnError),
     /// Too old to be answered.
     DeadLetter(String),
@@ -175,7 +179,6 @@ impl Window {
     pub fn question_of(&self, turn: u64) -> Option<u64> {
         self.messages.iter().find(|m| m.turn == turn && m.role == Role::User).map(|m| m.seq)
     }
-
 }
 
 /// Caps against conversations that run away, counted in fixed spans from their first use.

@@ -24,9 +24,9 @@ impl Agent {
             Answer::Outbox { deadline_ms, .. } if now_ms >= *deadline_ms => {
                 Some(Outcome::DeadLetter(format!("it waited longer than {} s", self.config.inbox_ttl_ms / 1000)))
             }
-            Answer::Outbox { attempt, .. } if *attempt > attempts_max => {
-                Some(Outcome::Failed(TurnError::Model(format!("the work on this message was interrupted {attempts_max} times"))))
-            }
+            Answer::Outbox { attempt, .. } if *attempt > attempts_max => Some(Outcome::Failed(TurnError::Model(
+                format!("the work on this message was interrupted {attempts_max} times"),
+            ))),
             _ => None,
         };
         let text = turn.text.clone();
@@ -68,7 +68,13 @@ impl Agent {
         effects.push(Effect::Recall { op, key, user, text, embedding, limit });
     }
 
-    pub(super) fn embedded(&mut self, op: OpId, result: Result<Vec<f32>, String>, now_ms: u64, effects: &mut Vec<Effect>) {
+    pub(super) fn embedded(
+        &mut self,
+        op: OpId,
+        result: Result<Vec<f32>, String>,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(key) = self.ops.remove(&op) else { return };
         let Some(running) = self.conversations.get_mut(&key).and_then(|c| c.running.as_mut()) else { return };
         if running.embed_op != Some(op) {
@@ -148,7 +154,14 @@ impl Agent {
         self.submit(key, assembled.prompt, reply_tokens, now_ms, effects);
     }
 
-    fn submit(&mut self, key: ConversationKey, prompt: Vec<u32>, max_tokens: u32, now_ms: u64, effects: &mut Vec<Effect>) {
+    fn submit(
+        &mut self,
+        key: ConversationKey,
+        prompt: Vec<u32>,
+        max_tokens: u32,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
         let run = RunId(self.id());
         let grace_ms = self.config.engine_grace_ms;
         self.runs.insert(run, key);
@@ -201,7 +214,15 @@ impl Agent {
     }
 
     /// A channel message waits for room in the engine; a person at a connection is told at once.
-    fn refused(&mut self, key: ConversationKey, prompt: Vec<u32>, max_tokens: u32, retry_after_ms: u64, why: String, now_ms: u64) {
+    fn refused(
+        &mut self,
+        key: ConversationKey,
+        prompt: Vec<u32>,
+        max_tokens: u32,
+        retry_after_ms: u64,
+        why: String,
+        now_ms: u64,
+    ) {
         let retries = self.running(key).retries;
         let pause_ms = self.config.pause_ms(retries).max(retry_after_ms.min(self.config.retry_max_ms));
         let running = self.running(key);
@@ -217,7 +238,14 @@ impl Agent {
         }
     }
 
-    fn outcome(&mut self, key: ConversationKey, reason: Finish, usage: Usage, timings: Timings, now_ms: u64) -> Outcome {
+    fn outcome(
+        &mut self,
+        key: ConversationKey,
+        reason: Finish,
+        usage: Usage,
+        timings: Timings,
+        now_ms: u64,
+    ) -> Outcome {
         let limit_ms = self.config.turn_deadline_ms;
         let conversation = self.conversation(key);
         conversation.caps.add_tokens(now_ms, u64::from(usage.prompt) + u64::from(usage.completion));
@@ -300,7 +328,14 @@ impl Agent {
         let mut messages = Vec::new();
         let mut record = |role, text: &str| {
             let tokens = if role == Role::Assistant { prompter.count(text) } else { 0 };
-            messages.push(Message { seq: head.next_seq, turn: turn.id, role, text: text.to_owned(), at_ms: now_ms, tokens });
+            messages.push(Message {
+                seq: head.next_seq,
+                turn: turn.id,
+                role,
+                text: text.to_owned(),
+                at_ms: now_ms,
+                tokens,
+            });
             head.next_seq += 1;
             head.next_seq - 1
         };
@@ -394,7 +429,9 @@ impl Agent {
             self.tickets.remove(&ticket);
             let reply = match (result, outcome) {
                 (Err(fault), Outcome::Answered { .. }) => Reply::Failed(TurnError::Storage(fault)),
-                (_, Outcome::Answered { reason, usage, timings }) => Reply::Done { reason, usage, timings, seq: answer_seq },
+                (_, Outcome::Answered { reason, usage, timings }) => {
+                    Reply::Done { reason, usage, timings, seq: answer_seq }
+                }
                 (_, Outcome::Failed(error)) => Reply::Failed(error),
                 (_, Outcome::DeadLetter(why)) => Reply::Failed(TurnError::Model(why)),
             };

@@ -13,9 +13,8 @@ const DISK_RETRY_AFTER_S: u32 = 10;
 pub(super) fn turn_error(error: &TurnError) -> ApiError {
     let text = sentence(error);
     match error {
-        TurnError::ConversationBusy { .. } => {
-            ApiError::rate_limited(text, RETRY_AFTER_S).with_next_step("Wait for an answer, then send the next message.")
-        }
+        TurnError::ConversationBusy { .. } => ApiError::rate_limited(text, RETRY_AFTER_S)
+            .with_next_step("Wait for an answer, then send the next message."),
         TurnError::TooFast { retry_after_ms, .. } => ApiError::rate_limited(text, seconds(*retry_after_ms)),
         TurnError::Overloaded { .. } => ApiError::overloaded(text, RETRY_AFTER_S),
         TurnError::ContextTooLong { prompt_tokens, reply_tokens, context_tokens_max } => {
@@ -34,9 +33,11 @@ pub(super) fn turn_error(error: &TurnError) -> ApiError {
 pub(super) fn storage_error(fault: &Fault) -> ApiError {
     match fault {
         Fault::Busy => ApiError::overloaded(sentence(fault), RETRY_AFTER_S),
-        Fault::NoSpace => ApiError::new(503, "server_error", "no_space", "The server's disk is full; nothing was stored.")
-            .with_retry_after(DISK_RETRY_AFTER_S)
-            .with_next_step("Tell the operator to free disk space; reading goes on meanwhile."),
+        Fault::NoSpace => {
+            ApiError::new(503, "server_error", "no_space", "The server's disk is full; nothing was stored.")
+                .with_retry_after(DISK_RETRY_AFTER_S)
+                .with_next_step("Tell the operator to free disk space; reading goes on meanwhile.")
+        }
         Fault::Closed => ApiError::overloaded("The server is shutting down.", RETRY_AFTER_S),
         // The cause may name files; it is for the log.
         Fault::Io(_) => ApiError::internal("The server's store failed; the log has the reason."),

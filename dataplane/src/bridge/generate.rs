@@ -12,11 +12,11 @@ use millrace_proto::api::{
     EmbeddingResponse, EmbeddingUsage, EncodingFormat, Prompt, SamplingOptions,
 };
 
+use super::Bridge;
 use super::errors::submit_error;
 use super::inlet::Completion;
 use super::state::{Call, State, Submission, Target};
 use super::stream::{Once, Origin, StreamSender, TokenStream};
-use super::Bridge;
 use crate::gateway::Principal;
 use crate::models;
 use crate::shard::Shared;
@@ -54,7 +54,16 @@ pub(super) fn session_messages(request: &ChatRequest) -> Result<(String, Option<
 pub(super) fn session_options(request: &ChatRequest, system: Option<String>) -> GenerationOptions {
     let sampling = request.sampling();
     let sampling = SamplingOptions { temperature: sampling.temperature.or(Some(SESSION_TEMPERATURE)), ..sampling };
-    GenerationOptions { system, ..options(&sampling, request.max_tokens(), request.stop_strings(), request.ignore_eos, request.logprobs_wanted()) }
+    GenerationOptions {
+        system,
+        ..options(
+            &sampling,
+            request.max_tokens(),
+            request.stop_strings(),
+            request.ignore_eos,
+            request.logprobs_wanted(),
+        )
+    }
 }
 
 /// Absent parameters have the official defaults of the API; an absent seed is a new one each time.
@@ -119,18 +128,33 @@ pub(super) fn check_model(asked: &str, known: &[String]) -> Result<(), ApiError>
 
 impl State {
     /// Straight to the engine: nothing is stored, nothing is recalled.
-    pub fn stateless_chat(&mut self, principal: &Principal, request: &ChatRequest, bridge: Weak<Bridge>) -> Result<TokenStream, ApiError> {
+    pub fn stateless_chat(
+        &mut self,
+        principal: &Principal,
+        request: &ChatRequest,
+        bridge: Weak<Bridge>,
+    ) -> Result<TokenStream, ApiError> {
         let messages = request.messages.iter().map(|m| (m.role.template_name(), m.content.as_str()));
         let prompt = self
             .prompter
             .encode_roles(messages)
             .map_err(|why| ApiError::bad_request("template_refused", why).with_param("messages"))?;
-        let options =
-            options(&request.sampling(), request.max_tokens(), request.stop_strings(), request.ignore_eos, request.logprobs_wanted());
+        let options = options(
+            &request.sampling(),
+            request.max_tokens(),
+            request.stop_strings(),
+            request.ignore_eos,
+            request.logprobs_wanted(),
+        );
         self.start(principal, prompt, &options, bridge)
     }
 
-    pub fn complete(&mut self, principal: &Principal, request: &CompletionRequest, bridge: Weak<Bridge>) -> Result<TokenStream, ApiError> {
+    pub fn complete(
+        &mut self,
+        principal: &Principal,
+        request: &CompletionRequest,
+        bridge: Weak<Bridge>,
+    ) -> Result<TokenStream, ApiError> {
         let prompt = match &request.prompt {
             Some(Prompt::Text(text)) => self.prompter.encode_plain(text),
             Some(Prompt::Tokens(tokens)) => tokens.clone(),
@@ -146,7 +170,13 @@ impl State {
         self.start(principal, prompt, &options, bridge)
     }
 
-    fn start(&mut self, principal: &Principal, prompt: Vec<u32>, options: &GenerationOptions, bridge: Weak<Bridge>) -> Result<TokenStream, ApiError> {
+    fn start(
+        &mut self,
+        principal: &Principal,
+        prompt: Vec<u32>,
+        options: &GenerationOptions,
+        bridge: Weak<Bridge>,
+    ) -> Result<TokenStream, ApiError> {
         let context = self.shared.engine.context_max();
         let room = context.saturating_sub(prompt.len());
         // Without a limit the reply gets what a session's reply gets, or what is left of the context.
@@ -171,17 +201,20 @@ impl State {
     /// Asks the encoder; the answer is put where the caller waits.
     pub fn embed_texts(&mut self, texts: Vec<String>) -> Result<Once<Result<Vec<Vec<f32>>, String>>, ApiError> {
         let Some(embedder) = self.shared.embedder.clone() else {
-            return Err(ApiError::new(404, "invalid_request_error", "model_not_found", "No embedding model is loaded.")
-                .with_param("model")
-                .with_next_step("Add one with `millrace model add PATH` and set `embedding_model`."));
+            return Err(ApiError::new(
+                404,
+                "invalid_request_error",
+                "model_not_found",
+                "No embedding model is loaded.",
+            )
+            .with_param("model")
+            .with_next_step("Add one with `millrace model add PATH` and set `embedding_model`."));
         };
         let (call, inlet) = (self.id(), Arc::clone(&self.inlet));
         let done = move |result: Result<Vec<Vec<f32>>, engine::EmbedError>| {
             inlet.complete(Completion::Vectors { call, result: result.map_err(|error| error.to_string()) });
         };
-        embedder
-            .submit(engine::EmbedRequest { texts, done: Box::new(done) })
-            .map_err(|error| submit_error(&error))?;
+        embedder.submit(engine::EmbedRequest { texts, done: Box::new(done) }).map_err(|error| submit_error(&error))?;
         let waiter = Once::default();
         self.calls.insert(call, Call::Vectors(waiter.clone()));
         Ok(waiter)
@@ -190,7 +223,11 @@ impl State {
 
 impl Bridge {
     /// Embeds texts.
-    pub async fn embed(self: &Rc<Self>, _principal: &Principal, request: EmbeddingRequest) -> Result<EmbeddingResponse, ApiError> {
+    pub async fn embed(
+        self: &Rc<Self>,
+        _principal: &Principal,
+        request: EmbeddingRequest,
+    ) -> Result<EmbeddingResponse, ApiError> {
         let model = self.known_embedding_model(&request.model)?;
         let texts = match &request.input {
             Some(EmbeddingInput::One(text)) => vec![text.clone()],
@@ -204,15 +241,18 @@ impl Bridge {
             }
         };
         let embedder = self.shared.embedder.clone();
-        let tokens = embedder.map_or(0, |embedder| texts.iter().map(|text| embedder.encoder().count_tokens(text)).sum());
+        let tokens =
+            embedder.map_or(0, |embedder| texts.iter().map(|text| embedder.encoder().count_tokens(text)).sum());
         let waiter = self.state.borrow_mut().embed_texts(texts)?;
-        let mut vectors = waiter.await.map_err(|why| ApiError::internal(format!("The embedding model failed: {why}.")))?;
+        let mut vectors =
+            waiter.await.map_err(|why| ApiError::internal(format!("The embedding model failed: {why}.")))?;
         if let Some(dimensions) = request.dimensions {
             shorten(&mut vectors, dimensions)?;
         }
         let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
         let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
-        let row = |(index, vector)| EmbeddingData { object: "embedding", index, embedding: Embedding::new(vector, format) };
+        let row =
+            |(index, vector)| EmbeddingData { object: "embedding", index, embedding: Embedding::new(vector, format) };
         Ok(EmbeddingResponse {
             object: "list",
             data: (0u32..).zip(vectors).map(row).collect(),
@@ -268,7 +308,9 @@ mod tests {
     fn a_session_takes_one_new_message_and_perhaps_a_system_prompt() {
         let one = request(r#"{"session":"s","messages":[{"role":"user","content":"hi"}]}"#);
         assert_eq!(session_messages(&one).unwrap(), ("hi".into(), None));
-        let two = request(r#"{"session":"s","messages":[{"role":"system","content":"be brief"},{"role":"user","content":"hi"}]}"#);
+        let two = request(
+            r#"{"session":"s","messages":[{"role":"system","content":"be brief"},{"role":"user","content":"hi"}]}"#,
+        );
         assert_eq!(session_messages(&two).unwrap(), ("hi".into(), Some("be brief".into())));
         for wrong in [
             r#"[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"}]"#,

@@ -80,3 +80,47 @@ impl engine::Outlet for Inlet {
         self.ring();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::mailbox;
+    use millrace_inference::Outlet as _;
+
+    fn completion() -> Completion {
+        Completion::Vectors { call: 1, result: Ok(Vec::new()) }
+    }
+
+    fn taken(inlet: &Inlet) -> (usize, usize) {
+        let (mut completions, mut outputs) = (Vec::new(), Vec::new());
+        inlet.take(&mut completions, &mut outputs);
+        (completions.len(), outputs.len())
+    }
+
+    #[test]
+    fn many_completions_ring_once_until_they_are_taken() {
+        let (sender, receiver) = mailbox::channel(8);
+        let inlet = Inlet::new(sender);
+        for _ in 0..100 {
+            inlet.complete(completion());
+            inlet.push(7, engine::Output::Started { cached_tokens: 0 });
+            inlet.wake();
+        }
+        assert_eq!(receiver.drain(8, drop), 1);
+        assert_eq!(taken(&inlet), (100, 100));
+        inlet.complete(completion());
+        assert_eq!(receiver.drain(8, drop), 1, "what comes after a take rings again");
+    }
+
+    #[test]
+    fn a_full_mailbox_loses_the_bell_and_not_the_completion() {
+        let (sender, receiver) = mailbox::channel(1);
+        sender.send(ShardMessage::Doorbell).expect("room");
+        let inlet = Inlet::new(sender);
+        inlet.complete(completion());
+        assert_eq!(taken(&inlet), (1, 0), "the shard looks by itself");
+        receiver.drain(1, drop);
+        inlet.complete(completion());
+        assert_eq!(receiver.drain(1, drop), 1, "and the bell works again");
+    }
+}

@@ -16,6 +16,7 @@ mod outbox;
 mod prompt;
 mod state;
 mod stream;
+mod translate;
 mod views;
 
 use std::cell::RefCell;
@@ -110,12 +111,21 @@ impl Bridge {
     }
 
     /// Continues a prompt.
-    pub fn complete(self: &Rc<Self>, principal: &Principal, request: CompletionRequest) -> Result<TokenStream, ApiError> {
+    pub fn complete(
+        self: &Rc<Self>,
+        principal: &Principal,
+        request: CompletionRequest,
+    ) -> Result<TokenStream, ApiError> {
         self.check_model(&request.model)?;
         self.state.borrow_mut().complete(principal, &request, Rc::downgrade(self))
     }
 
-    fn session_chat(self: &Rc<Self>, principal: &Principal, session: &str, request: &ChatRequest) -> Result<TokenStream, ApiError> {
+    fn session_chat(
+        self: &Rc<Self>,
+        principal: &Principal,
+        session: &str,
+        request: &ChatRequest,
+    ) -> Result<TokenStream, ApiError> {
         let principal = self.acting_for(principal, request.user.as_deref())?;
         let (text, system) = generate::session_messages(request)?;
         let options = Arc::new(generate::session_options(request, system));

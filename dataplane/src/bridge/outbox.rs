@@ -12,7 +12,8 @@ use millrace_storage::{Batch, CommitError};
 
 use super::errors::storage_error;
 use super::inlet::Completion;
-use super::state::{State, fault};
+use super::state::State;
+use super::translate::fault;
 use crate::control::{CallError, HttpReply};
 
 /// Longest time of one call to a platform.
@@ -180,7 +181,8 @@ impl State {
             return Err(ApiError::not_found(format!("There is no delivery {key}.")));
         };
         if !matches!(job.state, DeliveryState::Dead | DeliveryState::Unknown) {
-            let message = format!("The delivery {key} is {}; only dead and unknown ones can be sent again.", job.state.as_str());
+            let message =
+                format!("The delivery {key} is {}; only dead and unknown ones can be sent again.", job.state.as_str());
             return Err(ApiError::new(409, "invalid_request_error", "delivery_not_finished", message));
         }
         let now_ms = self.clock.now_ms();

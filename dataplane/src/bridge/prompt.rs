@@ -47,7 +47,8 @@ impl ModelPrompter {
         while let Some((before, after)) = rest.split_once(OPEN) {
             tokens.extend(self.tokenizer.encode(before, true));
             let (number, after) = after.split_once(CLOSE).ok_or("the chat template broke a message apart")?;
-            let text = number.parse().ok().and_then(|n: usize| hidden.get(n)).ok_or("the chat template changed a message")?;
+            let text =
+                number.parse().ok().and_then(|n: usize| hidden.get(n)).ok_or("the chat template changed a message")?;
             tokens.extend(self.tokenizer.encode(text, false));
             rest = after;
         }

@@ -5,27 +5,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_agent::{
-    Agent, AgentConfig, Arrival, Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Effect, Event, Fact, Fault,
-    Finish, GenerationOptions, Loaded, OpId, Output, Reply, RunId, Source, Ticket, Timings, TokenInfo, TurnError,
-    Usage, Write,
+    Agent, Arrival, Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Effect, Event, Fault, Finish,
+    GenerationOptions, Loaded, OpId, Output, Reply, RunId, Source, Ticket, Timings, TokenInfo, TurnError, Usage,
 };
 use millrace_inference as engine;
 use millrace_proto::api::ApiError;
-use millrace_proto::channel::ChannelKind;
 use millrace_proto::id::{TenantId, virtual_shard};
-use millrace_storage::{Batch, CommitError, MemoryWrite, RecallQuery, Recalled};
+use millrace_storage::{CommitError, RecallQuery, Recalled};
 
-use super::errors::{storage_error, submit_error, turn_error};
+use super::errors::{storage_error, turn_error};
 use super::inlet::{Completion, Inlet};
 use super::message::{Ingested, ShardMessage};
 use super::prompt::ModelPrompter;
 use super::stream::{Once, Origin, StreamEvent, StreamSender};
+use super::translate::{
+    TICKET_SHARD_SHIFT, agent_config, batch_of, fact, fault, finish, shard_of, stream_event, timings_of, usage_of,
+};
 use super::{Clock, arrived, outbox};
 use crate::obs::Turn;
 use crate::shard::Shared;
 
-/// The upper bits of a ticket name the shard whose connection waits.
-const TICKET_SHARD_SHIFT: u32 = 48;
 /// Requests of this shard's connections that may wait for something at the same time.
 const WAITERS_MAX: usize = 16_384;
 /// Outbox jobs kept in memory by one shard; more wait in the store.
@@ -95,7 +94,8 @@ impl State {
         let prompter = Arc::new(ModelPrompter::new(Arc::clone(&shared.tokenizer), Arc::clone(&shared.template)));
         let inlet = Arc::new(Inlet::new(shared.mailboxes[index].clone()));
         let config = agent_config(&shared);
-        let agent = Agent::new(config, Arc::clone(&prompter) as _).unwrap_or_else(|error| panic!("agent options: {error}"));
+        let agent =
+            Agent::new(config, Arc::clone(&prompter) as _).unwrap_or_else(|error| panic!("agent options: {error}"));
         let delivery = Delivery::new(DeliveryConfig {
             policy: shared.config.retry_policy.clone(),
             jobs_max: DELIVERY_JOBS_MAX,
@@ -222,7 +222,12 @@ impl State {
         let now_ms = self.clock.now_ms();
         if wall_ms.abs_diff(now_ms) > CLOCK_JUMP_MS && !self.clock_jump_told {
             self.clock_jump_told = true;
-            tracing::warn!(shard = self.index, wall_ms, now_ms, "the system clock was set; deadlines go on unchanged, new messages carry the earlier time line until a restart");
+            tracing::warn!(
+                shard = self.index,
+                wall_ms,
+                now_ms,
+                "the system clock was set; deadlines go on unchanged, new messages carry the earlier time line until a restart"
+            );
         }
         self.take_inlet();
         self.flush_outgoing();
@@ -315,13 +320,8 @@ impl State {
             }
             Effect::Generate { run, key, prompt, max_tokens, options, deadline_ms } => {
                 let deadline = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
-                let submission = Submission {
-                    prompt,
-                    max_tokens,
-                    options: &options,
-                    deadline: Some(deadline),
-                    tenant: key.tenant,
-                };
+                let submission =
+                    Submission { prompt, max_tokens, options: &options, deadline: Some(deadline), tenant: key.tenant };
                 match self.submit(submission, Target::Agent(run)) {
                     Ok(id) => {
                         self.agent_runs.insert(run, id);
@@ -635,11 +635,17 @@ impl State {
                 records.retain(|record| self.owns(record.tenant, record.conversation));
                 records.sort_by_key(|record| (record.conversation, record.turn));
                 if !records.is_empty() {
-                    tracing::info!(shard = self.index, messages = records.len(), "accepted messages are taken up again");
+                    tracing::info!(
+                        shard = self.index,
+                        messages = records.len(),
+                        "accepted messages are taken up again"
+                    );
                 }
                 self.events.extend(records.into_iter().map(|record| Event::Resumed(Box::new(record))));
             }
-            Err(error) => tracing::error!(shard = self.index, %error, "the inbox cannot be read; its messages wait for the next start"),
+            Err(error) => {
+                tracing::error!(shard = self.index, %error, "the inbox cannot be read; its messages wait for the next start")
+            }
         }
         for job in self.open_jobs() {
             self.deliver(outbox::job_event(job));
@@ -655,110 +661,4 @@ pub(super) struct Submission<'a> {
     pub options: &'a GenerationOptions,
     pub deadline: Option<Duration>,
     pub tenant: TenantId,
-}
-
-fn agent_config(shared: &Shared) -> AgentConfig {
-    let options = &shared.config.agent;
-    let context_tokens_max = u32::try_from(shared.engine.context_max()).unwrap_or(u32::MAX);
-    let wanted = u32::try_from(options.reply_tokens_max).unwrap_or(u32::MAX);
-    AgentConfig {
-        system_prompt: options.system_prompt.clone(),
-        context_tokens_max,
-        // A small model has a small context: half of it at least belongs to the question.
-        reply_tokens_max: wanted.clamp(1, (context_tokens_max / 2).max(1)),
-        recall_items_max: options.recall_items_max,
-        recall_tokens_max: (context_tokens_max / 5).max(64),
-        embedding: shared.embedder.is_some(),
-        window_messages_max: options.window_messages_max.max(1),
-        conversations_max: options.sessions_hot_max.max(1),
-        turn_deadline_ms: u64::try_from(options.turn_deadline.as_millis()).unwrap_or(u64::MAX / 2),
-        dedup_ttl_ms: ChannelKind::ALL.iter().map(|kind| kind.dedup_ttl_ms()).max().unwrap_or_default(),
-        split: outbox::split_reply,
-        ..AgentConfig::default()
-    }
-}
-
-fn shard_of(ticket: Ticket) -> usize {
-    usize::try_from(ticket.0 >> TICKET_SHARD_SHIFT).unwrap_or(usize::MAX)
-}
-
-fn batch_of(key: millrace_agent::ConversationKey, writes: Vec<Write>) -> Batch {
-    let mut batch = Batch::new();
-    for write in writes {
-        match write {
-            Write::Session(head) => batch.put_session(&head),
-            Write::Message(message) => batch.append_message(key.tenant, key.conversation, &message),
-            Write::Inbox(record) => batch.put_inbox(&record),
-            Write::CloseInbox { turn } => batch.close_inbox(key.tenant, key.conversation, turn),
-            Write::Dedup { scope, key: event, expires_ms } => batch.put_dedup(key.tenant, &scope, &event, expires_ms),
-            Write::Outbox(job) => outbox::put(&mut batch, &job),
-            Write::Remember(memory) => batch.remember(MemoryWrite {
-                tenant: key.tenant,
-                user: memory.user,
-                conversation: key.conversation,
-                seq: memory.seq,
-                text: memory.text,
-                at_ms: memory.at_ms,
-                embedding: memory.embedding,
-            }),
-        }
-    }
-    batch
-}
-
-pub(super) fn fault(error: CommitError) -> Fault {
-    match error {
-        CommitError::NoSpace { .. } => Fault::NoSpace,
-        CommitError::Closed => Fault::Closed,
-        other => Fault::Io(other.to_string()),
-    }
-}
-
-pub(super) fn fact(recalled: Recalled) -> Fact {
-    let Recalled { conversation, seq, text, at_ms, score, .. } = recalled;
-    Fact { conversation, seq, text, at_ms, score }
-}
-
-fn finish(reason: engine::FinishReason) -> Finish {
-    match reason {
-        engine::FinishReason::Stop => Finish::Stop,
-        engine::FinishReason::Length => Finish::Length,
-        engine::FinishReason::Cancelled => Finish::Cancelled,
-        engine::FinishReason::Deadline => Finish::Deadline,
-        engine::FinishReason::Error(why) => Finish::Failed(why),
-    }
-}
-
-fn usage_of(usage: engine::Usage) -> Usage {
-    Usage { prompt: usage.prompt, completion: usage.completion, cached: usage.cached }
-}
-
-fn timings_of(timings: engine::Timings) -> Timings {
-    let us = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
-    Timings { queue_us: us(timings.queue), prefill_us: us(timings.prefill), decode_us: us(timings.decode) }
-}
-
-/// An output of a generation without a session, as its reader sees it.
-fn stream_event(output: Output, prompt_tokens: u32) -> StreamEvent {
-    match output {
-        Output::Started { cached_tokens } => StreamEvent::Started { prompt_tokens, cached_tokens },
-        Output::Delta { text, logprobs } => StreamEvent::Delta { text, tokens: logprobs },
-        Output::Refused { retry_after_ms, why } => {
-            StreamEvent::Error(turn_error(&TurnError::ModelBusy { retry_after_ms, why }))
-        }
-        Output::Done { reason: reason @ (Finish::Stop | Finish::Length), usage, timings } => {
-            StreamEvent::Done { reason, usage, timings, message_seq: None }
-        }
-        Output::Done { reason: Finish::Cancelled, .. } => {
-            // The reader has left, or the engine is shutting down under it.
-            StreamEvent::Error(submit_error(&engine::SubmitError::Closed))
-        }
-        Output::Done { reason: Finish::Deadline, .. } => {
-            StreamEvent::Error(ApiError::timeout("The answer took longer than a request may take."))
-        }
-        Output::Done { reason: Finish::Failed(why), .. } => {
-            tracing::error!(why, "a generation failed");
-            StreamEvent::Error(turn_error(&TurnError::Model(why)))
-        }
-    }
 }

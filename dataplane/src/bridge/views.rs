@@ -14,8 +14,9 @@ use super::errors::{storage_error, turn_error};
 use super::generate::VIEW_TIMEOUT;
 use super::inlet::Completion;
 use super::message::ShardMessage;
-use super::state::{Call, Waiter, fact};
+use super::state::{Call, Waiter};
 use super::stream::Once;
+use super::translate::fact;
 use super::{Bridge, conversation_key};
 use crate::gateway::Principal;
 
@@ -68,7 +69,13 @@ pub struct FactView {
 
 impl Bridge {
     /// Messages of a session, oldest first: the last `limit` before `before`.
-    pub fn history(&self, principal: &Principal, session: &str, before: Option<u64>, limit: usize) -> Result<Vec<Message>, ApiError> {
+    pub fn history(
+        &self,
+        principal: &Principal,
+        session: &str,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Message>, ApiError> {
         let key = conversation_key(principal, session);
         self.head(principal, session)?;
         let store = &self.shared.store;
@@ -82,14 +89,20 @@ impl Bridge {
 
     /// What the model would read if `text` were said in the session now. A session that does not exist yet
     /// is looked at as a new one.
-    pub async fn context(self: &Rc<Self>, principal: &Principal, session: &str, text: &str) -> Result<ContextView, ApiError> {
+    pub async fn context(
+        self: &Rc<Self>,
+        principal: &Principal,
+        session: &str,
+        text: &str,
+    ) -> Result<ContextView, ApiError> {
         let key = conversation_key(principal, session);
         let (config, prompter) = {
             let state = self.state.borrow();
             (state.agent.config().clone(), Arc::clone(&state.prompter))
         };
         let store = &self.shared.store;
-        let history = store.messages(key.tenant, key.conversation, None, config.window_messages_max).map_err(read_error)?;
+        let history =
+            store.messages(key.tenant, key.conversation, None, config.window_messages_max).map_err(read_error)?;
         let (facts, degraded) = match self.recalled(principal, text, config.recall_items_max * 2).await {
             Ok(facts) => (facts, None),
             Err(why) => (Vec::new(), Some(why)),
@@ -160,7 +173,12 @@ impl Bridge {
     }
 
     /// Deliveries of the principal's tenant, the newest state of each.
-    pub fn outbox(&self, principal: &Principal, state: Option<DeliveryState>, limit: usize) -> Result<Vec<OutboxJob>, ApiError> {
+    pub fn outbox(
+        &self,
+        principal: &Principal,
+        state: Option<DeliveryState>,
+        limit: usize,
+    ) -> Result<Vec<OutboxJob>, ApiError> {
         self.shared.store.outbox_list(Some(principal.tenant), state, limit.min(ROWS_MAX)).map_err(read_error)
     }
 
@@ -196,7 +214,9 @@ impl Bridge {
 }
 
 async fn within<T>(waiter: Once<T>) -> Result<T, String> {
-    monoio::time::timeout(VIEW_TIMEOUT, waiter).await.map_err(|_| format!("no answer within {} s", VIEW_TIMEOUT.as_secs()))
+    monoio::time::timeout(VIEW_TIMEOUT, waiter)
+        .await
+        .map_err(|_| format!("no answer within {} s", VIEW_TIMEOUT.as_secs()))
 }
 
 fn read_error(error: ReadError) -> ApiError {

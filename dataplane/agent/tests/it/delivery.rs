@@ -203,7 +203,9 @@ impl World {
             let acted = self.acted.get(&job.key).copied().unwrap_or(0);
             match job.state {
                 DeliveryState::Delivered => assert!(acted >= 1, "delivered means the peer has it: {job:?}"),
-                DeliveryState::Unknown => assert!(!idempotent(job), "an idempotent peer leaves nothing unknown: {job:?}"),
+                DeliveryState::Unknown => {
+                    assert!(!idempotent(job), "an idempotent peer leaves nothing unknown: {job:?}")
+                }
                 DeliveryState::Dead => assert!(acted == 0 || idempotent(job), "a dead letter was not read: {job:?}"),
                 DeliveryState::Pending | DeliveryState::Sending => panic!("every job comes to an end: {job:?}"),
             }

@@ -63,7 +63,9 @@ struct Disk {
 impl Disk {
     /// All of a batch, with everything that must hold of it.
     fn apply(&mut self, key: ConversationKey, writes: Vec<Write>) {
-        let next = |disk: &Self| disk.messages.range((key, 0)..=(key, u64::MAX)).next_back().map_or(0, |((_, seq), _)| seq + 1);
+        let next = |disk: &Self| {
+            disk.messages.range((key, 0)..=(key, u64::MAX)).next_back().map_or(0, |((_, seq), _)| seq + 1)
+        };
         for write in writes {
             match write {
                 Write::Session(head) => {
@@ -394,7 +396,10 @@ impl World {
         assert!(self.disk.inbox.is_empty(), "no accepted message is left open");
         for (key, turn) in &self.disk.accepted {
             let effect = EffectKey { conversation: key.conversation, turn: *turn, step: 0 };
-            assert!(self.disk.outbox.contains_key(&(key.tenant, effect)), "an accepted message is never met with silence");
+            assert!(
+                self.disk.outbox.contains_key(&(key.tenant, effect)),
+                "an accepted message is never met with silence"
+            );
         }
         let mut parts: HashMap<(ConversationId, u64), Vec<u32>> = HashMap::new();
         for (_, key) in self.disk.outbox.keys() {
@@ -407,7 +412,13 @@ impl World {
 }
 
 fn address(number: usize) -> ChatAddress {
-    ChatAddress { channel: "telegram".into(), account: "a".into(), chat: format!("c{number}"), thread: None, reply_to: None }
+    ChatAddress {
+        channel: "telegram".into(),
+        account: "a".into(),
+        chat: format!("c{number}"),
+        thread: None,
+        reply_to: None,
+    }
 }
 
 fn run(seed: u64, steps: usize) -> World {
@@ -489,7 +500,13 @@ fn beyond_the_queue_of_a_conversation_a_turn_is_refused_at_once() {
     effects.clear();
     agent.step(interactive(99, "hi"), 1_000, &mut effects);
     assert!(
-        matches!(&effects[..], [Effect::Reply { ticket: Ticket(99), reply: Reply::Failed(TurnError::ConversationBusy { waiting_max: QUEUE_MAX }) }]),
+        matches!(
+            &effects[..],
+            [Effect::Reply {
+                ticket: Ticket(99),
+                reply: Reply::Failed(TurnError::ConversationBusy { waiting_max: QUEUE_MAX })
+            }]
+        ),
         "{effects:?}"
     );
 }
@@ -553,7 +570,10 @@ fn a_stopped_answer_keeps_what_was_said_and_says_that_it_was_stopped() {
     let (op, messages) = written(&effects);
     assert_eq!(messages, [(Role::Assistant, "half an".into()), (Role::Notice, "The answer was stopped.".into())]);
     agent.step(Event::Persisted { op, result: Ok(()) }, 1_102, &mut effects);
-    assert!(matches!(effects.last(), Some(Effect::Reply { reply: Reply::Failed(TurnError::Cancelled), .. })), "{effects:?}");
+    assert!(
+        matches!(effects.last(), Some(Effect::Reply { reply: Reply::Failed(TurnError::Cancelled), .. })),
+        "{effects:?}"
+    );
     assert_eq!((agent.open_turns(), agent.stats().turns_cancelled), (0, 1));
 }
 
@@ -569,7 +589,11 @@ fn an_engine_that_hangs_past_its_deadline_is_not_waited_for_nor_listened_to() {
     agent.step(Event::Persisted { op, result: Ok(()) }, at, &mut effects);
     assert!(matches!(effects.last(), Some(Effect::Reply { reply: Reply::Failed(TurnError::Deadline { .. }), .. })));
     effects.clear();
-    agent.step(Event::Output { run, output: Output::Delta { text: "late".into(), logprobs: Vec::new() } }, at, &mut effects);
+    agent.step(
+        Event::Output { run, output: Output::Delta { text: "late".into(), logprobs: Vec::new() } },
+        at,
+        &mut effects,
+    );
     assert!(effects.is_empty(), "{effects:?}");
 }
 
@@ -582,5 +606,8 @@ fn an_answer_that_cannot_be_stored_is_not_called_done() {
     let (op, _) = written(&effects);
     agent.step(Event::Persisted { op, result: Err(Fault::NoSpace) }, 1_102, &mut effects);
     let last = effects.last();
-    assert!(matches!(last, Some(Effect::Reply { reply: Reply::Failed(TurnError::Storage(Fault::NoSpace)), .. })), "{last:?}");
+    assert!(
+        matches!(last, Some(Effect::Reply { reply: Reply::Failed(TurnError::Storage(Fault::NoSpace)), .. })),
+        "{last:?}"
+    );
 }
