@@ -171,9 +171,7 @@ struct Parts {
     /// Name of the chat model in the models folder, without its ending.
     name: String,
     store: Store,
-    model: Arc<Model>,
-    tokenizer: Arc<Tokenizer>,
-    template: Arc<ChatTemplate>,
+    chat: Chat,
     encoder: Option<Arc<Encoder>>,
 }
 
@@ -186,10 +184,10 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     let encoder_load = encoder.map(|found| in_thread("load-encoder", move || load_encoder(&found))).transpose()?;
     let deadline = Instant::now() + config.model_load_timeout;
     let store = open_store(config)?;
-    let (model, tokenizer, template) = finished(&chat_load, deadline, config)?;
+    let chat = finished(&chat_load, deadline, config)?;
     let encoder = encoder_load.map(|load| finished(&load, deadline, config)).transpose()?;
-    config.engine.context_max = config.engine.context_max.min(model.info().context_max);
-    Ok(Parts { name, store, model, tokenizer, template, encoder })
+    config.engine.context_max = config.engine.context_max.min(chat.model.info().context_max);
+    Ok(Parts { name, store, chat, encoder })
 }
 
 type Loading<T> = mpsc::Receiver<Result<T, Trouble>>;
@@ -240,11 +238,18 @@ fn broken_model(found: &Found, error: &dyn std::error::Error) -> Trouble {
     Trouble::new(format!("the model {} cannot be loaded", found.path.display()), why, next)
 }
 
-fn load_chat(found: &Found) -> Result<(Arc<Model>, Arc<Tokenizer>, Arc<ChatTemplate>), Trouble> {
+/// A chat model and what its file says about turning text into tokens.
+struct Chat {
+    model: Arc<Model>,
+    tokenizer: Arc<Tokenizer>,
+    template: Arc<ChatTemplate>,
+}
+
+fn load_chat(found: &Found) -> Result<Chat, Trouble> {
     let model = Model::load(&found.path).map_err(|error| broken_model(found, &error))?;
     let tokenizer = Tokenizer::from_gguf(model.gguf()).map_err(|error| broken_model(found, &error))?;
     let template = ChatTemplate::from_gguf(model.gguf()).map_err(|error| broken_model(found, &error))?;
-    Ok((model, Arc::new(tokenizer), Arc::new(template)))
+    Ok(Chat { model, tokenizer: Arc::new(tokenizer), template: Arc::new(template) })
 }
 
 fn load_encoder(found: &Found) -> Result<Arc<Encoder>, Trouble> {
@@ -286,7 +291,7 @@ impl Node {
         for (flags, reason) in &probe.refused {
             tracing::info!(?flags, reason, "the kernel refused a ring");
         }
-        let engine = start_engine(&config, &parts.model)?;
+        let engine = start_engine(&config, &parts.chat.model)?;
         let embedder = start_embedder(parts.encoder.as_ref())?;
         let control = Control::start().map_err(|error| {
             Trouble::new("the control thread cannot start", error.to_string(), "look at `ulimit -u` and `ulimit -n`")
@@ -313,9 +318,9 @@ impl Node {
             config,
             store: parts.store,
             engine,
-            model: parts.model,
-            tokenizer: parts.tokenizer,
-            template: parts.template,
+            model: parts.chat.model,
+            tokenizer: parts.chat.tokenizer,
+            template: parts.chat.template,
             embedder,
             control,
             metrics,
@@ -401,7 +406,7 @@ fn start_embedder(encoder: Option<&Arc<Encoder>>) -> Result<Option<Arc<EmbedWork
 
 fn observe(metrics: &Metrics, engine: &Arc<Engine>, parts: &Parts, config: &Config) {
     let (engine, model) = (Arc::clone(engine), parts.name.clone());
-    let weights_bytes = parts.model.weights_bytes() as u64;
+    let weights_bytes = parts.chat.model.weights_bytes() as u64;
     let encoder_bytes = parts.encoder.as_ref().map_or(0, |encoder| encoder.weights_bytes() as u64);
     let kv_bytes = (config.engine.kv_mib as u64) << 20;
     metrics.set_engine(move || {
