@@ -139,8 +139,7 @@ pub fn encoder(config: &Config) -> Result<Option<Found>, Trouble> {
 }
 
 fn named(config: &Config, name: &str, kind: Kind, key: &str) -> Result<Found, Trouble> {
-    let found =
-        if name.contains('/') { at_path(Path::new(name), kind, key)? } else { by_name(&config.models, name)? };
+    let found = if name.contains('/') { at_path(Path::new(name), kind, key)? } else { by_name(&config.models, name)? };
     if found.kind == kind {
         return Ok(found);
     }
@@ -227,7 +226,13 @@ mod tests {
     #[test]
     fn files_and_encoder_folders_are_listed_and_others_are_not() {
         let folder = folder_with(&[
-            "b.gguf", "a.GGUF", "notes.txt", ".hidden.gguf", "e/config.json", "e/model.safetensors", "e/vocab.txt",
+            "b.gguf",
+            "a.GGUF",
+            "notes.txt",
+            ".hidden.gguf",
+            "e/config.json",
+            "e/model.safetensors",
+            "e/vocab.txt",
             "half/config.json",
         ]);
         let names: Vec<String> = list(folder.path()).unwrap().into_iter().map(|model| model.name).collect();

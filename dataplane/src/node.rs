@@ -28,7 +28,7 @@ use crate::net::{self, Listeners};
 use crate::obs::{self, EngineSnapshot, Health, Metrics, NodeFacts, StorageSnapshot};
 use crate::plan::Plan;
 use crate::shard::reactor::{self, Preference};
-use crate::shard::{self, Shared, Shards, StartOptions};
+use crate::shard::{self, Shards, Shared, StartOptions};
 use crate::sys;
 use crate::trouble::Trouble;
 
@@ -62,12 +62,7 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     let node = Node::assemble(loaded.config, parts, Arc::clone(&metrics), Arc::clone(&health), listeners, &plan)?;
     sys::release_free_heap();
     health.set_ready();
-    let ready = Ready {
-        http,
-        metrics: server.address(),
-        api_key: node.first_key.clone(),
-        model: node.model.clone(),
-    };
+    let ready = Ready { http, metrics: server.address(), api_key: node.first_key.clone(), model: node.model.clone() };
     ready.announce(ready_json, &plan, began.elapsed());
 
     wait_for_end(&ended)?;
@@ -125,7 +120,10 @@ fn metrics_port(config: &Config, error: &std::io::Error) -> Trouble {
         _ => error.to_string(),
     };
     let port = address.port();
-    let next = format!("find it with `ss -ltnp 'sport = :{port}'`, or choose another port with --metrics {}:PORT", address.ip());
+    let next = format!(
+        "find it with `ss -ltnp 'sport = :{port}'`, or choose another port with --metrics {}:PORT",
+        address.ip()
+    );
     Trouble::new(format!("cannot listen on {address} for metrics"), why, next)
 }
 
@@ -341,7 +339,11 @@ impl Node {
         tracing::info!(?drain, "draining");
         let left = self.shards.drain(began + drain);
         if left.connections_open > 0 || left.shards_busy > 0 {
-            tracing::warn!(connections = left.connections_open, shards = left.shards_busy, "cut at the end of the drain");
+            tracing::warn!(
+                connections = left.connections_open,
+                shards = left.shards_busy,
+                "cut at the end of the drain"
+            );
         }
         self.shards.stop();
         self.shared.engine.shutdown();
@@ -450,7 +452,8 @@ fn observe(metrics: &Metrics, engine: &Arc<Engine>, parts: &Parts, config: &Conf
 /// Makes the first admin key when no usable key exists, so that a node is never without a credential.
 fn ensure_key(store: &Store) -> Result<Option<String>, Trouble> {
     let next = "look at the store with `millrace doctor`";
-    let unreadable = |error: &dyn std::error::Error| Trouble::new("the API keys cannot be read", error.to_string(), next);
+    let unreadable =
+        |error: &dyn std::error::Error| Trouble::new("the API keys cannot be read", error.to_string(), next);
     let known = store.credentials().map_err(|error| unreadable(&error))?;
     let usable = |credential: &Credential| !credential.revoked && credential.scopes & SCOPE_ADMIN != 0;
     if known.iter().any(|(_, credential)| usable(credential)) {
@@ -486,7 +489,8 @@ impl Ready {
         tracing::info!(%http, %metrics, model, ?took, planned = human_bytes(plan.total()), "ready");
         let mut stdout = std::io::stdout().lock();
         let text = if as_json {
-            let mut line = serde_json::json!({"http": http.to_string(), "metrics": metrics.to_string(), "model": model});
+            let mut line =
+                serde_json::json!({"http": http.to_string(), "metrics": metrics.to_string(), "model": model});
             if let Some(key) = api_key {
                 line["api_key"] = serde_json::json!(key);
             }
@@ -495,7 +499,9 @@ impl Ready {
             let mut text = format!("memory plan\n{plan}\n\nmodel    {model}\nchat     http://{http}/\n");
             text.push_str(&format!("API      http://{http}/v1\nmetrics  http://{metrics}/metrics\n"));
             if let Some(key) = api_key {
-                text.push_str(&format!("\nAPI key  {key}\n         It is shown this once: keep it, for example in MILLRACE_API_KEY.\n"));
+                text.push_str(&format!(
+                    "\nAPI key  {key}\n         It is shown this once: keep it, for example in MILLRACE_API_KEY.\n"
+                ));
             }
             text
         };
@@ -522,9 +528,15 @@ mod tests {
     #[test]
     fn the_sentences_of_a_subsystem_become_what_why_next() {
         let (what, why, next) = parts("cannot listen on 1.2.3.4:5. Why: it is taken. Next step: run `ss`", None);
-        assert_eq!((what.as_str(), why.as_str(), next.as_str()), ("cannot listen on 1.2.3.4:5", "it is taken.", "run `ss`"));
+        assert_eq!(
+            (what.as_str(), why.as_str(), next.as_str()),
+            ("cannot listen on 1.2.3.4:5", "it is taken.", "run `ss`")
+        );
         let (what, why, next) = parts("the store is damaged. Restore a copy", Some(std::io::Error::other("bad block")));
-        assert_eq!((what.as_str(), why.as_str(), next.as_str()), ("the store is damaged", "bad block", "Restore a copy"));
+        assert_eq!(
+            (what.as_str(), why.as_str(), next.as_str()),
+            ("the store is damaged", "bad block", "Restore a copy")
+        );
         let (what, why, next) = parts("it does not work", None);
         assert_eq!((what.as_str(), why.as_str()), ("it does not work", ""));
         assert!(next.contains("doctor"));

@@ -48,10 +48,16 @@ impl Plan {
         part(format!("KV pool (engine.kv_mib = {})", engine.kv_mib), (engine.kv_mib as u64) << 20);
         let rows = (engine.sequences_max + engine.prefill_chunk) as u64;
         part(
-            format!("step scratch ({} sequences + {} prompt rows x 0.5 MiB)", engine.sequences_max, engine.prefill_chunk),
+            format!(
+                "step scratch ({} sequences + {} prompt rows x 0.5 MiB)",
+                engine.sequences_max, engine.prefill_chunk
+            ),
             rows * SEQUENCE_BYTES,
         );
-        part(format!("store (storage.cache_mib = {})", config.storage.cache_mib), (config.storage.cache_mib as u64) << 20);
+        part(
+            format!("store (storage.cache_mib = {})", config.storage.cache_mib),
+            (config.storage.cache_mib as u64) << 20,
+        );
         let sessions = config.agent.sessions_hot_max * config.workers;
         part(format!("{sessions} hot sessions x 16 KiB"), sessions as u64 * SESSION_BYTES);
         let connections = config.limits.connections_max.min(CONNECTIONS_PLANNED_MAX);
@@ -89,7 +95,8 @@ mod tests {
     use crate::config::{Flags, Machine, load_from};
 
     fn config(memory: &str, kv: &str) -> Config {
-        let values = [("memory_limit", memory.to_owned()), ("engine.kv_mib", kv.to_owned()), ("data", "/nowhere".into())];
+        let values =
+            [("memory_limit", memory.to_owned()), ("engine.kv_mib", kv.to_owned()), ("data", "/nowhere".into())];
         let flags = Flags { config: None, values: values.into() };
         load_from(&flags, &|_| None, &Machine { memory_bytes: 8 << 30, cpus: 2 }).unwrap().config
     }

@@ -96,5 +96,8 @@ fn turn(client: &Client, model: &str, session: &str, message: &str) -> Result<()
 }
 
 fn notice_of(event: &Value) -> Option<&str> {
-    event["notice"].as_str().or_else(|| event["notice"]["text"].as_str()).or_else(|| event["millrace"]["notice"].as_str())
+    event["notice"]
+        .as_str()
+        .or_else(|| event["notice"]["text"].as_str())
+        .or_else(|| event["millrace"]["notice"].as_str())
 }

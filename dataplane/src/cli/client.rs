@@ -144,7 +144,11 @@ impl Client {
                 }
             }
             let why = "the connection closed before the end of the stream";
-            Err(Trouble::new("the answer is not complete", why, "ask again; `millrace status` shows the server's state"))
+            Err(Trouble::new(
+                "the answer is not complete",
+                why,
+                "ask again; `millrace status` shows the server's state",
+            ))
         })
     }
 

@@ -60,11 +60,21 @@ impl Finding {
         Self { check, status: Status::Ok, what: what.into(), why, fix: None }
     }
 
-    pub(super) fn warning(check: &'static str, what: impl Into<String>, why: &'static str, fix: impl Into<String>) -> Self {
+    pub(super) fn warning(
+        check: &'static str,
+        what: impl Into<String>,
+        why: &'static str,
+        fix: impl Into<String>,
+    ) -> Self {
         Self { check, status: Status::Warning, what: what.into(), why, fix: Some(fix.into()) }
     }
 
-    pub(super) fn failure(check: &'static str, what: impl Into<String>, why: &'static str, fix: impl Into<String>) -> Self {
+    pub(super) fn failure(
+        check: &'static str,
+        what: impl Into<String>,
+        why: &'static str,
+        fix: impl Into<String>,
+    ) -> Self {
         Self { check, status: Status::Failure, what: what.into(), why, fix: Some(fix.into()) }
     }
 }

@@ -35,7 +35,12 @@ pub(super) fn kernel() -> Finding {
         Some(version) if version >= KERNEL_LEAST => {
             Finding::warning("kernel", format!("Linux {release}"), WHY, "upgrade to a kernel from 6.1 on, then reboot")
         }
-        _ => Finding::warning("kernel", format!("Linux {release:?} is older than 5.11 or unknown"), WHY, "upgrade the kernel"),
+        _ => Finding::warning(
+            "kernel",
+            format!("Linux {release:?} is older than 5.11 or unknown"),
+            WHY,
+            "upgrade the kernel",
+        ),
     }
 }
 
@@ -83,7 +88,9 @@ pub(super) fn memlock() -> Finding {
     match limit("Max locked memory") {
         Some(u64::MAX) => Finding::ok("memlock", "unlimited", WHY),
         Some(bytes) if bytes >= LEAST => Finding::ok("memlock", human_bytes(bytes), WHY),
-        Some(bytes) => Finding::warning("memlock", human_bytes(bytes), WHY, "ulimit -l 65536 (systemd: LimitMEMLOCK=64M)"),
+        Some(bytes) => {
+            Finding::warning("memlock", human_bytes(bytes), WHY, "ulimit -l 65536 (systemd: LimitMEMLOCK=64M)")
+        }
         None => Finding::warning("memlock", "/proc/self/limits cannot be read", WHY, "mount /proc"),
     }
 }
@@ -97,7 +104,8 @@ pub(super) fn open_files(config: &Config) -> Finding {
     if have >= wanted {
         Finding::ok("nofile", what, WHY)
     } else {
-        let fix = format!("ulimit -n {wanted} (systemd: LimitNOFILE={wanted}), or --limits-connections-max {}", have / 2);
+        let fix =
+            format!("ulimit -n {wanted} (systemd: LimitNOFILE={wanted}), or --limits-connections-max {}", have / 2);
         Finding::warning("nofile", what, WHY, fix)
     }
 }
@@ -192,9 +200,12 @@ fn model_finding(check: &'static str, model: &Found, why: &'static str) -> Findi
     }
     let what = format!("{}, {}, sha256 {}", model.path.display(), human_bytes(model.bytes), &digest[..16]);
     match models::recorded_checksum(model) {
-        Some(recorded) if recorded != digest => {
-            Finding::failure(check, format!("{what}, but {} was recorded when it was added", &recorded[..16]), why, again)
-        }
+        Some(recorded) if recorded != digest => Finding::failure(
+            check,
+            format!("{what}, but {} was recorded when it was added", &recorded[..16]),
+            why,
+            again,
+        ),
         Some(_) => Finding::ok(check, format!("{what} as recorded"), why),
         None => Finding::ok(check, what, why),
     }
@@ -223,9 +234,15 @@ fn port(check: &'static str, flag: &str, address: SocketAddr) -> Finding {
     const WHY: &str = "the server refuses to start when another program has its port";
     match TcpListener::bind(address) {
         Ok(_) => Finding::ok(check, format!("{address} is free"), WHY),
-        Err(_) if answers_health(address) => Finding::ok(check, format!("{address} is served by a running server"), WHY),
+        Err(_) if answers_health(address) => {
+            Finding::ok(check, format!("{address} is served by a running server"), WHY)
+        }
         Err(error) => {
-            let fix = format!("ss -ltnp 'sport = :{port}' shows who has it; or --{flag} {ip}:0", port = address.port(), ip = address.ip());
+            let fix = format!(
+                "ss -ltnp 'sport = :{port}' shows who has it; or --{flag} {ip}:0",
+                port = address.port(),
+                ip = address.ip()
+            );
             Finding::failure(check, format!("{address}: {error}"), WHY, fix)
         }
     }
@@ -277,7 +294,9 @@ pub(super) fn disk(config: &Config) -> Vec<Finding> {
         }
     }
     findings.push(match sync_cost(&folder) {
-        Ok(cost) if cost <= SYNC_SLOW => Finding::ok("disk sync", format!("{cost:.1?} for 4 KiB (median of 21)"), WHY_SYNC),
+        Ok(cost) if cost <= SYNC_SLOW => {
+            Finding::ok("disk sync", format!("{cost:.1?} for 4 KiB (median of 21)"), WHY_SYNC)
+        }
         Ok(cost) => {
             let fix = "name a folder on an SSD with --data";
             Finding::warning("disk sync", format!("{cost:.1?} for 4 KiB (median of 21)"), WHY_SYNC, fix)

@@ -199,11 +199,10 @@ fn add(source: &Path, folder: &Path) -> Result<ExitCode, Trouble> {
         Kind::Chat => chat_facts(source).map(drop)?,
         Kind::Encoder => encoder_facts(source).map(drop)?,
     }
-    let mut name = source
-        .canonicalize()
-        .ok()
-        .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()))
-        .ok_or_else(|| Trouble::new(format!("{} has no usable name", source.display()), "its name is not UTF-8", "rename it"))?;
+    let mut name =
+        source.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_str()?.to_owned())).ok_or_else(|| {
+            Trouble::new(format!("{} has no usable name", source.display()), "its name is not UTF-8", "rename it")
+        })?;
     if kind == Kind::Chat && !name.to_ascii_lowercase().ends_with(".gguf") {
         name.push_str(".gguf");
     }
@@ -243,7 +242,9 @@ fn copy_encoder(source: &Path, target: &Path) -> std::io::Result<String> {
     let _ = fs::remove_dir_all(target);
     fs::create_dir_all(target)?;
     let mut digest = String::new();
-    for file in ENCODER_FILES.iter().chain(&["tokenizer_config.json", "sentence_bert_config.json", "1_Pooling/config.json"]) {
+    for file in
+        ENCODER_FILES.iter().chain(&["tokenizer_config.json", "sentence_bert_config.json", "1_Pooling/config.json"])
+    {
         let path = source.join(file);
         if path.is_file() {
             fs::create_dir_all(target.join(file).parent().unwrap_or(target))?;

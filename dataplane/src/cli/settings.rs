@@ -24,11 +24,9 @@ const COMMON: [&str; 7] = ["data", "models", "listen", "metrics", "model", "embe
 const FOLDERS: [&str; 2] = ["data", "models"];
 
 fn config_flag() -> Arg {
-    Arg::new("config")
-        .long("config")
-        .value_name("FILE")
-        .value_parser(PathBufValueParser::new())
-        .help("Configuration file. Default: ./millrace.toml, else millrace.toml in the data folder [env: MILLRACE_CONFIG]")
+    Arg::new("config").long("config").value_name("FILE").value_parser(PathBufValueParser::new()).help(
+        "Configuration file. Default: ./millrace.toml, else millrace.toml in the data folder [env: MILLRACE_CONFIG]",
+    )
 }
 
 fn flag(key: &'static Key) -> Arg {

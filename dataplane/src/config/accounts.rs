@@ -122,7 +122,11 @@ impl RawChannel {
             return Err(self.trouble(line, &format!("has a literal secret in `{key}`"), why));
         };
         if value.is_empty() {
-            return Err(self.trouble(line, &format!("has an empty secret in `{key}`"), "an empty secret protects nothing"));
+            return Err(self.trouble(
+                line,
+                &format!("has an empty secret in `{key}`"),
+                "an empty secret protects nothing",
+            ));
         }
         Ok(Secret::new(value))
     }
@@ -133,7 +137,9 @@ impl RawChannel {
         match account.kind {
             _ if account.secrets.is_empty() => lacks("secrets", "without it no webhook can be verified"),
             ChannelKind::Telegram if account.bot_token.is_none() => lacks("bot_token", "replies are sent with it"),
-            ChannelKind::StandardWebhooks if account.reply_url.is_none() => lacks("reply_url", "replies are posted there"),
+            ChannelKind::StandardWebhooks if account.reply_url.is_none() => {
+                lacks("reply_url", "replies are posted there")
+            }
             _ => Ok(()),
         }
     }

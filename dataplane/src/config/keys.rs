@@ -177,9 +177,15 @@ mod tests {
             assert!(names.insert(key.name) && envs.insert(key.env) && flags.insert(key.flag()), "{}", key.name);
             assert!(!key.what.is_empty() && !key.cost.is_empty(), "{}", key.name);
         }
-        for wished in
-            ["MAX_WORKERS", "MEMORY_LIMIT", "RETRY_POLICY", "LOG_LEVEL", "MODEL_ENDPOINT", "STORAGE_TYPE", "MODEL_LOAD_TIMEOUT"]
-        {
+        for wished in [
+            "MAX_WORKERS",
+            "MEMORY_LIMIT",
+            "RETRY_POLICY",
+            "LOG_LEVEL",
+            "MODEL_ENDPOINT",
+            "STORAGE_TYPE",
+            "MODEL_LOAD_TIMEOUT",
+        ] {
             assert!(envs.contains(wished), "{wished}");
         }
     }

@@ -115,7 +115,8 @@ fn uncommented(line: &str) -> String {
 
 #[test]
 fn channel_secrets_come_by_reference_and_never_show() {
-    let file = "[[channel]]\nkind = \"telegram\"\nname = \"support\"\nsecrets = [\"env:HOOK\"]\nbot_token = \"env:BOT\"\n";
+    let file =
+        "[[channel]]\nkind = \"telegram\"\nname = \"support\"\nsecrets = [\"env:HOOK\"]\nbot_token = \"env:BOT\"\n";
     let env = [("HOOK", "hook-secret-value"), ("BOT", "123:bot-secret-value")];
     let loaded = with_file(file, &[], &env).unwrap();
     assert_eq!(loaded.config.channels.len(), 1);

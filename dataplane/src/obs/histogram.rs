@@ -12,9 +12,8 @@ pub(super) const EDGES_FIRST_TOKEN: &[f64] = &[
     160.0, 640.0, 2560.0,
 ];
 /// Upper bucket edges in seconds of `vllm:inter_token_latency_seconds`.
-pub(super) const EDGES_INTER_TOKEN: &[f64] = &[
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-];
+pub(super) const EDGES_INTER_TOKEN: &[f64] =
+    &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
 /// Upper bucket edges in seconds of vLLM's request-latency family (end to end, queue, prefill, decode).
 pub(super) const EDGES_REQUEST: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,

@@ -152,7 +152,12 @@ fn advance(client: &mut Client, metrics: &Metrics, health: &Health) -> io::Resul
 /// The whole answer once the head is complete, `None` while more must come.
 fn answer_to(head: &[u8], metrics: &Metrics, health: &Health) -> Option<Vec<u8>> {
     if head.len() > HEAD_BYTES_MAX {
-        return Some(reply("431 Request Header Fields Too Large", TEXT, "the request head is larger than 8 KiB\n", true));
+        return Some(reply(
+            "431 Request Header Fields Too Large",
+            TEXT,
+            "the request head is larger than 8 KiB\n",
+            true,
+        ));
     }
     let mut slots = [httparse::EMPTY_HEADER; 64];
     let mut request = httparse::Request::new(&mut slots);
@@ -250,7 +255,8 @@ mod tests {
     #[test]
     fn clients_that_never_send_do_not_keep_a_scraper_out() {
         let (server, _health) = started();
-        let idle: Vec<TcpStream> = (0..CLIENTS_MAX * 2).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+        let idle: Vec<TcpStream> =
+            (0..CLIENTS_MAX * 2).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
         assert!(ask(&server, "GET /metrics HTTP/1.1\r\n\r\n").contains("millrace_build_info"));
         drop(idle);
     }
