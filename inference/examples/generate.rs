@@ -75,9 +75,9 @@ impl Outlet for Terminal {
     fn push(&self, ticket: u64, output: Output) {
         match output {
             Output::Delta { text, .. } if ticket == 0 => {
-                print!("{text}");
-                // A closed pipe ends the program at the next print.
-                let _ = std::io::stdout().flush();
+                // Whoever closed the pipe does not want the text; the figures still come.
+                let mut out = std::io::stdout();
+                let _ = write!(out, "{text}").and_then(|()| out.flush());
             }
             Output::Done { usage, timings, .. } => {
                 let _ = self.done.lock().expect("not poisoned").send((usage, timings));
@@ -130,8 +130,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     let stats = engine.stats();
-    println!();
-    eprintln!("{generated} tokens in {seconds:.2} s: {:.1} tok/s", generated as f64 / seconds);
+    eprintln!("\n{generated} tokens in {seconds:.2} s: {:.1} tok/s", generated as f64 / seconds);
     eprintln!("last reply: prefill {:?}, decode {:?}", last.prefill, last.decode);
     eprintln!(
         "{} steps, {:.2} rows each, model {:.2} ms and scheduler {:.3} ms a step, {} preemptions",

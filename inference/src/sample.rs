@@ -283,11 +283,17 @@ fn maximum(values: &[f32]) -> f32 {
 
 /// First index of the greatest value; `None` when no value is finite.
 fn best(values: &[f32]) -> Option<u32> {
-    let max = maximum(values);
-    if !max.is_finite() {
-        return None;
+    // Stretch by stretch, so that the second look at the best stretch is a short one.
+    const STRETCH: usize = 512;
+    let (mut max, mut stretch) = (f32::NEG_INFINITY, 0);
+    for (at, part) in values.chunks(STRETCH).enumerate() {
+        let part_max = maximum(part);
+        if part_max > max {
+            (max, stretch) = (part_max, at);
+        }
     }
-    values.iter().position(|v| *v == max).map(|at| at as u32)
+    let part = max.is_finite().then(|| &values[stretch * STRETCH..])?;
+    part.iter().position(|v| *v == max).map(|at| (stretch * STRETCH + at) as u32)
 }
 
 /// The `n` greatest values with their indices, best first, lower index first among equals.
@@ -297,7 +303,8 @@ fn best_n(values: &[f32], n: usize) -> Vec<(f32, u32)> {
         return found;
     }
     for (value, id) in values.iter().zip(0_u32..) {
-        if found.len() == n && found.last().is_some_and(|(worst, _)| !(*value > *worst)) || value.is_nan() {
+        let full = found.len() == n && found.last().is_some_and(|(worst, _)| *value <= *worst);
+        if full || value.is_nan() {
             continue;
         }
         let at = found.partition_point(|(other, _)| *other >= *value);

@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(s.cumulative[2], (0.002, 2));
         assert_eq!(s.cumulative.last(), Some(&(300.0, 2)));
         assert_eq!(s.count, 3);
-        assert!((s.sum_seconds - 1000.002_001).abs() < 1e-6);
+        assert!((s.sum_seconds - 1_000.002_001).abs() < 1e-6);
         assert_eq!(s.quantile_seconds(0.3), 0.001);
         assert_eq!(s.quantile_seconds(1.0), f64::INFINITY);
     }

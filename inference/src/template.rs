@@ -86,7 +86,10 @@ impl ChatTemplate {
     /// Compiles a template source; `bos` and `eos` are the texts of the model's tokens.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
         if source.len() > SOURCE_BYTES_MAX {
-            return Err(TemplateError::Source(format!("it has {} bytes, allowed are {SOURCE_BYTES_MAX}", source.len())));
+            return Err(TemplateError::Source(format!(
+                "it has {} bytes, allowed are {SOURCE_BYTES_MAX}",
+                source.len()
+            )));
         }
         let mut environment = Environment::new();
         // The reference renders with these two set, and templates rely on it.
@@ -195,7 +198,17 @@ fn now_seconds() -> u64 {
 /// The directives of `strftime` that templates use, in UTC; others stay as they are.
 fn strftime(format: &str, unix_seconds: u64) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
         "December",
     ];
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];

@@ -125,7 +125,10 @@ pub struct Engine {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("bounds", &self.bounds).field("queue_max", &self.queue_max).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("bounds", &self.bounds)
+            .field("queue_max", &self.queue_max)
+            .finish_non_exhaustive()
     }
 }
 
@@ -167,7 +170,10 @@ impl Engine {
         let (sender, receiver) = bounded(config.queue_max + 1);
         let step = StepBounds {
             sequences_max: config.sequences_max.min(limits.step_logits_max),
-            prefill_tokens: config.prefill_chunk.min(limits.step_tokens_max.saturating_sub(config.sequences_max)).max(1),
+            prefill_tokens: config
+                .prefill_chunk
+                .min(limits.step_tokens_max.saturating_sub(config.sequences_max))
+                .max(1),
         };
         let scheduler = Scheduler::new(backend, Arc::clone(&tokenizer), Arc::clone(&shared), receiver, step);
         let thread = std::thread::Builder::new().name("engine".to_owned());

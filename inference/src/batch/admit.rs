@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use crate::request::{
-    ParameterError, Request, STOP_BYTES_MAX, STOP_STRINGS_MAX, SubmitError, TOP_LOGPROBS_MAX,
-};
+use crate::request::{ParameterError, Request, STOP_BYTES_MAX, STOP_STRINGS_MAX, SubmitError, TOP_LOGPROBS_MAX};
 
 /// Shortest and longest advice to a refused caller; beyond it a guess is worth nothing.
 const RETRY_MIN: Duration = Duration::from_millis(100);

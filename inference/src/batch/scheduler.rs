@@ -307,7 +307,11 @@ impl Scheduler {
         let (first, since) = sequence.note_token(id, now);
         let stats = &self.shared.stats;
         stats.generated_tokens.add(1);
-        if first { stats.time_to_first_token.record(since) } else { stats.inter_token.record(since) }
+        if first {
+            stats.time_to_first_token.record(since)
+        } else {
+            stats.inter_token.record(since)
+        }
         if end {
             return Some(FinishReason::Stop);
         }

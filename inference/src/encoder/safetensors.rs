@@ -175,7 +175,12 @@ mod tests {
     fn reads_every_float_type() {
         let table = r#"{"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[1],"data_offsets":[8,10]},
                        "c":{"dtype":"BF16","shape":[1],"data_offsets":[10,12]},"__metadata__":{"format":"pt"}}"#;
-        let data = [&1.5_f32.to_le_bytes()[..], &(-2.0_f32).to_le_bytes(), &0x3E00_u16.to_le_bytes(), &0x4000_u16.to_le_bytes()];
+        let data = [
+            &1.5_f32.to_le_bytes()[..],
+            &(-2.0_f32).to_le_bytes(),
+            &0x3E00_u16.to_le_bytes(),
+            &0x4000_u16.to_le_bytes(),
+        ];
         let mut file = open(file(table, &data.concat())).expect("valid");
         assert_eq!(file.read("a", &[1, 2]).expect("a"), [1.5, -2.0]);
         assert_eq!(file.read("b", &[1]).expect("b"), [1.5]);

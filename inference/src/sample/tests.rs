@@ -41,7 +41,9 @@ fn reference(logits: &[f32], s: &Sampling, history: &[u32], prompt: usize) -> Ve
 
 /// Logits that look like a model's: few high ones, many low ones. Distinct, so that edges are unambiguous.
 fn logits(n: usize, seed: u64) -> Vec<f32> {
-    (0..n as u64).map(|i| (uniform(seed, i) * 12.0 - 6.0) as f32 + (uniform(seed ^ 7, i) as f32).powi(8) * 8.0).collect()
+    (0..n as u64)
+        .map(|i| (uniform(seed, i) * 12.0 - 6.0) as f32 + (uniform(seed ^ 7, i) as f32).powi(8) * 8.0)
+        .collect()
 }
 
 proptest! {
@@ -123,9 +125,9 @@ fn frequencies_of_many_draws_follow_the_probabilities() {
             let picked = sampler.pick(&mut row.clone(), &Sampling { seed, ..sampling.clone() }, &[0], 1);
             counts[picked.expect("finite") as usize] += 1;
         }
-        for (count, p) in counts.iter().zip([0.5, 0.3, 0.15, 0.05]) {
+        for (count, p) in counts.iter().zip([0.5_f64, 0.3, 0.15, 0.05]) {
             // Five standard deviations of a binomial count.
-            let slack = 5.0 * (20_000.0 * p * (1.0 - p) as f64).sqrt();
+            let slack = 5.0 * (20_000.0 * p * (1.0 - p)).sqrt();
             assert!((f64::from(*count) - 20_000.0 * p).abs() < slack, "{counts:?}");
         }
     }

@@ -67,7 +67,9 @@ pub enum TokenizerError {
         field: &'static str,
     },
     /// Another tokenizer algorithm.
-    #[error("this model uses the tokenizer kind {kind:?}, supported is \"gpt2\" (byte-level BPE); choose another model")]
+    #[error(
+        "this model uses the tokenizer kind {kind:?}, supported is \"gpt2\" (byte-level BPE); choose another model"
+    )]
     UnknownKind {
         /// Value of `tokenizer.ggml.model`.
         kind: String,
@@ -397,7 +399,8 @@ impl Tokenizer {
         // Some vocabularies lack bytes of rare characters. Such a character becomes U+FFFD: dropping it would change
         // the text silently, and the unknown token is often the end-of-text token, which no user may write.
         let known = |c: char| c.encode_utf8(&mut [0; 4]).bytes().all(has_token);
-        let replaced = |c: char| if known(c) { Some(c) } else { Some(char::REPLACEMENT_CHARACTER).filter(|c| known(*c)) };
+        let replaced =
+            |c: char| if known(c) { Some(c) } else { Some(char::REPLACEMENT_CHARACTER).filter(|c| known(*c)) };
         let text: String = text.chars().filter_map(replaced).collect();
         self.encode_words(&text, scratch, ids);
     }

@@ -84,7 +84,8 @@ impl Backend for Paper {
         assert!(Some(self.steps) != self.script.panic_at, "a test wants this panic");
         let mut widest = self.widest.lock().expect("not poisoned");
         *widest = plan.slice_count().max(*widest);
-        let place = |blocks: &[BlockId], at: usize| blocks[at / BLOCK_TOKENS].0 as usize * BLOCK_TOKENS + at % BLOCK_TOKENS;
+        let place =
+            |blocks: &[BlockId], at: usize| blocks[at / BLOCK_TOKENS].0 as usize * BLOCK_TOKENS + at % BLOCK_TOKENS;
         // All writes come before all reads, as sequences run side by side.
         for slice in plan.slices() {
             for (at, token) in (slice.start..).zip(slice.tokens) {
@@ -324,11 +325,13 @@ fn a_request_that_the_pool_can_never_hold_is_refused() {
 fn a_panic_ends_every_request_and_marks_the_engine() {
     let script = Script { panic_at: Some(3), ..Script::default() };
     let (engine, _) = start(64, &config(2, 64), script);
-    let listeners: Vec<Listener> = (0..6).filter_map(|_| {
-        let (request, listener) = request(talkative(), 90);
-        // The fault may come while we are still submitting; then this is refused, which is also an answer.
-        engine.submit(request).ok().map(|_| listener)
-    }).collect();
+    let listeners: Vec<Listener> = (0..6)
+        .filter_map(|_| {
+            let (request, listener) = request(talkative(), 90);
+            // The fault may come while we are still submitting; then this is refused, which is also an answer.
+            engine.submit(request).ok().map(|_| listener)
+        })
+        .collect();
     assert!(!listeners.is_empty());
     for listener in listeners {
         match listener.finish().reason() {

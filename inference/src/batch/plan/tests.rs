@@ -58,14 +58,17 @@ fn a_cached_prefix_costs_neither_budget_nor_the_blocks_in_use() {
 }
 
 fn view() -> impl Strategy<Value = View> {
-    (0_u64..50, 1_usize..200, 0.0_f64..1.0, any::<bool>(), 0_usize..4).prop_map(|(order, known, share, is_running, shared)| {
-        let mut computed = ((known as f64 * share) as usize).min(known - 1);
-        if !is_running {
-            computed -= computed % BLOCK_TOKENS;
-        }
-        let blocks = if is_running { blocks_for(computed) } else { (computed / BLOCK_TOKENS).saturating_sub(shared) };
-        View { order, known, computed, blocks, returns: blocks.saturating_sub(shared), running: is_running }
-    })
+    (0_u64..50, 1_usize..200, 0.0_f64..1.0, any::<bool>(), 0_usize..4).prop_map(
+        |(order, known, share, is_running, shared)| {
+            let mut computed = ((known as f64 * share) as usize).min(known - 1);
+            if !is_running {
+                computed -= computed % BLOCK_TOKENS;
+            }
+            let blocks =
+                if is_running { blocks_for(computed) } else { (computed / BLOCK_TOKENS).saturating_sub(shared) };
+            View { order, known, computed, blocks, returns: blocks.saturating_sub(shared), running: is_running }
+        },
+    )
 }
 
 proptest! {
