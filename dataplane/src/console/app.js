@@ -63,7 +63,7 @@ function setState(kind, text) {
 // Fenced code and `code` become elements; everything else stays text. Nothing is parsed as HTML.
 function showText(body, text) {
   body.replaceChildren();
-  text.split(/(```[^\n]*\n[\s\S]*?(?:```|$))/).forEach((part) => {
+  text.split(/\n*(```[^\n]*\n[\s\S]*?(?:```|$))\n*/).forEach((part) => {
     const fence = /^```[^\n]*\n([\s\S]*?)(?:```)?$/.exec(part);
     if (fence) {
       const pre = element("pre");
@@ -316,6 +316,10 @@ function submit(text) {
     return;
   }
   addMessage("user", text);
+  if (!state.sessions.some((session) => session.name === state.session)) {
+    state.sessions.unshift({ name: state.session, title: text.slice(0, TITLE_CHARS_MAX) });
+    showSessions();
+  }
   const node = addMessage("assistant", "");
   node.classList.add("running");
   const id = state.nextId++;
