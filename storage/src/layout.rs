@@ -51,6 +51,33 @@ impl DocId {
     }
 }
 
+/// Hashes ids that are digests already: mixing their words is enough, and an attacker would have to
+/// find colliding digests to make a table slow. Tables of memories are probed once per posting.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct IdHasher(u64);
+
+impl std::hash::Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        // A rotation between the multiplications carries high bits back down.
+        self.0 = (self.0.rotate_left(26) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.rotate_left(26)
+    }
+}
+
+/// A table of ids.
+pub(crate) type IdMap<K, V> = std::collections::HashMap<K, V, std::hash::BuildHasherDefault<IdHasher>>;
+
 /// Appends fixed-width parts; the capacity is the whole key, so a key costs one allocation.
 struct Key(Vec<u8>);
 

@@ -24,7 +24,7 @@ mod stats;
 mod store;
 
 pub use backend::memory::{Fault, MemoryBackend};
-pub use backend::{Cf, KvOp, KvStore, ScanRange};
+pub use backend::{Cf, KvOp, KvStore, ScanRange, Visit};
 pub use batch::{Batch, MemoryWrite, SpaceWrite};
 pub use commit::{Done, GROUP_BYTES_MAX, GROUP_JOBS_MAX, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX};
 pub use error::{Busy, CommitError, KvError, OpenError, ReadError};

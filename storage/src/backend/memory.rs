@@ -4,10 +4,10 @@
 //! ([`MemoryBackend::lose_unsynced`]), and it fails on request. It is also the `memory` storage
 //! type for trials, where losing everything at exit is what was asked for.
 
-use super::{Cf, KvOp, KvStore, ScanRange};
+use super::{Cf, KvOp, KvStore, ScanRange, Visit};
 use crate::error::KvError;
 use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -142,12 +142,7 @@ impl KvStore for MemoryBackend {
         Ok(keys.iter().map(|key| table.and_then(|t| t.get(key)).cloned()).collect())
     }
 
-    fn scan(
-        &self,
-        cf: Cf,
-        range: ScanRange<'_>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), KvError> {
+    fn scan(&self, cf: Cf, range: ScanRange<'_>, each: Visit<'_>) -> Result<(), KvError> {
         if range.from >= range.to {
             return Ok(());
         }

@@ -118,6 +118,9 @@ impl<'a> ScanRange<'a> {
     }
 }
 
+/// Gets each row of a scan as (key, value) and says whether to go on.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
 /// What the store needs of an engine. Reads may run on any thread at any time.
 pub trait KvStore: Send + Sync {
     /// The value of one key.
@@ -127,12 +130,7 @@ pub trait KvStore: Send + Sync {
     fn multi_get(&self, cf: Cf, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, KvError>;
 
     /// Walks a range over one consistent view; `each` says when to stop.
-    fn scan(
-        &self,
-        cf: Cf,
-        range: ScanRange<'_>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), KvError>;
+    fn scan(&self, cf: Cf, range: ScanRange<'_>, each: Visit<'_>) -> Result<(), KvError>;
 
     /// Writes all operations or none. With `sync` it returns after they are durable.
     fn apply(&self, ops: &[KvOp], sync: bool) -> Result<(), KvError>;

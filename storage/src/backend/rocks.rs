@@ -7,7 +7,7 @@
 //! the C interface). Reads go on meanwhile on the old handle; [`RocksBackend::recover`] first makes
 //! sure that a reopen will have room, and only then swaps the handle.
 
-use super::{Cf, KvOp, KvStore, ScanRange};
+use super::{Cf, KvOp, KvStore, ScanRange, Visit};
 use crate::error::KvError;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
@@ -17,7 +17,6 @@ use rocksdb::{
 };
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -161,12 +160,7 @@ impl KvStore for RocksBackend {
         rows.into_iter().map(|row| row.map(|value| value.map(|v| v.to_vec())).map_err(kv_error)).collect()
     }
 
-    fn scan(
-        &self,
-        cf: Cf,
-        range: ScanRange<'_>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), KvError> {
+    fn scan(&self, cf: Cf, range: ScanRange<'_>, each: Visit<'_>) -> Result<(), KvError> {
         if range.from >= range.to {
             return Ok(());
         }

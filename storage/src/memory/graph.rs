@@ -10,7 +10,7 @@ use super::fuse::{HOP_MENTIONS_MAX, HOP_SHARE, HOP_THINGS_MAX, MENTIONS_MAX, SEE
 use super::text::best;
 use crate::backend::{Cf, KvOp, KvStore, ScanRange};
 use crate::error::ReadError;
-use crate::layout::{self, DOC_BYTES, DocId, Vertex};
+use crate::layout::{self, DOC_BYTES, DocId, IdMap, Vertex};
 use crate::seal::TenantKeys;
 use millrace_proto::id::{TenantId, UserId};
 use std::collections::HashMap;
@@ -119,7 +119,7 @@ impl Graph<'_> {
     pub fn search(&self, text: &str, wanted: impl Fn(DocId) -> bool) -> Result<Vec<DocId>, ReadError> {
         let seeds: Vec<Vertex> =
             entity::seeds(text, SEEDS_MAX).iter().map(|entity| thing(self.keys, self.user, entity)).collect();
-        let mut scores: HashMap<DocId, f32> = HashMap::new();
+        let mut scores: IdMap<DocId, f32> = IdMap::default();
         let mut neighbours: HashMap<Vertex, f32> = HashMap::new();
         for seed in &seeds {
             let mentions = self.far(Cf::EdgeOut, seed, MENTIONS, MENTIONS_MAX)?;
@@ -178,7 +178,7 @@ fn rarity(mentions: usize) -> f32 {
     1.0 / (1.0 + mentions as f32).ln().max(0.5)
 }
 
-fn add(scores: &mut HashMap<DocId, f32>, vertex: &Vertex, weight: f32, wanted: &impl Fn(DocId) -> bool) {
+fn add(scores: &mut IdMap<DocId, f32>, vertex: &Vertex, weight: f32, wanted: &impl Fn(DocId) -> bool) {
     if let Some(doc) = DocId::at_end_of(vertex)
         && wanted(doc)
     {

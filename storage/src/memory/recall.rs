@@ -125,17 +125,20 @@ impl Shared {
         let slot = self.memory.users.get(self, tenant, user)?;
         let ranked = {
             let index = slot.index.read().unwrap_or_else(PoisonError::into_inner);
-            let visible = |doc: DocId| {
-                query.exclude != Some(doc.conversation) && index.get(doc).is_some_and(|meta| meta.at_ms <= query.now_ms)
+            let words = |doc: DocId| {
+                if query.exclude == Some(doc.conversation) {
+                    return None;
+                }
+                index.get(doc).filter(|meta| meta.at_ms <= query.now_ms).map(|meta| meta.words)
             };
+            let visible = |doc: DocId| words(doc).is_some();
             if index.docs() == 0 {
                 return Ok(Vec::new());
             }
             let rankings = Rankings {
                 vector: nearest(&index, query, visible),
                 text: {
-                    let length = |doc| if visible(doc) { index.get(doc).map(|meta| meta.words) } else { None };
-                    let corpus = Corpus { docs: index.docs(), words: index.words(), length: &length };
+                    let corpus = Corpus { docs: index.docs(), words: index.words(), length: &words };
                     text::search(&*self.kv, &keys, tenant, user, &query.text, &corpus)?
                 },
                 graph: graph::Graph { kv: &*self.kv, keys: &keys, tenant, user, now_ms: query.now_ms }

@@ -5,14 +5,13 @@
 //! memory itself and needs no reading first, so the index is never behind and never torn.
 
 use super::fuse::{BM25_B, BM25_K1, DEPTH, POSTINGS_MAX, QUERY_WORDS_MAX};
-use super::vector::TopK;
 use super::words::words;
 use crate::backend::{Cf, KvOp, KvStore, ScanRange};
 use crate::error::ReadError;
-use crate::layout::{self, DocId};
+use crate::layout::{self, DocId, IdMap};
 use crate::seal::TenantKeys;
 use millrace_proto::id::{TenantId, UserId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 /// How often each word occurs.
@@ -82,7 +81,7 @@ pub(crate) fn search(
     corpus: &Corpus<'_>,
 ) -> Result<Vec<DocId>, ReadError> {
     let mean = (corpus.words as f32 / corpus.docs.max(1) as f32).max(1.0);
-    let mut scores: HashMap<DocId, f32> = HashMap::new();
+    let mut scores: IdMap<DocId, f32> = IdMap::default();
     for word in counts(text).keys().take(QUERY_WORDS_MAX) {
         let postings = postings(kv, tenant, user, term(keys, user, word))?;
         let (all, with) = (corpus.docs as f32, postings.len() as f32);
@@ -99,14 +98,15 @@ pub(crate) fn search(
 }
 
 /// The `DEPTH` best of a score table; newer turns first among equals, so answers are repeatable.
-pub(crate) fn best(scores: HashMap<DocId, f32>) -> Vec<DocId> {
+pub(crate) fn best(scores: IdMap<DocId, f32>) -> Vec<DocId> {
     let mut docs: Vec<(DocId, f32)> = scores.into_iter().filter(|(_, score)| *score > 0.0).collect();
-    docs.sort_unstable_by(|a, b| b.0.cmp(&a.0));
-    let mut best = TopK::new(DEPTH);
-    for (at, (_, score)) in docs.iter().enumerate() {
-        best.offer(*score, at as u32);
+    let better = |a: &(DocId, f32), b: &(DocId, f32)| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0));
+    if docs.len() > DEPTH {
+        docs.select_nth_unstable_by(DEPTH, better);
+        docs.truncate(DEPTH);
     }
-    best.into_sorted().into_iter().map(|(_, at)| docs[at as usize].0).collect()
+    docs.sort_unstable_by(better);
+    docs.into_iter().map(|(doc, _)| doc).collect()
 }
 
 fn postings(kv: &dyn KvStore, tenant: TenantId, user: UserId, term: [u8; 8]) -> Result<Vec<(DocId, u16)>, ReadError> {

@@ -8,7 +8,7 @@
 use super::vector::{Block, VectorRow};
 use crate::backend::{Cf, ScanRange};
 use crate::error::ReadError;
-use crate::layout::{self, DocId};
+use crate::layout::{self, DocId, IdMap};
 use crate::store::Shared;
 use millrace_proto::id::{TenantId, UserId};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -30,7 +30,7 @@ pub(crate) struct DocMeta {
 /// One user's memories without their texts.
 #[derive(Default)]
 pub(crate) struct UserIndex {
-    docs: HashMap<DocId, DocMeta>,
+    docs: IdMap<DocId, DocMeta>,
     words: u64,
     /// By length of the vectors: after a change of the embedding model both kinds exist.
     blocks: BTreeMap<usize, Block<DocId>>,

@@ -5,10 +5,11 @@
 //! filtering and deletion.
 
 use super::kernel;
+use crate::layout::IdMap;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::hash::Hash;
 
 /// Rows of one length, contiguous, each with an id.
@@ -16,7 +17,7 @@ pub(crate) struct Block<Id> {
     dim: usize,
     rows: Vec<f16>,
     ids: Vec<Id>,
-    row_of: HashMap<Id, u32>,
+    row_of: IdMap<Id, u32>,
 }
 
 /// Bytes that one row takes besides its numbers: id, table entry, slack.
@@ -25,7 +26,7 @@ const ROW_BYTES: usize = 64;
 impl<Id: Copy + Eq + Hash> Block<Id> {
     pub fn new(dim: usize) -> Self {
         assert!(dim > 0, "a vector has at least one number");
-        Self { dim, rows: Vec::new(), ids: Vec::new(), row_of: HashMap::new() }
+        Self { dim, rows: Vec::new(), ids: Vec::new(), row_of: IdMap::default() }
     }
 
     pub fn len(&self) -> usize {
@@ -70,8 +71,10 @@ impl<Id: Copy + Eq + Hash> Block<Id> {
         let dot = kernel::dot();
         let mut best = TopK::new(k);
         for (at, (row, id)) in self.rows.chunks_exact(self.dim).zip(&self.ids).enumerate() {
-            if wanted(id) {
-                best.offer(dot(query, row), at as u32);
+            let score = dot(query, row);
+            // Asking about an id is a table look-up, so only the few that could enter are asked about.
+            if best.takes(score) && wanted(id) {
+                best.offer(score, at as u32);
             }
         }
         best.into_sorted().into_iter().map(|(score, at)| (self.ids[at as usize], score)).collect()
@@ -113,6 +116,11 @@ impl Eq for Worst {}
 impl TopK {
     pub fn new(k: usize) -> Self {
         Self { k, heap: BinaryHeap::with_capacity(k.min(1_024) + 1) }
+    }
+
+    /// Whether a score would enter.
+    pub fn takes(&self, score: f32) -> bool {
+        self.heap.len() < self.k || self.heap.peek().is_some_and(|worst| score > worst.score)
     }
 
     pub fn offer(&mut self, score: f32, at: u32) {

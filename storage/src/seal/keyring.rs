@@ -23,6 +23,9 @@ const TENANTS_OPEN_MAX: usize = 4_096;
 const FIRST_EPOCH: u16 = 1;
 const NO_USER: UserId = UserId([0; 16]);
 
+/// A key epoch and its opened data key.
+type Epoch = (u16, Zeroizing<[u8; 32]>);
+
 /// The opened keys of one tenant.
 pub(crate) struct TenantKeys {
     tenant: TenantId,
@@ -34,7 +37,7 @@ pub(crate) struct TenantKeys {
 }
 
 impl TenantKeys {
-    fn new(tenant: TenantId, nonces: Arc<NonceSource>, epochs: &[(u16, Zeroizing<[u8; 32]>)]) -> Self {
+    fn new(tenant: TenantId, nonces: Arc<NonceSource>, epochs: &[Epoch]) -> Self {
         let (_, first) = epochs.first().expect("a tenant has at least one epoch");
         let blind = Zeroizing::new(digest::hkdf_sha256(b"millrace", &first[..], b"blind ids"));
         Self {
@@ -152,7 +155,7 @@ impl KeyRing {
         DataKey::new(self.kek.bytes()).open(Cf::Ctl, layout::ctl::KEY_CHECK, stored.to_vec()).is_ok()
     }
 
-    fn keep(&self, tenant: TenantId, epochs: &[(u16, Zeroizing<[u8; 32]>)]) -> Arc<TenantKeys> {
+    fn keep(&self, tenant: TenantId, epochs: &[Epoch]) -> Arc<TenantKeys> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         if open.len() >= TENANTS_OPEN_MAX {
             open.clear();
@@ -161,7 +164,7 @@ impl KeyRing {
         Arc::clone(open.entry(tenant).or_insert_with(keys))
     }
 
-    fn load(&self, kv: &dyn KvStore, tenant: TenantId) -> Result<Vec<(u16, Zeroizing<[u8; 32]>)>, ReadError> {
+    fn load(&self, kv: &dyn KvStore, tenant: TenantId) -> Result<Vec<Epoch>, ReadError> {
         let from = layout::data_key(tenant, NO_USER, 0);
         let to = layout::data_key(tenant, NO_USER, u16::MAX);
         let mut rows = Vec::new();

@@ -85,7 +85,7 @@ fn a_dead_letter_stays_listed_and_can_be_submitted_again() {
         batch.finish_outbox(T1, &dead.key, DeliveryState::Dead, "blocked by the user");
         batch.finish_outbox(T1, &unknown.key, DeliveryState::Unknown, "no answer");
     });
-    assert_eq!(store.outbox_open().unwrap(), [open.clone()]);
+    assert_eq!(store.outbox_open().unwrap(), std::slice::from_ref(&open));
     let listed = store.outbox_list(None, Some(DeliveryState::Dead), 10).unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!((listed[0].text.as_str(), listed[0].detail.as_str()), ("x", "blocked by the user"));
