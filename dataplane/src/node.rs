@@ -181,7 +181,9 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     let chat_load = in_thread("load-model", move || load_chat(&chat))?;
     let encoder_load = encoder.map(|found| in_thread("load-encoder", move || load_encoder(&found))).transpose()?;
     let deadline = Instant::now() + config.model_load_timeout;
+    let began = Instant::now();
     let store = open_store(config)?;
+    tracing::debug!(took = ?began.elapsed(), "store opened");
     let chat = finished(&chat_load, deadline, config)?;
     let encoder = encoder_load.map(|load| finished(&load, deadline, config)).transpose()?;
     config.engine.context_max = config.engine.context_max.min(chat.model.info().context_max);
@@ -196,8 +198,11 @@ fn in_thread<T: Send + 'static>(
 ) -> Result<Loading<T>, Trouble> {
     let (sender, receiver) = mpsc::channel();
     let spawned = std::thread::Builder::new().name(name.into()).spawn(move || {
+        let began = Instant::now();
+        let outcome = work();
+        tracing::debug!(took = ?began.elapsed(), "done");
         // Nobody listens any more when the start was given up.
-        let _ = sender.send(work());
+        let _ = sender.send(outcome);
     });
     match spawned {
         Ok(_) => Ok(receiver),
@@ -398,7 +403,10 @@ fn start_engine(config: &Config, model: &Arc<Model>) -> Result<Arc<Engine>, Trou
         queue_max: options.queue_max,
         prefill_chunk: options.prefill_chunk,
     };
-    Engine::start(Arc::clone(model), settings).map(Arc::new).map_err(|error| in_parts(&error))
+    let began = Instant::now();
+    let engine = Engine::start(Arc::clone(model), settings).map(Arc::new).map_err(|error| in_parts(&error));
+    tracing::debug!(took = ?began.elapsed(), "engine started");
+    engine
 }
 
 fn start_embedder(encoder: Option<&Arc<Encoder>>) -> Result<Option<Arc<EmbedWorker>>, Trouble> {

@@ -153,11 +153,13 @@ impl Shape {
     }
 
     /// Appends an error inside a stream that has begun: the status line is long gone, so the
-    /// error is an event of the stream, and there is no `[DONE]` after it.
+    /// error is an event of the stream. `[DONE]` follows, so that a client can tell this proper end
+    /// from a connection that broke.
     pub fn fail(&self, events: &mut Vec<u8>, error: &ApiError) {
         events.extend_from_slice(b"data: ");
         events.extend_from_slice(&error.to_json());
         events.extend_from_slice(b"\n\n");
+        events.extend_from_slice(sse::DONE);
     }
 
     /// The whole answer as one JSON object.
@@ -408,13 +410,14 @@ mod tests {
     }
 
     #[test]
-    fn an_error_in_a_stream_is_one_event_and_no_done() {
+    fn an_error_in_a_stream_is_one_event_and_a_proper_end() {
         let shape = Shape::new(Style::Chat, 7, 1, "m".into(), false, false);
         let mut sse = Vec::new();
         shape.fail(&mut sse, &ApiError::internal("broken"));
         let events = events(&sse);
-        assert_eq!(events.len(), 1);
+        assert_eq!(events.len(), 2);
         let value: Value = serde_json::from_str(&events[0]).expect("JSON");
         assert_eq!(value["error"]["code"], "internal_error");
+        assert_eq!(events[1], "[DONE]");
     }
 }
