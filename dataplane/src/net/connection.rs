@@ -33,7 +33,7 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// How long a whole answer is still worked on after the peer has finished sending: it may have
 /// closed only its half. A stream needs no such wait, it notices at its next write.
-const FINISHED_GRACE: Duration = Duration::from_secs(10);
+const FINISHED_GRACE: Duration = Duration::from_secs(5);
 
 /// Reads that complete at once in a row before the connection lets others run: on epoll a
 /// fast pipelining client could otherwise hold the core.
