@@ -31,6 +31,7 @@ impl Vector for Avx2 {
     type Block = [__m256; 4];
 
     primitives! {
+        fn prefetch(from: *const u8) { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
         fn zero() -> __m256 { _mm256_setzero_ps() }
         fn splat(value: f32) -> __m256 { _mm256_set1_ps(value) }
         fn load(from: *const f32) -> __m256 { _mm256_loadu_ps(from) }

@@ -21,6 +21,7 @@ macro_rules! common {
         type Block = [__m512; 2];
 
         primitives! {
+            fn prefetch(from: *const u8) { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
             fn zero() -> __m512 { _mm512_setzero_ps() }
             fn splat(value: f32) -> __m512 { _mm512_set1_ps(value) }
             fn load(from: *const f32) -> __m512 { _mm512_loadu_ps(from) }

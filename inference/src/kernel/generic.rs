@@ -12,14 +12,22 @@ use super::vector::Vector;
 use super::{BLOCK, TILE_ROWS};
 use crate::kv::BLOCK_TOKENS;
 
-/// How one kind of tile is multiplied with `T` tokens. `acts` and `t` name the first token.
+/// Results of one token: `N` registers of rows.
+type Rows<V, const N: usize> = [<V as Vector>::F; N];
+
+/// How one kind of tile, whose rows `N` registers cover, is multiplied with `T` tokens. `at` is the first token and the block.
 trait TileProduct<V: Vector> {
     type Tile;
-    /// Adds the product of `tile`, rows from `part × V::ROWS` on, with block `b` of `T` tokens to `acc`.
+    /// Adds the product of `tile` with block `b` of `T` tokens to `acc`.
     ///
     /// # Safety
     /// As for [`Vector`]; `acts` holds the rows and the block.
-    unsafe fn product<const T: usize>(tile: &Self::Tile, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]);
+    unsafe fn product<const T: usize, const N: usize>(
+        tile: &Self::Tile,
+        acts: &Acts,
+        at: (usize, usize),
+        acc: &mut [Rows<V, N>; T],
+    );
 }
 
 pub(super) struct Q4;
@@ -28,53 +36,109 @@ pub(super) struct Wide;
 pub(super) struct F16;
 pub(super) struct F32;
 
+/// Quants of block `b` of each token.
+#[inline(always)]
+unsafe fn quants<const T: usize>(acts: &Acts, t: usize, b: usize) -> [*const i8; T] {
+    // SAFETY: the caller names rows and a block of `acts`.
+    unsafe { from_fn(|i| acts.q.add((t + i) * acts.columns + b * BLOCK).cast_const()) }
+}
+
+/// Place of block `b`'s scales, for each token.
+#[inline(always)]
+fn scales<const T: usize>(acts: &Acts, t: usize, b: usize) -> [usize; T] {
+    from_fn(|i| (t + i) * (acts.columns / BLOCK) + b)
+}
+
 impl<V: Vector> TileProduct<V> for Q4 {
     type Tile = TileQ4;
     #[inline(always)]
-    unsafe fn product<const T: usize>(tile: &TileQ4, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+    unsafe fn product<const T: usize, const N: usize>(
+        tile: &TileQ4,
+        acts: &Acts,
+        (t, b): (usize, usize),
+        acc: &mut [Rows<V, N>; T],
+    ) {
         // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
         unsafe {
-            let a: [*const i8; T] = from_fn(|i| acts.q.add((t + i) * acts.columns + b * BLOCK).cast_const());
-            let mut sums = [V::sum_zero(); T];
+            let a: [*const i8; T] = quants(acts, t, b);
+            let mut sums = [[V::sum_zero(); N]; T];
             for lane in 0..4 {
-                let bytes = V::load_bytes(tile.q.as_ptr().add(64 * lane + part * V::ROWS * 4));
-                let (low, high) = (V::low_nibbles(bytes), V::high_nibbles(bytes));
+                let bytes: [V::I; N] =
+                    from_fn(|part| V::load_bytes(tile.q.as_ptr().add(64 * lane + part * V::ROWS * 4)));
+                let low = bytes.map(|bytes| V::low_nibbles(bytes));
                 for i in 0..T {
-                    sums[i] = V::sum_nibbles(sums[i], low, V::splat_bytes(a[i].add(4 * lane)));
-                    sums[i] = V::sum_nibbles(sums[i], high, V::splat_bytes(a[i].add(4 * lane + 16)));
+                    // One broadcast serves all registers.
+                    let a = V::splat_bytes(a[i].add(4 * lane));
+                    for part in 0..N {
+                        sums[i][part] = V::sum_nibbles(sums[i][part], low[part], a);
+                    }
+                }
+                let high = bytes.map(|bytes| V::high_nibbles(bytes));
+                for i in 0..T {
+                    let a = V::splat_bytes(a[i].add(4 * lane + 16));
+                    for part in 0..N {
+                        sums[i][part] = V::sum_nibbles(sums[i][part], high[part], a);
+                    }
                 }
             }
-            let d = V::load_half(tile.d.as_ptr().add(part * V::ROWS));
-            let m = V::load_half(tile.m.as_ptr().add(part * V::ROWS));
-            for i in 0..T {
-                let at = (t + i) * (acts.columns / BLOCK) + b;
-                let scale = V::mul(d, V::splat(*acts.d.add(at)));
-                acc[i] = V::fmadd(V::float(V::sum_finish(sums[i])), scale, acc[i]);
-                acc[i] = V::fmadd(m, V::splat(*acts.s.add(at)), acc[i]);
+            let at: [usize; T] = scales(acts, t, b);
+            for part in 0..N {
+                let d = V::load_half(tile.d.as_ptr().add(part * V::ROWS));
+                let m = V::load_half(tile.m.as_ptr().add(part * V::ROWS));
+                for i in 0..T {
+                    let scale = V::mul(d, V::splat(*acts.d.add(at[i])));
+                    let acc = &mut acc[i][part];
+                    *acc = V::fmadd(V::float(V::sum_finish(sums[i][part])), scale, *acc);
+                    *acc = V::fmadd(m, V::splat(*acts.s.add(at[i])), *acc);
+                }
             }
         }
+    }
+}
+
+/// Adds the products of lanes `lanes` (4 elements each) of byte tiles.
+#[inline(always)]
+unsafe fn sum_lanes<V: Vector, const T: usize, const N: usize>(
+    q: &[i8; 512],
+    lanes: std::ops::Range<usize>,
+    a: &[*const i8; T],
+) -> [[V::I; N]; T] {
+    // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
+    unsafe {
+        let mut sums = [[V::int_zero(); N]; T];
+        for lane in lanes {
+            let w: [V::I; N] =
+                from_fn(|part| V::load_bytes(q.as_ptr().add(64 * lane + part * V::ROWS * 4).cast()));
+            for i in 0..T {
+                let a = V::splat_bytes(a[i].add(4 * lane));
+                for part in 0..N {
+                    sums[i][part] = V::sum_bytes(sums[i][part], w[part], a);
+                }
+            }
+        }
+        sums
     }
 }
 
 impl<V: Vector> TileProduct<V> for Q8 {
     type Tile = TileQ8;
     #[inline(always)]
-    unsafe fn product<const T: usize>(tile: &TileQ8, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+    unsafe fn product<const T: usize, const N: usize>(
+        tile: &TileQ8,
+        acts: &Acts,
+        (t, b): (usize, usize),
+        acc: &mut [Rows<V, N>; T],
+    ) {
         // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
         unsafe {
-            let a: [*const i8; T] = from_fn(|i| acts.q.add((t + i) * acts.columns + b * BLOCK).cast_const());
-            let mut sums = [V::int_zero(); T];
-            for lane in 0..8 {
-                let w = V::load_bytes(tile.q.as_ptr().add(64 * lane + part * V::ROWS * 4).cast());
+            let sums = sum_lanes::<V, T, N>(&tile.q, 0..8, &quants(acts, t, b));
+            let at: [usize; T] = scales(acts, t, b);
+            for part in 0..N {
+                let d = V::load_half(tile.d.as_ptr().add(part * V::ROWS));
                 for i in 0..T {
-                    sums[i] = V::sum_bytes(sums[i], w, V::splat_bytes(a[i].add(4 * lane)));
+                    let scale = V::mul(d, V::splat(*acts.d.add(at[i])));
+                    acc[i][part] = V::fmadd(V::float(sums[i][part]), scale, acc[i][part]);
                 }
-            }
-            let d = V::load_half(tile.d.as_ptr().add(part * V::ROWS));
-            for i in 0..T {
-                let at = (t + i) * (acts.columns / BLOCK) + b;
-                let scale = V::mul(d, V::splat(*acts.d.add(at)));
-                acc[i] = V::fmadd(V::float(sums[i]), scale, acc[i]);
             }
         }
     }
@@ -83,28 +147,31 @@ impl<V: Vector> TileProduct<V> for Q8 {
 impl<V: Vector> TileProduct<V> for Wide {
     type Tile = TileWide;
     #[inline(always)]
-    unsafe fn product<const T: usize>(tile: &TileWide, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+    unsafe fn product<const T: usize, const N: usize>(
+        tile: &TileWide,
+        acts: &Acts,
+        (t, b): (usize, usize),
+        acc: &mut [Rows<V, N>; T],
+    ) {
         // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
         unsafe {
-            let a: [*const i8; T] = from_fn(|i| acts.q.add((t + i) * acts.columns + b * BLOCK).cast_const());
-            let at: [usize; T] = from_fn(|i| (t + i) * (acts.columns / BLOCK) + b);
+            let a: [*const i8; T] = quants(acts, t, b);
+            let at: [usize; T] = scales(acts, t, b);
             for half in 0..2 {
-                let mut sums = [V::int_zero(); T];
-                for lane in 4 * half..4 * half + 4 {
-                    let w = V::load_bytes(tile.q.as_ptr().add(64 * lane + part * V::ROWS * 4).cast());
+                let sums = sum_lanes::<V, T, N>(&tile.q, 4 * half..4 * half + 4, &a);
+                for part in 0..N {
+                    let d = V::load(tile.d[half].as_ptr().add(part * V::ROWS));
                     for i in 0..T {
-                        sums[i] = V::sum_bytes(sums[i], w, V::splat_bytes(a[i].add(4 * lane)));
+                        let scale = V::mul(d, V::splat(*acts.d.add(at[i])));
+                        acc[i][part] = V::fmadd(V::float(sums[i][part]), scale, acc[i][part]);
                     }
                 }
-                let d = V::load(tile.d[half].as_ptr().add(part * V::ROWS));
-                for i in 0..T {
-                    let scale = V::mul(d, V::splat(*acts.d.add(at[i])));
-                    acc[i] = V::fmadd(V::float(sums[i]), scale, acc[i]);
-                }
             }
-            let m = V::load(tile.m.as_ptr().add(part * V::ROWS));
-            for i in 0..T {
-                acc[i] = V::fmadd(m, V::splat(*acts.s.add(at[i])), acc[i]);
+            for part in 0..N {
+                let m = V::load(tile.m.as_ptr().add(part * V::ROWS));
+                for i in 0..T {
+                    acc[i][part] = V::fmadd(m, V::splat(*acts.s.add(at[i])), acc[i][part]);
+                }
             }
         }
     }
@@ -113,14 +180,17 @@ impl<V: Vector> TileProduct<V> for Wide {
 impl<V: Vector> TileProduct<V> for F16 {
     type Tile = TileF16;
     #[inline(always)]
-    unsafe fn product<const T: usize>(tile: &TileF16, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+    unsafe fn product<const T: usize, const N: usize>(
+        tile: &TileF16,
+        acts: &Acts,
+        (t, b): (usize, usize),
+        acc: &mut [Rows<V, N>; T],
+    ) {
         // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
         unsafe {
             for (k, lane) in tile.w.iter().enumerate() {
-                let w = V::load_half(lane.as_ptr().add(part * V::ROWS));
-                for i in 0..T {
-                    acc[i] = V::fmadd(w, V::splat(*acts.f.add((t + i) * acts.columns + b * BLOCK + k)), acc[i]);
-                }
+                let w = from_fn(|part| V::load_half(lane.as_ptr().add(part * V::ROWS)));
+                add_column::<V, T, N>(w, acts, t, b * BLOCK + k, acc);
             }
         }
     }
@@ -129,14 +199,37 @@ impl<V: Vector> TileProduct<V> for F16 {
 impl<V: Vector> TileProduct<V> for F32 {
     type Tile = TileF32;
     #[inline(always)]
-    unsafe fn product<const T: usize>(tile: &TileF32, part: usize, acts: &Acts, t: usize, b: usize, acc: &mut [V::F; T]) {
+    unsafe fn product<const T: usize, const N: usize>(
+        tile: &TileF32,
+        acts: &Acts,
+        (t, b): (usize, usize),
+        acc: &mut [Rows<V, N>; T],
+    ) {
         // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
         unsafe {
             for (k, lane) in tile.w.iter().enumerate() {
-                let w = V::load(lane.as_ptr().add(part * V::ROWS));
-                for i in 0..T {
-                    acc[i] = V::fmadd(w, V::splat(*acts.f.add((t + i) * acts.columns + b * BLOCK + k)), acc[i]);
-                }
+                let w = from_fn(|part| V::load(lane.as_ptr().add(part * V::ROWS)));
+                add_column::<V, T, N>(w, acts, t, b * BLOCK + k, acc);
+            }
+        }
+    }
+}
+
+/// Adds the products of a column of weights with plain activation `k` of each token.
+#[inline(always)]
+unsafe fn add_column<V: Vector, const T: usize, const N: usize>(
+    w: Rows<V, N>,
+    acts: &Acts,
+    t: usize,
+    k: usize,
+    acc: &mut [Rows<V, N>; T],
+) {
+    // SAFETY: the caller names an element of existing rows.
+    unsafe {
+        for i in 0..T {
+            let x = V::splat(*acts.f.add((t + i) * acts.columns + k));
+            for part in 0..N {
+                acc[i][part] = V::fmadd(w[part], x, acc[i][part]);
             }
         }
     }
@@ -172,19 +265,44 @@ pub(super) unsafe fn gemm<V: Vector, P: TileProduct<V>>(args: &GemmArgs) {
     }
 }
 
+/// `T` tokens from `t` on, all 16 rows at once: each broadcast of activations serves every register of rows.
 #[inline(always)]
 unsafe fn gemm_tokens<V: Vector, P: TileProduct<V>, const T: usize>(args: &GemmArgs, t: usize) {
+    // SAFETY: the caller's duties are passed on.
+    unsafe {
+        match V::PARTS {
+            1 => gemm_parts::<V, P, T, 1>(args, t),
+            _ => gemm_parts::<V, P, T, 2>(args, t),
+        }
+    }
+}
+
+/// How far ahead of use weights are fetched when a step has one token and waits for memory: the processor's own
+/// prefetchers stop at each page.
+const PREFETCH_BYTES: usize = 2048;
+
+#[inline(always)]
+unsafe fn gemm_parts<V: Vector, P: TileProduct<V>, const T: usize, const N: usize>(
+    args: &GemmArgs,
+    t: usize,
+) {
     // SAFETY: `blocks` tiles follow each other from `tiles` on, and outputs are 16 wide; the caller keeps both.
     unsafe {
         let tiles = args.tiles.cast::<P::Tile>();
-        for part in 0..V::PARTS {
-            let mut acc = [V::zero(); T];
-            for b in 0..args.blocks {
-                P::product::<T>(&*tiles.add(b), part, &args.acts, args.first + t, b, &mut acc);
+        let mut acc = [[V::zero(); N]; T];
+        for b in 0..args.blocks {
+            let tile = tiles.add(b);
+            if T == 1 {
+                for line in (0..size_of::<P::Tile>()).step_by(64) {
+                    V::prefetch(tile.cast::<u8>().wrapping_add(PREFETCH_BYTES + line));
+                }
             }
-            for (i, acc) in acc.into_iter().enumerate() {
+            P::product::<T, N>(&*tile, &args.acts, (args.first + t, b), &mut acc);
+        }
+        for (i, acc) in acc.into_iter().enumerate() {
+            for part in 0..N {
                 let out = args.out.add((t + i) * args.stride + part * V::ROWS);
-                V::store(out, if args.add { V::add(V::load(out), acc) } else { acc });
+                V::store(out, if args.add { V::add(V::load(out), acc[part]) } else { acc[part] });
             }
         }
     }

@@ -22,6 +22,8 @@ pub(super) trait Vector {
     /// 32 floats.
     type Block: Copy;
 
+    /// Asks for a cache line that will be read soon; any address is allowed.
+    unsafe fn prefetch(from: *const u8);
     unsafe fn zero() -> Self::F;
     unsafe fn splat(value: f32) -> Self::F;
     unsafe fn load(from: *const f32) -> Self::F;
