@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`.
 
-use super::read::{self, Kind, SamplingOptions, StopStrings, check_name, whole_in_range};
+use super::read::{self, Kind, SamplingOptions, StopStrings, check_name, check_stream_options, whole_in_range};
 use super::{ApiError, Usage};
 use crate::limits::{CHAT_MESSAGES_MAX, MAX_TOKENS_MAX, TOP_LOGPROBS_MAX};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -221,6 +221,7 @@ impl ChatRequest {
         if self.top_logprobs.is_some_and(|n| n > 0) && self.logprobs != Some(true) {
             return Err(ApiError::invalid_param("top_logprobs", "top_logprobs needs logprobs to be true."));
         }
+        check_stream_options(self.stream, self.stream_options)?;
         if self.n.is_some_and(|n| n != 1) {
             let message = format!("n is {}; this server gives one answer per request.", self.n.unwrap_or_default());
             return Err(ApiError::invalid_param("n", message));
@@ -422,6 +423,18 @@ mod tests {
     }
 
     /// Every numeric field refuses what lies outside, and says name, value and range.
+    #[test]
+    fn stream_options_need_a_stream() {
+        let read = |rest: &str| {
+            ChatRequest::parse(format!(r#"{{"messages":[{{"role":"user","content":"a"}}],{rest}}}"#).as_bytes())
+        };
+        read(r#""stream":true,"stream_options":{"include_usage":true}"#).expect("both together");
+        read(r#""stream":true,"stream_options":null"#).expect("null is as good as absent");
+        for rest in [r#""stream_options":{"include_usage":true}"#, r#""stream":false,"stream_options":{}"#] {
+            assert_eq!(read(rest).expect_err(rest).param.as_deref(), Some("stream_options"));
+        }
+    }
+
     #[test]
     fn ranges_are_checked_with_name_value_and_range() {
         let cases = [

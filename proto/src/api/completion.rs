@@ -1,7 +1,7 @@
 //! `POST /v1/completions`.
 
 use super::chat::null_is_default;
-use super::read::{self, Kind, SamplingOptions, StopStrings, check_name, whole_in_range};
+use super::read::{self, Kind, SamplingOptions, StopStrings, check_name, check_stream_options, whole_in_range};
 use super::{ApiError, StreamOptions, Usage};
 use crate::limits::MAX_TOKENS_MAX;
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,7 @@ impl CompletionRequest {
         if let Some(stop) = &self.stop {
             stop.validate()?;
         }
+        check_stream_options(self.stream, self.stream_options)?;
         if self.n.is_some_and(|n| n != 1) {
             let message = format!("n is {}; this server gives one answer per request.", self.n.unwrap_or_default());
             return Err(ApiError::invalid_param("n", message));

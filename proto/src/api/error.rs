@@ -35,6 +35,7 @@ impl ApiError {
             408 => "Send the request again, faster.",
             413 => "Send a smaller request.",
             429 | 503 => "Wait as long as `Retry-After` says, then try again.",
+            501 | 505 => "Use plain HTTP/1.1.",
             500.. => "Try again; if it happens again, tell the operator the time of the request.",
             _ => "Correct the request and send it again.",
         };

@@ -3,7 +3,7 @@
 //! The straight path is one `serde` pass. Only when it fails is the body read a second time, as a plain
 //! value, to find out which parameter has the wrong type: `serde_json` itself only knows line and column.
 
-use super::ApiError;
+use super::{ApiError, StreamOptions};
 use crate::limits::{NAME_BYTES_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, TOP_K_MAX};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -131,6 +131,16 @@ pub(super) fn check_name(param: &str, name: Option<&str>) -> Result<(), ApiError
     }
     if name.chars().any(char::is_control) {
         return Err(ApiError::invalid_param(param, format!("{param} must not contain control characters.")));
+    }
+    Ok(())
+}
+
+/// Options of a stream say nothing about an answer that comes in one piece: whoever sends them expects a stream.
+pub(super) fn check_stream_options(stream: Option<bool>, options: Option<StreamOptions>) -> Result<(), ApiError> {
+    if options.is_some() && stream != Some(true) {
+        let message = "stream_options is only possible together with stream: true.";
+        return Err(ApiError::invalid_param("stream_options", message)
+            .with_next_step("Set stream to true, or leave stream_options out."));
     }
     Ok(())
 }
