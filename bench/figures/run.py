@@ -53,14 +53,15 @@ def start():
         with servers.millrace() as server:
             ready.append(server.ready_s)
             time.sleep(1)
-            resident.append(server.resident_mib() - packed_weights_mib(server))
+            resident.append(server.resident_mib() - weights_mib(server))
     show("skeleton.ready_s", statistics.median(ready[1:]), "s", 1.0, better=LOWER)
     show("skeleton.idle_rss_mib", statistics.median(resident), "MiB", 64, better=LOWER)
 
 
-def packed_weights_mib(server):
-    """Weights that the engine holds packed in memory of its own, beside the mapped files (see `resident_mib`)."""
-    return servers.metric(server, "millrace_model_packed_bytes") / (1 << 20)
+def weights_mib(server):
+    """Weights in memory that belongs to no file, as the server reports them; mapped files are left out already."""
+    names = ("millrace_model_weights_bytes", "millrace_encoder_weights_bytes")
+    return sum(servers.metric(server, name) for name in names) / (1 << 20)
 
 
 def decode():
