@@ -39,11 +39,11 @@ pub enum OpenError {
     },
     /// The volume has no room for the files a start needs.
     #[error(
-        "the data folder {path} has no free space, so the store cannot start ({detail}). \
+        "no free space at {path}, so the store cannot start ({detail}). \
          Free some space on that volume (64 MiB are enough to start), then start again"
     )]
     NoSpace {
-        /// The data folder.
+        /// The data folder, or the file that could not be written.
         path: PathBuf,
         /// What the system said.
         detail: String,
@@ -135,6 +135,18 @@ pub enum OpenError {
         #[source]
         source: KvError,
     },
+}
+
+impl OpenError {
+    /// A failed file operation; a full volume gets its own error, since its next step is another.
+    pub(crate) fn io(act: &'static str, path: &std::path::Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { path: path.to_owned(), detail: source.to_string() }
+            }
+            _ => Self::Io { act, path: path.to_owned(), source },
+        }
+    }
 }
 
 /// Why a batch was not made durable.

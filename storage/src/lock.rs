@@ -14,7 +14,7 @@ pub(crate) struct FolderLock {
 impl FolderLock {
     pub fn take(folder: &Path) -> Result<Self, OpenError> {
         let path = folder.join("store.lock");
-        let io = |source| OpenError::Io { act: "lock", path: path.clone(), source };
+        let io = |source| OpenError::io("lock", &path, source);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
         match file.try_lock() {

@@ -14,7 +14,6 @@ use crate::seal::{Kek, KeyRing, TenantKeys};
 use crate::stats::{Stats, StatsSnapshot};
 use millrace_proto::id::TenantId;
 use millrace_proto::record::Record;
-use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,10 +80,8 @@ impl Store {
         if options.backend == BackendKind::Memory {
             return Self::open_on(options, Arc::new(MemoryBackend::new()));
         }
-        std::fs::create_dir_all(&options.path).map_err(|source| match source.kind() {
-            ErrorKind::StorageFull => no_space(&options.path, &source.to_string()),
-            _ => OpenError::Io { act: "create the data folder", path: options.path.clone(), source },
-        })?;
+        std::fs::create_dir_all(&options.path)
+            .map_err(|source| OpenError::io("create the data folder", &options.path, source))?;
         let lock = FolderLock::take(&options.path)?;
         let database = options.path.join("db");
         let kv = RocksBackend::open(&database, options.memory_bytes / 4).map_err(|error| open_error(options, error))?;
@@ -109,6 +106,9 @@ impl Store {
         };
         let thread = |source| OpenError::Io { act: "start the threads of", path: options.path.clone(), source };
         let segments = lock.is_some().then(|| options.path.join("segments"));
+        if let Some(folder) = &segments {
+            crate::memory::remove_orphans(&*kv, folder).map_err(failed)?;
+        }
         let shared = Arc::new(Shared {
             kv,
             keys,

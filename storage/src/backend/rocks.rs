@@ -54,7 +54,13 @@ impl RocksBackend {
 
     fn read(&self) -> Result<OpenDb<'_>, KvError> {
         let guard = self.db.read().unwrap_or_else(PoisonError::into_inner);
-        if guard.is_some() { Ok(OpenDb(guard)) } else { Err(KvError::Closed) }
+        if guard.is_some() {
+            Ok(OpenDb(guard))
+        } else {
+            Err(KvError::Io(
+                "the database could not be opened again after a write failure; it is tried twice a second".into(),
+            ))
+        }
     }
 }
 

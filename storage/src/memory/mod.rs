@@ -16,7 +16,7 @@ mod words;
 pub(crate) use faiss::quiet_math_threads;
 pub use fuse::RECALL_LIMIT_MAX;
 pub(crate) use recall::{forget, remember};
-pub(crate) use space::{Change, space_key, space_row};
+pub(crate) use space::{Change, remove_orphans, space_key, space_row};
 
 use crate::layout::DocId;
 use crate::store::Shared;

@@ -13,18 +13,18 @@ use super::faiss::FaissIndex;
 use super::segment::{self, FileId, Segment};
 use super::vector::{Block, VectorRow, to_f32};
 use super::{SpaceHit, SpaceQuery};
-use crate::backend::{Cf, KvOp, ScanRange};
+use crate::backend::{Cf, KvOp, KvStore, ScanRange};
 use crate::batch::SpaceWrite;
-use crate::error::ReadError;
+use crate::error::{KvError, ReadError};
 use crate::layout::{self, SpaceKey};
 use crate::seal::TenantKeys;
 use crate::store::Shared;
 use crossbeam::channel::{Sender, bounded};
 use half::f16;
 use millrace_proto::id::TenantId;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
@@ -175,6 +175,29 @@ impl SpaceIndex {
             || self.changed.len() >= 2 * DELTA_MAX
             || (rows > 0 && self.dead as f32 > rows as f32 * DEAD_SHARE_MAX)
     }
+}
+
+/// Removes segment files that no manifest names: what a crash left between writing and publishing.
+pub(crate) fn remove_orphans(kv: &dyn KvStore, folder: &Path) -> Result<(), KvError> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    let mut named = HashSet::new();
+    let to = layout::prefix_end(layout::ctl::SEGMENT);
+    kv.scan(Cf::Ctl, ScanRange::forward(layout::ctl::SEGMENT, &to), &mut |_, value| {
+        if let Some(manifest) = Manifest::from_bytes(value) {
+            named.insert(segment::path_of(folder, &manifest.file));
+        }
+        ControlFlow::Continue(())
+    })?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let ours = path.extension().is_some_and(|kind| kind == "seg" || kind == "part");
+        if ours
+            && !named.contains(&path)
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            tracing::warn!(%error, path = %path.display(), "a left-over segment file could not be removed");
+        }
+    }
+    Ok(())
 }
 
 struct Slot {
@@ -359,7 +382,7 @@ impl Shared {
     /// Segment and change log, or every row when there is no good segment.
     fn load_space(
         &self,
-        folder: Option<&std::path::Path>,
+        folder: Option<&Path>,
         keys: &Arc<TenantKeys>,
         (tenant, space): Key,
         slot: &Slot,
@@ -466,7 +489,7 @@ impl Shared {
         }
     }
 
-    fn try_build_segment(&self, folder: &std::path::Path, key: Key, slot: &Slot) -> Result<bool, String> {
+    fn try_build_segment(&self, folder: &Path, key: Key, slot: &Slot) -> Result<bool, String> {
         let (tenant, space) = key;
         let text = |error: ReadError| error.to_string();
         let Some(keys) = self.keys.find(&*self.kv, tenant).map_err(text)? else { return Ok(false) };

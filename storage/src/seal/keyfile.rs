@@ -50,7 +50,7 @@ impl Kek {
 
     /// Makes a new key file, readable by its owner only, durable before it is used.
     pub fn create(path: &Path) -> Result<Self, OpenError> {
-        let io = |source| OpenError::Io { act: "create the key file", path: path.to_owned(), source };
+        let io = |source| OpenError::io("create the key file", path, source);
         let key = Self::ephemeral().map_err(|error| io(std::io::Error::other(error.to_string())))?;
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(io)?;

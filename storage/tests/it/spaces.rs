@@ -103,7 +103,11 @@ fn a_segment_is_built_published_survives_and_is_replaced_when_damaged() {
     assert!(recall_at_10(&store, &mut random, &model) >= 0.97, "seed {seed}");
     drop(store);
 
+    // What a crash leaves behind while a segment is being written.
+    let left_over = [folder.path().join("segments/00.part"), folder.path().join("segments/00.seg")];
+    left_over.iter().for_each(|path| std::fs::write(path, b"x").unwrap());
     let store = Store::open(&options).unwrap();
+    assert_eq!(segment_files(folder.path()).len(), 1, "left-over files are removed, the segment stays");
     check(&store, "after a restart");
     assert!(recall_at_10(&store, &mut random, &model) >= 0.97, "seed {seed}");
     assert_eq!(store.stats().segments_rejected, 0);
