@@ -7,6 +7,8 @@
 //! |---|---|
 //! | `parse` | bytes to meaning: HTTP/1.1, chat JSON, stored records, WebSocket, webhooks |
 //! | `kernel` | one layer of a network for each weight format and number of tokens |
+//! | `mailbox` | the ring into a shard: cost of a message, round trip between two reactors |
+//! | `commit` | durable acceptance of messages: one at a time and in groups, each with its sync |
 //! | `step` | a whole engine step of a 135M model: decoding alone and in batches, prefill |
 
 pub mod synthetic;
