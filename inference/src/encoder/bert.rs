@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::linear::Linear;
 use super::safetensors::{Safetensors, SafetensorsError};
-use crate::math::{exp_nonpositive, gelu};
+use crate::math::{exp_nonpositive, gelu, sum, sum_of_squares};
 use crate::tokenizer::{WordPiece, WordPieceError};
 
 /// Token rows of one pass; more texts are taken in several passes. Bounds the work buffers to about 16 MiB.
@@ -284,11 +284,13 @@ impl Norm {
     fn apply(&self, x: &mut [f32]) {
         let n = self.scale.len() as f32;
         for row in x.chunks_exact_mut(self.scale.len()) {
-            let mean = row.iter().sum::<f32>() / n;
-            let variance = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / n;
-            let inverse = 1.0 / (variance + self.epsilon).sqrt();
+            let mean = sum(row) / n;
+            for v in row.iter_mut() {
+                *v -= mean;
+            }
+            let inverse = 1.0 / (sum_of_squares(row) / n + self.epsilon).sqrt();
             for ((v, scale), shift) in row.iter_mut().zip(&self.scale).zip(&self.shift) {
-                *v = ((*v - mean) * inverse).mul_add(*scale, *shift);
+                *v = (*v * inverse).mul_add(*scale, *shift);
             }
         }
     }
@@ -302,13 +304,12 @@ fn add(x: &mut [f32], y: &[f32]) {
 
 fn softmax(scores: &mut [f32]) {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
     for score in scores.iter_mut() {
         *score = exp_nonpositive(*score - max);
-        sum += *score;
     }
+    let scale = 1.0 / sum(scores);
     for score in scores {
-        *score /= sum;
+        *score *= scale;
     }
 }
 
