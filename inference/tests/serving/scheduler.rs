@@ -81,7 +81,7 @@ impl Backend for Paper {
             let _ = permits.recv();
         }
         self.steps += 1;
-        assert!(Some(self.steps) != self.script.panic_at, "a test wants this panic");
+        assert_ne!(Some(self.steps), self.script.panic_at, "a test wants this panic");
         let mut widest = self.widest.lock().expect("not poisoned");
         *widest = plan.slice_count().max(*widest);
         let place =
@@ -95,15 +95,14 @@ impl Backend for Paper {
         let stride = logits.stride();
         let rows = logits.begin(plan.logits_rows());
         rows.fill(0.0);
-        let mut row = 0;
-        for slice in plan.slices().filter(|slice| slice.logits == LogitsWanted::Last) {
+        let sampled = plan.slices().filter(|slice| slice.logits == LogitsWanted::Last);
+        for (row, slice) in sampled.enumerate() {
             let text: Vec<u32> =
                 (0..slice.start + slice.tokens.len()).map(|at| self.memory[place(slice.blocks, at)]).collect();
             rows[row * stride + follow(&text) as usize] = 5.0;
             if Some(self.steps) == self.script.silent_at {
                 rows[row * stride..][..VOCABULARY].fill(f32::NAN);
             }
-            row += 1;
         }
         Ok(())
     }
