@@ -326,7 +326,8 @@ impl<S: Service> Connection<'_, S> {
                         "invalid_request_error",
                         "malformed_http",
                         format!("The request is not valid HTTP/1.1: {}.", error.reason),
-                    );
+                    )
+                    .with_next_step("Correct the request; this connection is closed.");
                     return Err(Broken::Answer(Response::error(&api).closing(), Rejection::Protocol));
                 }
             }
