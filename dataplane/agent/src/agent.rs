@@ -32,6 +32,8 @@ pub struct Agent {
     runs: HashMap<RunId, ConversationKey>,
     tickets: HashMap<Ticket, ConversationKey>,
     open_turns: usize,
+    /// Memory of all windows, as far as they were counted when their conversation was last touched.
+    hot_bytes: usize,
     next_id: u64,
     stats: AgentStats,
 }
@@ -50,6 +52,7 @@ impl Agent {
             runs: HashMap::new(),
             tickets: HashMap::new(),
             open_turns: 0,
+            hot_bytes: 0,
             next_id: 0,
             stats: AgentStats::default(),
         })
@@ -83,6 +86,11 @@ impl Agent {
     /// Conversations in memory.
     pub fn hot_conversations(&self) -> usize {
         self.conversations.len()
+    }
+
+    /// Bytes of the messages in memory.
+    pub fn hot_bytes(&self) -> usize {
+        self.hot_bytes
     }
 
     /// What was done so far.
@@ -187,7 +195,7 @@ impl Agent {
         match result {
             Ok(loaded) => {
                 conversation.loaded = true;
-                conversation.head = loaded.head;
+                conversation.head = loaded.head.map(|head| *head);
                 for message in loaded.messages {
                     conversation.window.push(message, messages_max, bytes_max);
                 }
@@ -413,6 +421,9 @@ impl Agent {
     /// Keeps the list of idle conversations: those can be dropped at any time.
     fn settle(&mut self, key: ConversationKey) {
         let Some(conversation) = self.conversations.get_mut(&key) else { return };
+        let bytes = conversation.window.bytes();
+        self.hot_bytes = self.hot_bytes - conversation.counted_bytes + bytes;
+        conversation.counted_bytes = bytes;
         let busy = conversation.open_turns() > 0 || conversation.writing.is_some();
         if let Some(stamp) = conversation.idle_stamp.take() {
             self.idle.remove(&stamp);
@@ -425,6 +436,7 @@ impl Agent {
             conversation.idle_stamp = Some(self.next_id);
             self.idle.insert(self.next_id, key);
         }
+        while self.hot_bytes > self.config.hot_bytes_max && self.evict() {}
     }
 
     fn evict(&mut self) -> bool {
@@ -436,7 +448,9 @@ impl Agent {
 
     fn cool(&mut self, key: ConversationKey) {
         self.set_timer(key, None);
-        self.conversations.remove(&key);
+        if let Some(conversation) = self.conversations.remove(&key) {
+            self.hot_bytes -= conversation.counted_bytes;
+        }
     }
 
     /// The conversation of a key that is known to be hot.

@@ -25,6 +25,8 @@ pub struct AgentConfig {
     pub window_bytes_max: usize,
     /// Conversations kept hot. The least recently used idle one goes first.
     pub conversations_max: usize,
+    /// Bytes of all hot windows together; beyond it idle conversations leave, however few they are.
+    pub hot_bytes_max: usize,
     /// Turns that may wait behind the running one of a conversation.
     pub queue_turns_max: usize,
     /// Open turns of the whole shard, waiting and running.
@@ -66,12 +68,13 @@ impl Default for AgentConfig {
             window_messages_max: 256,
             window_bytes_max: 256 * 1024,
             conversations_max: 4_096,
+            hot_bytes_max: 64 << 20,
             queue_turns_max: 16,
             open_turns_max: 4_096,
             turn_deadline_ms: 600_000,
             engine_grace_ms: 5_000,
             inbox_ttl_ms: 6 * 3_600_000,
-            inbox_attempts_max: 5,
+            inbox_attempts_max: 10,
             dedup_ttl_ms: 7 * 24 * 3_600_000,
             outbox_ttl_ms: 24 * 3_600_000,
             retry_first_ms: 250,

@@ -28,6 +28,8 @@ pub(crate) struct Conversation {
     pub running: Option<Running>,
     /// The time at which this conversation wants to be looked at.
     pub timer_ms: Option<u64>,
+    /// Bytes of its window that the agent's sum of hot bytes holds.
+    pub counted_bytes: usize,
     /// Its place among the idle ones.
     pub idle_stamp: Option<u64>,
     pub caps: Caps,
@@ -174,6 +176,11 @@ impl Window {
     /// Recorded messages before the window. Sequence numbers have no gaps, so the first one says it.
     pub fn older(&self) -> u64 {
         self.messages.front().map_or(0, |m| m.seq)
+    }
+
+    /// Memory that the window takes: texts and their records.
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.messages.len() * size_of::<Message>()
     }
 
     pub fn question_of(&self, turn: u64) -> Option<u64> {

@@ -165,7 +165,7 @@ impl Default for GenerationOptions {
 #[derive(Clone, Debug, Default)]
 pub struct Loaded {
     /// None = a new conversation.
-    pub head: Option<SessionHead>,
+    pub head: Option<Box<SessionHead>>,
     /// The newest messages in ascending order.
     pub messages: Vec<Message>,
 }

@@ -33,6 +33,8 @@ const DELIVERY_JOBS_MAX: usize = 4_096;
 const DELIVERY_CALLS_MAX: usize = 32;
 /// Pause before the state of a delivery is written again.
 const DELIVERY_COMMIT_RETRY_MS: u64 = 1_000;
+/// Pause between two log lines about turns without their recall.
+const DEGRADED_LOG_PAUSE_MS: u64 = 10_000;
 /// Difference between the shard's clock and the wall clock that is worth a line in the log.
 const CLOCK_JUMP_MS: u64 = 5_000;
 
@@ -87,6 +89,8 @@ pub(super) struct State {
     outgoing: Vec<VecDeque<ShardMessage>>,
     next_id: u64,
     clock_jump_told: bool,
+    /// Turns without their whole recall that the log knows of, and when it was last told.
+    degraded_told: (u64, u64),
 }
 
 impl State {
@@ -122,6 +126,7 @@ impl State {
             outgoing,
             next_id: 0,
             clock_jump_told: false,
+            degraded_told: (0, 0),
         }
     }
 
@@ -229,6 +234,7 @@ impl State {
                 "the system clock was set; deadlines go on unchanged, new messages carry the earlier time line until a restart"
             );
         }
+        self.tell_degraded(now_ms);
         self.take_inlet();
         self.flush_outgoing();
         if self.agent.next_deadline_ms().is_some_and(|at| at <= now_ms) {
@@ -238,6 +244,16 @@ impl State {
             self.deliver(DeliveryEvent::Tick);
         }
         self.drive();
+    }
+
+    fn tell_degraded(&mut self, now_ms: u64) {
+        let (known, told_ms) = self.degraded_told;
+        let degraded = self.agent.stats().recall_degraded;
+        if degraded > known && now_ms >= told_ms + DEGRADED_LOG_PAUSE_MS {
+            self.degraded_told = (degraded, now_ms);
+            let turns = degraded - known;
+            tracing::warn!(shard = self.index, turns, "turns went on without their whole recall: it was late or failed");
+        }
     }
 
     /// Nobody reads the answer any more.
@@ -288,7 +304,7 @@ impl State {
                         Some(_) => store.messages(key.tenant, key.conversation, None, messages_max)?,
                         None => Vec::new(),
                     };
-                    Ok(Loaded { head, messages })
+                    Ok(Loaded { head: head.map(Box::new), messages })
                 });
                 let result = result.map_err(|error| {
                     tracing::error!(%error, "a conversation cannot be read");

@@ -17,6 +17,8 @@ use crate::shard::Shared;
 
 /// The upper bits of a ticket name the shard whose connection waits.
 pub(super) const TICKET_SHARD_SHIFT: u32 = 48;
+/// What the memory plan reckons for a hot session. A longer one takes the room of others.
+const HOT_SESSION_BYTES: usize = 16 << 10;
 /// Tokens of recalled facts in one context.
 const RECALL_TOKENS_MAX: u32 = 512;
 
@@ -35,6 +37,7 @@ pub(super) fn agent_config(shared: &Shared) -> AgentConfig {
         embedding: shared.embedder.is_some(),
         window_messages_max: options.window_messages_max.max(1),
         conversations_max: options.sessions_hot_max.max(1),
+        hot_bytes_max: options.sessions_hot_max.max(1) * HOT_SESSION_BYTES,
         turn_deadline_ms: u64::try_from(options.turn_deadline.as_millis()).unwrap_or(u64::MAX / 2),
         dedup_ttl_ms: ChannelKind::ALL.iter().map(|kind| kind.dedup_ttl_ms()).max().unwrap_or_default(),
         split: outbox::split_reply,

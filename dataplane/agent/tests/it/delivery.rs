@@ -14,7 +14,7 @@ const JOBS_MAX: usize = 12;
 
 /// Chats with an even number have a peer that recognises a key; the others do not.
 fn idempotent(job: &OutboxJob) -> bool {
-    job.address.chat.as_bytes()[0] % 2 == 0
+    job.address.chat.as_bytes()[0].is_multiple_of(2)
 }
 
 struct World {

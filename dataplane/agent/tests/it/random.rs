@@ -24,10 +24,11 @@ impl Random {
     }
 }
 
-/// Seeds of a test: those of the environment variable, or as many as asked for.
-pub fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("MILLRACE_SEED").ok().and_then(|text| text.parse().ok()) {
+/// Seeds of a test: `MILLRACE_SEED=n` for that one, `MILLRACE_SEEDS=count` for more than usual.
+pub fn seeds(usual: u64) -> Vec<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    match number("MILLRACE_SEED") {
         Some(seed) => vec![seed],
-        None => (1..=count).collect(),
+        None => (1..=number("MILLRACE_SEEDS").unwrap_or(usual)).collect(),
     }
 }

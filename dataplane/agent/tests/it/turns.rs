@@ -17,6 +17,8 @@ use crate::random::{Random, seeds};
 const CONTEXT: u32 = 120;
 const CONVERSATIONS: usize = 5;
 const HOT_MAX: usize = 3;
+/// Two windows of `window_bytes_max` with their records do not fit.
+const HOT_BYTES_MAX: usize = 4_000;
 const QUEUE_MAX: usize = 3;
 const OPEN_MAX: usize = 9;
 
@@ -142,6 +144,7 @@ fn config() -> AgentConfig {
         window_messages_max: 12,
         window_bytes_max: 2_000,
         conversations_max: HOT_MAX,
+        hot_bytes_max: HOT_BYTES_MAX,
         queue_turns_max: QUEUE_MAX,
         open_turns_max: OPEN_MAX,
         turn_deadline_ms: 20_000,
@@ -184,6 +187,8 @@ impl World {
         // What was accepted before a crash is taken up whatever the bound: it was counted then.
         let hot_max = if self.crashed { CONVERSATIONS } else { HOT_MAX };
         assert!(self.agent.hot_conversations() <= hot_max, "conversations are bounded");
+        let busy_bytes_max = self.agent.open_turns() * (2_000 + 13 * size_of::<Message>());
+        assert!(self.agent.hot_bytes() <= HOT_BYTES_MAX + busy_bytes_max, "idle conversations make room for others");
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -271,7 +276,10 @@ impl World {
             Task::Load(key, limit) => {
                 let mut messages: Vec<Message> = self.disk.of(key).cloned().collect();
                 messages.drain(..messages.len().saturating_sub(limit));
-                Event::Loaded { key, result: Ok(Loaded { head: self.disk.heads.get(&key).cloned(), messages }) }
+                Event::Loaded {
+                    key,
+                    result: Ok(Loaded { head: self.disk.heads.get(&key).cloned().map(Box::new), messages }),
+                }
             }
             Task::Persist(op, ..) if fails => Event::Persisted { op, result: Err(Fault::NoSpace) },
             Task::Persist(op, key, writes) => {
@@ -390,6 +398,7 @@ impl World {
         }
         assert_eq!(self.agent.open_turns(), 0, "all work comes to an end");
         assert_eq!(self.agent.next_deadline_ms(), None, "no timer is left");
+        assert!(self.agent.hot_bytes() <= HOT_BYTES_MAX, "memory is bounded in bytes: {}", self.agent.hot_bytes());
         for (ticket, state) in &self.tickets {
             assert!(state.ended, "everybody who waits is answered: {ticket:?} {state:?}");
         }
@@ -533,7 +542,7 @@ fn a_message_that_kills_the_process_again_and_again_is_answered_with_an_error() 
     agent.step(Event::Persisted { op, result: Ok(()) }, 2_000, &mut effects);
     let Some(Effect::Persist { writes, .. }) = effects.last() else { panic!("{effects:?}") };
     let text = writes.iter().find_map(|w| if let Write::Outbox(job) = w { Some(&job.text) } else { None });
-    assert!(text.expect("an answer").contains("interrupted 5 times"), "{writes:?}");
+    assert!(text.expect("an answer").contains("interrupted 10 times"), "{writes:?}");
     assert!(writes.iter().any(|w| matches!(w, Write::CloseInbox { turn: 4 })));
 }
 
