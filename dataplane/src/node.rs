@@ -57,6 +57,9 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     let listeners = net::listen(loaded.config.listen, loaded.config.workers).map_err(|error| in_parts(&error))?;
     let http = listeners.address;
 
+    if !http.ip().is_loopback() {
+        tracing::warn!(%http, "the API is open to the network over plain HTTP: put a TLS proxy in front");
+    }
     let plan = plan(&loaded.config)?;
     let parts = load_parts(&mut loaded.config)?;
     let node = Node::assemble(loaded.config, parts, Arc::clone(&metrics), Arc::clone(&health), listeners, &plan)?;
