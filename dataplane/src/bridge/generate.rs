@@ -126,6 +126,9 @@ pub(super) fn check_model(asked: &str, known: &[String]) -> Result<(), ApiError>
     Err(ApiError::unknown_model(asked, &known))
 }
 
+/// The vectors of some texts, or why there are none.
+type Embedded = Result<Vec<Vec<f32>>, String>;
+
 impl State {
     /// Straight to the engine: nothing is stored, nothing is recalled.
     pub fn stateless_chat(
@@ -199,7 +202,7 @@ impl State {
     }
 
     /// Asks the encoder; the answer is put where the caller waits.
-    pub fn embed_texts(&mut self, texts: Vec<String>) -> Result<Once<Result<Vec<Vec<f32>>, String>>, ApiError> {
+    pub fn embed_texts(&mut self, texts: Vec<String>) -> Result<Once<Embedded>, ApiError> {
         let Some(embedder) = self.shared.embedder.clone() else {
             return Err(ApiError::new(
                 404,

@@ -11,7 +11,11 @@ pub fn start(level: &str, json: bool) {
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
-    let _ = if json { builder.json().flatten_event(true).try_init() } else { builder.with_target(false).with_thread_names(level.contains("debug")).try_init() };
+    let _ = if json {
+        builder.json().flatten_event(true).try_init()
+    } else {
+        builder.with_target(false).with_thread_names(level.contains("debug")).try_init()
+    };
 }
 
 /// Is `level` something that [`start`] understands?
