@@ -28,6 +28,12 @@ impl Histogram {
         self.sum_ns.fetch_add(u64::try_from(value.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// Mean of all values; `None` before the first.
+    pub fn mean(&self) -> Option<Duration> {
+        let count: u64 = self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).sum();
+        self.sum_ns.load(Ordering::Relaxed).checked_div(count).map(Duration::from_nanos)
+    }
+
     /// A copy of the present state.
     pub fn snapshot(&self) -> HistogramSnapshot {
         let mut cumulative = Vec::with_capacity(BUCKET_SECONDS.len());
@@ -159,6 +165,7 @@ mod tests {
         assert_eq!(s.count, 3);
         assert!((s.sum_seconds - 1_000.002_001).abs() < 1e-6);
         assert_eq!(s.quantile_seconds(0.3), 0.001);
+        assert_eq!(h.mean(), Some(Duration::from_nanos(1_000_002_001_000 / 3)));
         assert_eq!(s.quantile_seconds(1.0), f64::INFINITY);
     }
 

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 
@@ -120,7 +119,6 @@ pub struct Engine {
     tokenizer: Arc<Tokenizer>,
     bounds: RequestBounds,
     queue_max: usize,
-    started: Instant,
 }
 
 impl std::fmt::Debug for Engine {
@@ -178,15 +176,7 @@ impl Engine {
         let scheduler = Scheduler::new(backend, Arc::clone(&tokenizer), Arc::clone(&shared), receiver, step);
         let thread = std::thread::Builder::new().name("engine".to_owned());
         let thread = thread.spawn(move || scheduler.run()).map_err(EngineError::Thread)?;
-        Ok(Engine {
-            shared,
-            sender,
-            thread: Mutex::new(Some(thread)),
-            tokenizer,
-            bounds,
-            queue_max: config.queue_max,
-            started: Instant::now(),
-        })
+        Ok(Engine { shared, sender, thread: Mutex::new(Some(thread)), tokenizer, bounds, queue_max: config.queue_max })
     }
 
     /// The tokenizer of the model.
@@ -262,8 +252,10 @@ impl Engine {
         match self.shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
             Ok(_) => Ok(()),
             Err(waiting) => {
-                let finished = self.shared.stats.finished().map(|(_, n)| n).sum();
-                let retry_after = admit::retry_after(finished, self.started.elapsed());
+                let stats = &self.shared.stats;
+                let service =
+                    stats.request.mean().map(|all| all.saturating_sub(stats.queue.mean().unwrap_or_default()));
+                let retry_after = admit::retry_after(service, stats.running.get());
                 Err(SubmitError::QueueFull { waiting, max, retry_after })
             }
         }

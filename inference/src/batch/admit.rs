@@ -49,12 +49,11 @@ fn parameter(name: &'static str, value: impl ToString, allowed: impl Into<String
     SubmitError::Parameter(ParameterError { name, value: value.to_string(), allowed: allowed.into() })
 }
 
-/// When a place in the queue is likely free: the time one request takes to finish at the present rate.
-pub(crate) fn retry_after(finished: u64, uptime: Duration) -> Duration {
-    if finished == 0 {
-        return Duration::from_secs(1);
-    }
-    (uptime / u32::try_from(finished).unwrap_or(u32::MAX)).clamp(RETRY_MIN, RETRY_MAX)
+/// When a place in the queue is likely free: with `running` requests that take `service` each, one ends every
+/// `service / running`. Nothing is known before the first one has ended.
+pub(crate) fn retry_after(service: Option<Duration>, running: u64) -> Duration {
+    let Some(service) = service else { return Duration::from_secs(1) };
+    (service / u32::try_from(running.max(1)).unwrap_or(u32::MAX)).clamp(RETRY_MIN, RETRY_MAX)
 }
 
 #[cfg(test)]
@@ -112,9 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn the_advice_follows_the_rate_of_finished_requests() {
-        assert_eq!(retry_after(10, Duration::from_secs(20)), Duration::from_secs(2));
-        assert_eq!(retry_after(1_000_000, Duration::from_secs(1)), RETRY_MIN);
-        assert_eq!(retry_after(1, Duration::from_secs(100_000)), RETRY_MAX);
+    fn the_advice_follows_the_time_that_requests_take() {
+        let seconds = |n| Some(Duration::from_secs(n));
+        assert_eq!(retry_after(seconds(20), 10), Duration::from_secs(2));
+        assert_eq!(retry_after(seconds(1), 1000), RETRY_MIN);
+        assert_eq!(retry_after(seconds(100_000), 0), RETRY_MAX);
+        assert_eq!(retry_after(None, 5), Duration::from_secs(1));
     }
 }

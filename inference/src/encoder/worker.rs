@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -51,7 +51,6 @@ pub struct EmbedWorker {
     /// Taken at shutdown; the thread ends when no sender is left and the queue is empty.
     sender: Mutex<Option<Sender<EmbedRequest>>>,
     closing: Arc<AtomicBool>,
-    fault: Arc<OnceLock<String>>,
     queue_max: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -67,19 +66,17 @@ impl EmbedWorker {
     pub fn start(encoder: Arc<Encoder>, queue_max: usize, nice: i32) -> std::io::Result<EmbedWorker> {
         let (sender, receiver) = bounded(queue_max.max(1));
         let closing = Arc::new(AtomicBool::new(false));
-        let fault = Arc::new(OnceLock::new());
         let thread = std::thread::Builder::new().name("embed".to_owned()).spawn({
-            let (encoder, closing, fault) = (Arc::clone(&encoder), Arc::clone(&closing), Arc::clone(&fault));
+            let (encoder, closing) = (Arc::clone(&encoder), Arc::clone(&closing));
             move || {
                 crate::priority::lower(nice);
-                serve(&encoder, &receiver, &closing, &fault);
+                serve(&encoder, &receiver, &closing);
             }
         })?;
         Ok(EmbedWorker {
             encoder,
             sender: Mutex::new(Some(sender)),
             closing,
-            fault,
             queue_max: queue_max.max(1),
             thread: Mutex::new(Some(thread)),
         })
@@ -90,9 +87,6 @@ impl EmbedWorker {
         let texts = request.texts.len();
         if texts == 0 || texts > TEXTS_MAX {
             return Err(SubmitError::TooManyTexts { texts, max: TEXTS_MAX });
-        }
-        if let Some(reason) = self.fault.get() {
-            return Err(SubmitError::Unhealthy { reason: reason.clone() });
         }
         let sender = self.sender.lock().unwrap_or_else(|p| p.into_inner());
         let Some(sender) = sender.as_ref() else { return Err(SubmitError::Closed) };
@@ -136,7 +130,7 @@ impl Drop for EmbedWorker {
     }
 }
 
-fn serve(encoder: &Encoder, receiver: &Receiver<EmbedRequest>, closing: &AtomicBool, fault: &OnceLock<String>) {
+fn serve(encoder: &Encoder, receiver: &Receiver<EmbedRequest>, closing: &AtomicBool) {
     while let Ok(EmbedRequest { texts, done }) = receiver.recv() {
         let result = if closing.load(Ordering::Acquire) {
             Err(EmbedError::Closed)
@@ -149,8 +143,8 @@ fn serve(encoder: &Encoder, receiver: &Receiver<EmbedRequest>, closing: &AtomicB
             tracing::error!(%reason, "the embedding worker failed on a text");
         }
         if catch_unwind(AssertUnwindSafe(|| done(result))).is_err() {
+            // The fault is the receiver's; other calls go on.
             tracing::error!("the receiver of an embedding panicked");
-            let _ = fault.set("the receiver of an embedding panicked".to_owned());
         }
     }
 }
