@@ -132,7 +132,7 @@ fn refuse_rope_scaling(gguf: &Gguf, key: &str) -> Result<(), LoadError> {
 }
 
 fn checked(what: &str, value: u64, max: u64, multiple: u64) -> Result<usize, LoadError> {
-    if value == 0 || value > max || value % multiple != 0 {
+    if value == 0 || value > max || !value.is_multiple_of(multiple) {
         let expected = match multiple {
             1 => format!("from 1 to {max}"),
             _ => format!("a multiple of {multiple} up to {max}"),
