@@ -46,7 +46,11 @@ fn greedy_replies_agree_with_the_reference() {
         let open = gaps.iter().position(|&gap| gap < GAP_MIN).unwrap_or(expected.len());
         compared += parted.unwrap_or(expected.len());
         if let Some(step) = parted {
-            println!("case {case}: parts at step {step} of {}, gap there {:.4}, first small gap at {open}", expected.len(), gaps[step]);
+            println!(
+                "case {case}: parts at step {step} of {}, gap there {:.4}, first small gap at {open}",
+                expected.len(),
+                gaps[step]
+            );
             if step < open {
                 failures.push(case);
             }
@@ -54,7 +58,9 @@ fn greedy_replies_agree_with_the_reference() {
     }
     let worst = apart.iter().copied().fold(0.0, f64::max);
     let mean = apart.iter().sum::<f64>() / apart.len() as f64;
-    println!("first-token log-probabilities differ by {worst:.4} at most, {mean:.4} on average; {compared} tokens agree");
+    println!(
+        "first-token log-probabilities differ by {worst:.4} at most, {mean:.4} on average; {compared} tokens agree"
+    );
     assert!(failures.is_empty(), "cases {failures:?} part from the reference before any small gap");
     assert!(worst < LOGPROB_TOLERANCE && mean < LOGPROB_MEAN_TOLERANCE, "log-probabilities differ by {worst}, {mean}");
 }

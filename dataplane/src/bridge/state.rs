@@ -252,7 +252,11 @@ impl State {
         if degraded > known && now_ms >= told_ms + DEGRADED_LOG_PAUSE_MS {
             self.degraded_told = (degraded, now_ms);
             let turns = degraded - known;
-            tracing::warn!(shard = self.index, turns, "turns went on without their whole recall: it was late or failed");
+            tracing::warn!(
+                shard = self.index,
+                turns,
+                "turns went on without their whole recall: it was late or failed"
+            );
         }
     }
 

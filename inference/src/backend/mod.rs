@@ -70,7 +70,9 @@ pub enum BackendError {
 #[non_exhaustive]
 pub enum BackendStartError {
     /// The KV budget does not hold one block.
-    #[error("a KV budget of {bytes} bytes holds {blocks} blocks of {block_bytes} bytes, at least {min} are needed; raise the budget")]
+    #[error(
+        "a KV budget of {bytes} bytes holds {blocks} blocks of {block_bytes} bytes, at least {min} are needed; raise the budget"
+    )]
     KvBudget {
         /// The budget.
         bytes: usize,
@@ -134,7 +136,9 @@ pub enum LoadError {
         supported: &'static str,
     },
     /// A tensor in a format without a kernel.
-    #[error("tensor {name:?} is stored as {kind}, which has no kernel (supported: {supported}); use another quantisation")]
+    #[error(
+        "tensor {name:?} is stored as {kind}, which has no kernel (supported: {supported}); use another quantisation"
+    )]
     TensorType {
         /// The tensor.
         name: String,

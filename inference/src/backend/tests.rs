@@ -230,7 +230,8 @@ fn quantised_networks_are_close_to_their_decoded_weights() {
         let size = expected.iter().flatten().map(|x| x * x).sum::<f64>().sqrt();
         for set in kernel::available() {
             let got = run(&mut backend(&network.model(), 1, set), &tokens, &[0, 1].map(BlockId), &[20]);
-            let apart: f64 = got.iter().flatten().zip(expected.iter().flatten()).map(|(g, e)| (f64::from(*g) - e).powi(2)).sum();
+            let apart: f64 =
+                got.iter().flatten().zip(expected.iter().flatten()).map(|(g, e)| (f64::from(*g) - e).powi(2)).sum();
             assert!(apart.sqrt() / size < 0.05, "{} {kind:?}: {}", set.name, apart.sqrt() / size);
         }
     }
@@ -294,7 +295,10 @@ fn impossible_settings_are_refused() {
         step_logits_max: 8,
     };
     let start = |config: CpuConfig| CpuBackend::new(model.clone(), &config).err().expect("the setting is wrong");
-    assert!(matches!(start(CpuConfig { threads: 0, ..good.clone() }), BackendStartError::Setting { name: "threads", .. }));
+    assert!(matches!(
+        start(CpuConfig { threads: 0, ..good.clone() }),
+        BackendStartError::Setting { name: "threads", .. }
+    ));
     assert!(matches!(start(CpuConfig { kv_bytes_max: 100, ..good.clone() }), BackendStartError::KvBudget { .. }));
     assert!(matches!(start(CpuConfig { step_logits_max: 9, ..good }), BackendStartError::Setting { .. }));
 }
@@ -310,9 +314,11 @@ fn incomplete_or_foreign_models_are_refused() {
     incomplete.tensors.pop();
     assert!(matches!(load(&incomplete), LoadError::Gguf { .. }));
     let mut wide = network.writer.clone();
-    wide.metadata[4] = Writer::default().entry("llama.feed_forward_length", 4, &128u32.to_le_bytes()).metadata[0].clone();
+    wide.metadata[4] =
+        Writer::default().entry("llama.feed_forward_length", 4, &128u32.to_le_bytes()).metadata[0].clone();
     assert!(matches!(load(&wide), LoadError::Shape { .. }));
     let mut odd = network.writer.clone();
-    odd.metadata[6] = Writer::default().entry("llama.attention.head_count_kv", 4, &3u32.to_le_bytes()).metadata[0].clone();
+    odd.metadata[6] =
+        Writer::default().entry("llama.attention.head_count_kv", 4, &3u32.to_le_bytes()).metadata[0].clone();
     assert!(matches!(load(&odd), LoadError::Shape { .. }));
 }

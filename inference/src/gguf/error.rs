@@ -30,7 +30,9 @@ pub enum GgufError {
         big_endian: bool,
     },
     /// The file ends inside something.
-    #[error("the model file is cut short: {what} needs {needed} bytes at offset {offset}, the file has {len}; download it again")]
+    #[error(
+        "the model file is cut short: {what} needs {needed} bytes at offset {offset}, the file has {len}; download it again"
+    )]
     Truncated {
         /// What was being read.
         what: &'static str,

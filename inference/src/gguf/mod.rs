@@ -105,7 +105,8 @@ impl Gguf {
 
     /// Like [`Gguf::u64`], as `u32`.
     pub fn u32(&self, key: &str) -> Result<u32, GgufError> {
-        u32::try_from(self.u64(key)?).map_err(|_| GgufError::wrong_kind(key, "an integer below 2^32", "a larger integer"))
+        u32::try_from(self.u64(key)?)
+            .map_err(|_| GgufError::wrong_kind(key, "an integer below 2^32", "a larger integer"))
     }
 
     /// Floating-point number of `key`.

@@ -110,8 +110,7 @@ unsafe fn sum_lanes<V: Vector, const T: usize, const N: usize>(
     unsafe {
         let mut sums = [[V::int_zero(); N]; T];
         for lane in lanes {
-            let w: [V::I; N] =
-                from_fn(|part| V::load_bytes(q.as_ptr().add(64 * lane + part * V::ROWS * 4).cast()));
+            let w: [V::I; N] = from_fn(|part| V::load_bytes(q.as_ptr().add(64 * lane + part * V::ROWS * 4).cast()));
             for i in 0..T {
                 let a = V::splat_bytes(a[i].add(4 * lane));
                 for part in 0..N {
@@ -285,10 +284,7 @@ unsafe fn gemm_tokens<V: Vector, P: TileProduct<V>, const T: usize>(args: &GemmA
 const PREFETCH_BYTES: usize = 2048;
 
 #[inline(always)]
-unsafe fn gemm_parts<V: Vector, P: TileProduct<V>, const T: usize, const N: usize>(
-    args: &GemmArgs,
-    t: usize,
-) {
+unsafe fn gemm_parts<V: Vector, P: TileProduct<V>, const T: usize, const N: usize>(args: &GemmArgs, t: usize) {
     // SAFETY: `blocks` tiles follow each other from `tiles` on, and outputs are 16 wide; the caller keeps both.
     unsafe {
         let tiles = args.tiles.cast::<P::Tile>();
@@ -467,7 +463,14 @@ pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
 
 /// Turns 16 scores into weights relative to the running maximum, and rescales what was summed under an older one.
 #[inline(always)]
-unsafe fn softmax_block<V: Vector>(s: *mut f32, visible: usize, maximum: &mut f32, total: &mut f32, o: *mut f32, dim: usize) {
+unsafe fn softmax_block<V: Vector>(
+    s: *mut f32,
+    visible: usize,
+    maximum: &mut f32,
+    total: &mut f32,
+    o: *mut f32,
+    dim: usize,
+) {
     // SAFETY: 16 scores and `dim` results, as the caller laid them out.
     unsafe {
         let mut greatest = V::splat(f32::NEG_INFINITY);

@@ -63,7 +63,8 @@ pub(crate) fn available() -> Vec<&'static Kernels> {
     let mut sets = vec![&scalar::KERNELS];
     #[cfg(target_arch = "x86_64")]
     {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let avx2 =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         if avx2 {
             sets.push(&avx2::KERNELS);

@@ -174,9 +174,7 @@ unsafe fn attend(args: &AttendArgs<'_>) {
         for row in 0..args.tokens * args.group {
             let (token, head) = (row / args.group, row % args.group);
             let q = args.q.add(token * args.q_stride + head * dim);
-            let score = |other: usize| {
-                (0..dim).map(|i| *q.add(i) * key(other, i)).sum::<f32>() / (dim as f32).sqrt()
-            };
+            let score = |other: usize| (0..dim).map(|i| *q.add(i) * key(other, i)).sum::<f32>() / (dim as f32).sqrt();
             let visible = 0..=args.position + token;
             let greatest = visible.clone().map(score).fold(f32::NEG_INFINITY, f32::max);
             let total: f32 = visible.clone().map(|other| (score(other) - greatest).exp()).sum();

@@ -177,12 +177,19 @@ fn every_set_multiplies_like_the_plain_version_and_like_decoded_weights() {
                             assert!(quant::dequantize(kind, bytes, &mut w));
                             let size = w.iter().map(|w| f64::from(w * w)).sum::<f64>().sqrt() * norm + 1.0;
                             let (value, plain) = (f64::from(got[t * 20 + row]), f64::from(plain[t * 20 + row]));
-                            let exact = quant::dot_reference(kind, bytes, x).expect("supported") + if add { 0.25 } else { 0.0 };
+                            let exact =
+                                quant::dot_reference(kind, bytes, x).expect("supported") + if add { 0.25 } else { 0.0 };
                             let name = set.name;
                             assert!((value - plain).abs() <= SETS_TOLERANCE * size, "{name} {kind:?}: {value} {plain}");
-                            assert!((value - exact).abs() <= QUANTISED_TOLERANCE * size, "{name} {kind:?}: {value} {exact}");
+                            assert!(
+                                (value - exact).abs() <= QUANTISED_TOLERANCE * size,
+                                "{name} {kind:?}: {value} {exact}"
+                            );
                         }
-                        assert!(got[t * 20 + 16..t * 20 + 20].iter().all(|&x| x == 0.25), "only 16 outputs are written");
+                        assert!(
+                            got[t * 20 + 16..t * 20 + 20].iter().all(|&x| x == 0.25),
+                            "only 16 outputs are written"
+                        );
                     }
                 }
             }
@@ -300,8 +307,15 @@ fn every_set_computes_swiglu_alike() {
     let up = floats(&mut random, 3 * 40);
     let run = |set: &Kernels| {
         let mut acts = ActsOwned::new(4, 96);
-        let args =
-            SwigluArgs { gate: gate.as_ptr(), up: up.as_ptr(), stride: 40, acts: acts.view(), first: 1, count: 3, block: 2 };
+        let args = SwigluArgs {
+            gate: gate.as_ptr(),
+            up: up.as_ptr(),
+            stride: 40,
+            acts: acts.view(),
+            first: 1,
+            count: 3,
+            block: 2,
+        };
         // SAFETY: three tokens of 32 values each, 40 apart; the destination has that block.
         unsafe { (set.swiglu)(&args) };
         acts.f
@@ -322,9 +336,8 @@ fn every_set_attends_alike_and_independently_of_chunks() {
         let blocks: Vec<BlockId> = (0..5).rev().map(BlockId).collect();
         // Two heads per block in memory; the kernel sees the second.
         let kv_stride = 2 * 2 * dim * BLOCK_TOKENS;
-        let kv: Vec<u16> = (0..5 * kv_stride)
-            .map(|_| half::f16::from_f32(random.random_range(-1.0..1.0)).to_bits())
-            .collect();
+        let kv: Vec<u16> =
+            (0..5 * kv_stride).map(|_| half::f16::from_f32(random.random_range(-1.0..1.0)).to_bits()).collect();
         let mut kv = kv;
         // Slots past the context hold what an earlier owner of the block left, here the worst case.
         let last = blocks[context / BLOCK_TOKENS].0 as usize * kv_stride + kv_stride / 2;

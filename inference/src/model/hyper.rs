@@ -122,11 +122,9 @@ impl Hyper {
 
 fn refuse_rope_scaling(gguf: &Gguf, key: &str) -> Result<(), LoadError> {
     match gguf.str(key) {
-        Ok(kind) if kind != "none" => Err(shape(
-            &format!("rope scaling ({kind})"),
-            1,
-            "no scaling: position scaling is not implemented".into(),
-        )),
+        Ok(kind) if kind != "none" => {
+            Err(shape(&format!("rope scaling ({kind})"), 1, "no scaling: position scaling is not implemented".into()))
+        }
         _ => Ok(()),
     }
 }

@@ -46,7 +46,11 @@ const JOB_ROW_TILES: usize = 64;
 const LOAD_THREADS_MAX: usize = 8;
 
 impl Weights {
-    pub(super) fn load(gguf: &Gguf, hyper: &Hyper, wrap: &impl Fn(GgufError) -> LoadError) -> Result<Weights, LoadError> {
+    pub(super) fn load(
+        gguf: &Gguf,
+        hyper: &Hyper,
+        wrap: &impl Fn(GgufError) -> LoadError,
+    ) -> Result<Weights, LoadError> {
         let mut planner = Planner { gguf, wrap, sources: Vec::new(), bytes: 0 };
         let embedding = planner.matrix("token_embd.weight", hyper.vocab, hyper.width)?;
         let layers =
