@@ -1,8 +1,8 @@
 //! Arithmetic of the engine: one table of functions per instruction set, chosen once at start.
 //!
-//! Every function has a plain twin in [`scalar`], which is both the fall-back and the reference of the tests. The fast
-//! sets share one algorithm text ([`generic`]) over the primitives of [`vector::Vector`]; a set is one implementation
-//! of those primitives. Weights are packed into one layout for all sets ([`tile`]).
+//! Every function has a plain twin in `scalar`, which is both the fall-back and the reference of the tests. The fast
+//! sets share one algorithm text (`generic`) over the primitives of `vector::Vector`; a set is one implementation
+//! of those primitives. Weights are packed into one layout for all sets (`tile`).
 //!
 //! A result of any function depends only on the operands of its own row and token, never on how many tokens are
 //! computed together: batching cannot change a reply.
