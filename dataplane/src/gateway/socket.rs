@@ -44,6 +44,12 @@ const RUNS_MAX: usize = 8;
 /// close frame and not a reset.
 const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// How long a closing peer is heard out in all.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Silence after which a peer that was told to close is taken to have said everything.
+const LINGER_SILENCE: Duration = Duration::from_millis(500);
+
 /// Messages of a session that `history` sends at most.
 const HISTORY_MESSAGES_MAX: usize = 200;
 
@@ -156,8 +162,8 @@ impl Gateway {
         }
         match end {
             End::Gone => {}
-            End::Close(code, reason) => talk.close(Some(code), reason, reader).await,
-            End::Echo(code) => talk.close(code, "", reader).await,
+            End::Close(code, reason) => talk.close(code, reason, reader).await,
+            End::Echo(code) => talk.echo(code, reader).await,
         }
     }
 }
@@ -393,21 +399,39 @@ impl Talk<'_> {
         say(&mut self.out, &error_frame(id, error));
     }
 
-    /// The closing handshake: our frame, then the peer's within the linger time.
-    async fn close(mut self, code: Option<u16>, reason: &str, mut reader: Reader) {
+    /// The closing handshake that we begin (RFC 6455, 7.1.2): our frame, then whatever the peer still sends, its own
+    /// close frame last. The peer is heard out until it is silent before the stream ends: a client in the middle of a
+    /// long message takes the end of the stream for a broken connection and never looks at our reason.
+    async fn close(mut self, code: u16, reason: &str, mut reader: Reader) {
+        ws::encode_close(self.out.raw_buffer(), code, reason);
+        if self.out.flush().await.is_err() {
+            return;
+        }
+        self.drop_until_silent(&mut reader).await;
+        self.out.finish().await;
+    }
+
+    /// The closing handshake that the peer began: its code back, then the end of the stream.
+    async fn echo(mut self, code: Option<u16>, mut reader: Reader) {
         match code {
-            Some(code) => ws::encode_close(self.out.raw_buffer(), code, reason),
+            Some(code) => ws::encode_close(self.out.raw_buffer(), code, ""),
             None => ws::encode(self.out.raw_buffer(), Opcode::Close, b""),
         }
         if self.out.flush().await.is_err() {
             return;
         }
         self.out.finish().await;
-        self.read_within(Duration::from_secs(2));
+        self.drop_until_silent(&mut reader).await;
+    }
+
+    /// Reads and drops until the peer ends, is silent for a moment, or has sent more than anybody needs to.
+    async fn drop_until_silent(&self, reader: &mut Reader) {
+        let until = Instant::now() + LINGER;
         let mut dropped = 0;
         let mut rest = Vec::new();
-        while dropped < LINGER_BYTES_MAX {
+        while dropped < LINGER_BYTES_MAX && Instant::now() < until {
             rest.clear();
+            self.read_within(LINGER_SILENCE);
             match reader.read(&mut rest).await {
                 Ok(count @ 1..) => dropped += count,
                 _ => return,
