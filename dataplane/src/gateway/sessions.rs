@@ -18,8 +18,7 @@ const PAGE_MAX: usize = 500;
 
 impl Gateway {
     pub(super) fn sessions(&self, principal: &Principal, request: &Request<'_>) -> Result<Response, ApiError> {
-        let user = request.head.query_param("user");
-        let principal = self.bridge.acting_for(principal, user.as_deref())?;
+        let principal = self.acting(principal, request)?;
         let limit = whole(request.head, "limit", PAGE_DEFAULT as u64, 1, PAGE_MAX as u64)?;
         let heads = self.bridge.sessions(&principal, limit as usize)?;
         let data: Vec<Value> = heads.iter().map(session_object).collect();
@@ -32,8 +31,7 @@ impl Gateway {
         request: &Request<'_>,
         segments: Segments<'_>,
     ) -> Result<Response, ApiError> {
-        let user = request.head.query_param("user");
-        let principal = self.bridge.acting_for(principal, user.as_deref())?;
+        let principal = self.acting(principal, request)?;
         let session = session_name(segments)?;
         let limit = whole(request.head, "limit", PAGE_DEFAULT as u64, 1, PAGE_MAX as u64)?;
         let before = match request.head.query_param("before") {
@@ -51,8 +49,7 @@ impl Gateway {
         request: &Request<'_>,
         segments: Segments<'_>,
     ) -> Result<Response, ApiError> {
-        let user = request.head.query_param("user");
-        let principal = self.bridge.acting_for(principal, user.as_deref())?;
+        let principal = self.acting(principal, request)?;
         let session = session_name(segments)?;
         let Some(text) = request.head.query_param("text").filter(|text| !text.is_empty()) else {
             return Err(ApiError::bad_request(
@@ -63,6 +60,11 @@ impl Gateway {
         };
         let view = self.bridge.context(&principal, &session, &text).await?;
         Ok(Response::json(200, to_json(&view)))
+    }
+
+    /// The principal, in the place of the user whom the query names.
+    fn acting(&self, principal: &Principal, request: &Request<'_>) -> Result<Principal, ApiError> {
+        self.bridge.acting_for(principal, request.head.query_param("user").as_deref())
     }
 }
 
