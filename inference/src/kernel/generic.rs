@@ -10,7 +10,7 @@
 use std::array::from_fn;
 
 use super::args::{Acts, AttendArgs, GemmArgs, NormArgs, SwigluArgs};
-use super::tile::{TileF16, TileF32, TileQ4, TileQ8, TileWide};
+use super::tile::{TileF16, TileF32, TileQ2K, TileQ4, TileQ4K, TileQ8, TileWide};
 use super::vector::Vector;
 use super::{BLOCK, TILE_ROWS};
 use crate::kv::BLOCK_TOKENS;
@@ -34,6 +34,8 @@ trait TileProduct<V: Vector> {
 }
 
 pub(super) struct Q4;
+pub(super) struct Q4K;
+pub(super) struct Q2K;
 pub(super) struct Q8;
 pub(super) struct Wide;
 pub(super) struct F16;
@@ -52,6 +54,37 @@ fn scales<const T: usize>(acts: &Acts, t: usize, b: usize) -> [usize; T] {
     from_fn(|i| (t + i) * (acts.columns / BLOCK) + b)
 }
 
+/// Sums over all 32 elements of tiles of nibbles.
+#[inline(always)]
+unsafe fn sum_nibble_lanes<V: Vector, const T: usize, const N: usize>(
+    q: &[u8; 256],
+    a: &[*const i8; T],
+) -> [[V::Sum; N]; T] {
+    // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
+    unsafe {
+        let mut sums = [[V::sum_zero(); N]; T];
+        for lane in 0..4 {
+            let bytes: [V::I; N] = from_fn(|part| V::load_bytes(q.as_ptr().add(64 * lane + part * V::ROWS * 4)));
+            let low = bytes.map(|bytes| V::low_nibbles(bytes));
+            for i in 0..T {
+                // One broadcast serves all registers.
+                let a = V::splat_bytes(a[i].add(4 * lane));
+                for part in 0..N {
+                    sums[i][part] = V::sum_nibbles(sums[i][part], low[part], a);
+                }
+            }
+            let high = bytes.map(|bytes| V::high_nibbles(bytes));
+            for i in 0..T {
+                let a = V::splat_bytes(a[i].add(4 * lane + 16));
+                for part in 0..N {
+                    sums[i][part] = V::sum_nibbles(sums[i][part], high[part], a);
+                }
+            }
+        }
+        sums
+    }
+}
+
 impl<V: Vector> TileProduct<V> for Q4 {
     type Tile = TileQ4;
     #[inline(always)]
@@ -63,36 +96,95 @@ impl<V: Vector> TileProduct<V> for Q4 {
     ) {
         // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
         unsafe {
-            let a: [*const i8; T] = quants(acts, t, b);
-            let mut sums = [[V::sum_zero(); N]; T];
-            for lane in 0..4 {
-                let bytes: [V::I; N] =
-                    from_fn(|part| V::load_bytes(tile.q.as_ptr().add(64 * lane + part * V::ROWS * 4)));
-                let low = bytes.map(|bytes| V::low_nibbles(bytes));
-                for i in 0..T {
-                    // One broadcast serves all registers.
-                    let a = V::splat_bytes(a[i].add(4 * lane));
-                    for part in 0..N {
-                        sums[i][part] = V::sum_nibbles(sums[i][part], low[part], a);
-                    }
-                }
-                let high = bytes.map(|bytes| V::high_nibbles(bytes));
-                for i in 0..T {
-                    let a = V::splat_bytes(a[i].add(4 * lane + 16));
-                    for part in 0..N {
-                        sums[i][part] = V::sum_nibbles(sums[i][part], high[part], a);
-                    }
-                }
-            }
+            let sums = sum_nibble_lanes::<V, T, N>(&tile.q, &quants(acts, t, b));
             let at: [usize; T] = scales(acts, t, b);
             for part in 0..N {
                 let d = V::load_half(tile.d.as_ptr().add(part * V::ROWS));
                 let m = V::load_half(tile.m.as_ptr().add(part * V::ROWS));
                 for i in 0..T {
-                    let scale = V::mul(d, V::splat(*acts.d.add(at[i])));
                     let acc = &mut acc[i][part];
-                    *acc = V::fmadd(V::float(V::sum_finish(sums[i][part])), scale, *acc);
-                    *acc = V::fmadd(m, V::splat(*acts.s.add(at[i])), *acc);
+                    add_scaled::<V>(acc, V::float(V::sum_finish(sums[i][part])), (d, m), acts, at[i]);
+                }
+            }
+        }
+    }
+}
+
+impl<V: Vector> TileProduct<V> for Q4K {
+    type Tile = TileQ4K;
+    #[inline(always)]
+    unsafe fn product<const T: usize, const N: usize>(
+        tile: &TileQ4K,
+        acts: &Acts,
+        (t, b): (usize, usize),
+        acc: &mut [Rows<V, N>; T],
+    ) {
+        // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
+        unsafe {
+            let sums = sum_nibble_lanes::<V, T, N>(&tile.q, &quants(acts, t, b));
+            let at: [usize; T] = scales(acts, t, b);
+            for part in 0..N {
+                let d = V::load(tile.d.as_ptr().add(part * V::ROWS));
+                let m = V::load(tile.m.as_ptr().add(part * V::ROWS));
+                for i in 0..T {
+                    let acc = &mut acc[i][part];
+                    add_scaled::<V>(acc, V::float(V::sum_finish(sums[i][part])), (d, m), acts, at[i]);
+                }
+            }
+        }
+    }
+}
+
+/// acc + sum × scale of the rows × scale of the token, + minimum of the rows × scaled sum of the token.
+#[inline(always)]
+unsafe fn add_scaled<V: Vector>(acc: &mut V::F, sum: V::F, (d, m): (V::F, V::F), acts: &Acts, at: usize) {
+    // SAFETY: the caller names a block of `acts`.
+    unsafe {
+        let scale = V::mul(d, V::splat(*acts.d.add(at)));
+        *acc = V::fmadd(sum, scale, *acc);
+        *acc = V::fmadd(m, V::splat(*acts.s.add(at)), *acc);
+    }
+}
+
+impl<V: Vector> TileProduct<V> for Q2K {
+    type Tile = TileQ2K;
+    #[inline(always)]
+    unsafe fn product<const T: usize, const N: usize>(
+        tile: &TileQ2K,
+        acts: &Acts,
+        (t, b): (usize, usize),
+        acc: &mut [Rows<V, N>; T],
+    ) {
+        // SAFETY: lanes lie inside the tile, blocks inside the rows; the caller keeps the rest.
+        unsafe {
+            let a: [*const i8; T] = quants(acts, t, b);
+            let at: [usize; T] = scales(acts, t, b);
+            let ones = V::splat_bytes([1i8; 4].as_ptr());
+            for half in 0..2 {
+                let mut sums = [[V::sum_zero(); N]; T];
+                // Minima belong to 16 elements, so the token's sum over these is needed; it is the same in all lanes.
+                let mut totals = [V::sum_zero(); T];
+                for lane in 0..4 {
+                    let w: [V::I; N] = from_fn(|part| {
+                        let bytes = V::load_bytes(tile.q.as_ptr().add(64 * lane + part * V::ROWS * 4));
+                        if half == 0 { V::low_nibbles(bytes) } else { V::high_nibbles(bytes) }
+                    });
+                    for i in 0..T {
+                        let a = V::splat_bytes(a[i].add(16 * half + 4 * lane));
+                        totals[i] = V::sum_nibbles(totals[i], ones, a);
+                        for part in 0..N {
+                            sums[i][part] = V::sum_nibbles(sums[i][part], w[part], a);
+                        }
+                    }
+                }
+                for part in 0..N {
+                    let d = V::load(tile.d[half].as_ptr().add(part * V::ROWS));
+                    let m = V::load(tile.m[half].as_ptr().add(part * V::ROWS));
+                    for i in 0..T {
+                        let value = V::mul(d, V::float(V::sum_finish(sums[i][part])));
+                        let value = V::fmadd(m, V::float(V::sum_finish(totals[i])), value);
+                        acc[i][part] = V::fmadd(value, V::splat(*acts.d.add(at[i])), acc[i][part]);
+                    }
                 }
             }
         }
@@ -570,6 +662,16 @@ macro_rules! functions {
                 unsafe { super::generic::gemm::<$set, super::generic::Q4>(args) }
             }
             #[target_feature(enable = $features)]
+            unsafe fn gemm_q4k(args: &super::GemmArgs) {
+                // SAFETY: as above.
+                unsafe { super::generic::gemm::<$set, super::generic::Q4K>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn gemm_q2k(args: &super::GemmArgs) {
+                // SAFETY: as above.
+                unsafe { super::generic::gemm::<$set, super::generic::Q2K>(args) }
+            }
+            #[target_feature(enable = $features)]
             unsafe fn gemm_q8(args: &super::GemmArgs) {
                 // SAFETY: as above.
                 unsafe { super::generic::gemm::<$set, super::generic::Q8>(args) }
@@ -606,7 +708,7 @@ macro_rules! functions {
             }
             super::Kernels {
                 name: $name,
-                gemm: [gemm_q4, gemm_q8, gemm_wide, gemm_f16, gemm_f32],
+                gemm: [gemm_q4, gemm_q4k, gemm_q2k, gemm_q8, gemm_wide, gemm_f16, gemm_f32],
                 norm_quantize,
                 swiglu,
                 attend,

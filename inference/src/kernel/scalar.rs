@@ -1,14 +1,22 @@
 //! Plain versions of every kernel: the reference of the tests, and the fall-back.
 
 use super::args::{Acts, AttendArgs, GemmArgs, NormArgs, SwigluArgs};
-use super::tile::{TileF16, TileF32, TileQ4, TileQ8, TileWide};
+use super::tile::{TileF16, TileF32, TileQ2K, TileQ4, TileQ4K, TileQ8, TileWide, nibble};
 use super::{BLOCK, Kernels, TILE_ROWS};
 use crate::kv::BLOCK_TOKENS;
 use crate::quant::half;
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
-    gemm: [gemm::<TileQ4>, gemm::<TileQ8>, gemm::<TileWide>, gemm::<TileF16>, gemm::<TileF32>],
+    gemm: [
+        gemm::<TileQ4>,
+        gemm::<TileQ4K>,
+        gemm::<TileQ2K>,
+        gemm::<TileQ8>,
+        gemm::<TileWide>,
+        gemm::<TileF16>,
+        gemm::<TileF32>,
+    ],
     norm_quantize,
     swiglu,
     attend,
@@ -27,14 +35,32 @@ trait Tile {
     fn product(&self, row: usize, block: &ActBlock<'_>) -> f32;
 }
 
+/// Sum of products of some elements of a row of nibbles.
+fn nibble_sum(lanes: &[u8; 256], row: usize, block: &ActBlock<'_>, range: std::ops::Range<usize>) -> f32 {
+    range.map(|k| i32::from(nibble(lanes, row, k)) * i32::from(block.q[k])).sum::<i32>() as f32
+}
+
 impl Tile for TileQ4 {
     fn product(&self, row: usize, block: &ActBlock<'_>) -> f32 {
-        let quant = |k: usize| {
-            let byte = self.q[64 * (k % 16 / 4) + 4 * row + k % 4];
-            i32::from(if k < 16 { byte & 15 } else { byte >> 4 })
+        let sum = nibble_sum(&self.q, row, block, 0..BLOCK);
+        half(self.d[row]) * block.d * sum + half(self.m[row]) * block.s
+    }
+}
+
+impl Tile for TileQ4K {
+    fn product(&self, row: usize, block: &ActBlock<'_>) -> f32 {
+        self.d[row] * block.d * nibble_sum(&self.q, row, block, 0..BLOCK) + self.m[row] * block.s
+    }
+}
+
+impl Tile for TileQ2K {
+    fn product(&self, row: usize, block: &ActBlock<'_>) -> f32 {
+        let part = |half: usize| {
+            let range = 16 * half..16 * half + 16;
+            let sum = block.q[range.clone()].iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
+            self.d[half][row] * nibble_sum(&self.q, row, block, range) + self.m[half][row] * sum
         };
-        let sum: i32 = (0..BLOCK).map(|k| quant(k) * i32::from(block.q[k])).sum();
-        half(self.d[row]) * block.d * sum as f32 + half(self.m[row]) * block.s
+        (part(0) + part(1)) * block.d
     }
 }
 

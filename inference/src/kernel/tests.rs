@@ -16,7 +16,7 @@ const QUANTISED_TOLERANCE: f64 = 0.01;
 /// Largest absolute difference in attention outputs of magnitude 1.
 const ATTEND_TOLERANCE: f32 = 2e-5;
 
-const TYPES: [TensorType; 9] = [
+const TYPES: [TensorType; 14] = [
     TensorType::F32,
     TensorType::F16,
     TensorType::BF16,
@@ -25,6 +25,11 @@ const TYPES: [TensorType; 9] = [
     TensorType::Q5_0,
     TensorType::Q5_1,
     TensorType::Q8_0,
+    TensorType::IQ4_NL,
+    TensorType::Q2_K,
+    TensorType::Q3_K,
+    TensorType::Q4_K,
+    TensorType::Q5_K,
     TensorType::Q6_K,
 ];
 
@@ -60,6 +65,16 @@ fn weights(random: &mut SmallRng, kind: TensorType, rows: usize, columns: usize)
                 block = half::bf16::from_f32(random.random_range(-1.0..1.0)).to_le_bytes().to_vec();
             }
             TensorType::Q6_K => put_half(208, random.random_range(-0.01..0.01)),
+            TensorType::Q2_K => {
+                put_half(80, random.random_range(-0.02..0.02));
+                put_half(82, random.random_range(-0.02..0.02));
+            }
+            TensorType::Q3_K => put_half(108, random.random_range(-0.01..0.01)),
+            TensorType::Q4_K | TensorType::Q5_K => {
+                put_half(0, random.random_range(-0.005..0.005));
+                put_half(2, random.random_range(-0.005..0.005));
+            }
+            TensorType::IQ4_NL => put_half(0, random.random_range(-0.01..0.01)),
             _ => {
                 put_half(0, random.random_range(-0.1..0.1));
                 if matches!(kind, TensorType::Q4_1 | TensorType::Q5_1) {

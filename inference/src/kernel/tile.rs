@@ -3,8 +3,10 @@
 //! | tile | for | bytes | content |
 //! |---|---|---|---|
 //! | `Q4` | Q4_0, Q4_1 | 320 | 4 lanes of 64 bytes, 16 half scales, 16 half minima |
-//! | `Q8` | Q8_0 | 544 | 8 lanes of 64 bytes, 16 half scales |
-//! | `Wide` | Q5_0, Q5_1, Q6_K | 704 | 8 lanes of 64 bytes, 2 × 16 scales (each for 16 elements), 16 minima, floats |
+//! | `Q4K` | Q4_K | 384 | as `Q4`, scales and minima as floats |
+//! | `Q2K` | Q2_K, Q3_K | 512 | as `Q4`, 2 × 16 scales and minima (each for 16 elements), floats |
+//! | `Q8` | Q8_0, IQ4_NL | 544 | 8 lanes of 64 bytes, 16 half scales |
+//! | `Wide` | Q5_0, Q5_1, Q5_K, Q6_K | 704 | 8 lanes of 64 bytes, 2 × 16 scales (each for 16 elements), 16 minima, floats |
 //! | `F16` | F16 | 1024 | 32 lanes of 16 half floats |
 //! | `F32` | F32, BF16 | 2048 | 32 lanes of 16 floats |
 //!
@@ -24,6 +26,8 @@ use crate::quant::{self, BlockQ4_0, BlockQ4_1, BlockQ8_0};
 #[repr(usize)]
 pub(crate) enum TileKind {
     Q4,
+    Q4K,
+    Q2K,
     Q8,
     Wide,
     F16,
@@ -36,6 +40,22 @@ pub(crate) struct TileQ4 {
     pub(crate) q: [u8; 256],
     pub(crate) d: [u16; 16],
     pub(crate) m: [u16; 16],
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct TileQ4K {
+    pub(crate) q: [u8; 256],
+    pub(crate) d: [f32; 16],
+    pub(crate) m: [f32; 16],
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct TileQ2K {
+    pub(crate) q: [u8; 256],
+    pub(crate) d: [[f32; 16]; 2],
+    pub(crate) m: [[f32; 16]; 2],
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -66,6 +86,8 @@ pub(crate) struct TileF32 {
 }
 
 const _: () = assert!(size_of::<TileQ4>() == 320);
+const _: () = assert!(size_of::<TileQ4K>() == 384);
+const _: () = assert!(size_of::<TileQ2K>() == 512);
 const _: () = assert!(size_of::<TileQ8>() == 544);
 const _: () = assert!(size_of::<TileWide>() == 704);
 const _: () = assert!(size_of::<TileF16>() == 1024);
@@ -73,14 +95,16 @@ const _: () = assert!(size_of::<TileF32>() == 2048);
 
 impl TileKind {
     /// Number of kinds.
-    pub(crate) const COUNT: usize = 5;
+    pub(crate) const COUNT: usize = 7;
 
     /// The layout for tensors of `kind`; `None` when there is none.
     pub(crate) fn of(kind: TensorType) -> Option<TileKind> {
         match kind {
             TensorType::Q4_0 | TensorType::Q4_1 => Some(TileKind::Q4),
-            TensorType::Q8_0 => Some(TileKind::Q8),
-            TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q6_K => Some(TileKind::Wide),
+            TensorType::Q4_K => Some(TileKind::Q4K),
+            TensorType::Q2_K | TensorType::Q3_K => Some(TileKind::Q2K),
+            TensorType::Q8_0 | TensorType::IQ4_NL => Some(TileKind::Q8),
+            TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q5_K | TensorType::Q6_K => Some(TileKind::Wide),
             TensorType::F16 => Some(TileKind::F16),
             TensorType::F32 | TensorType::BF16 => Some(TileKind::F32),
             _ => None,
@@ -91,6 +115,8 @@ impl TileKind {
     pub(crate) fn bytes(self) -> usize {
         match self {
             TileKind::Q4 => size_of::<TileQ4>(),
+            TileKind::Q4K => size_of::<TileQ4K>(),
+            TileKind::Q2K => size_of::<TileQ2K>(),
             TileKind::Q8 => size_of::<TileQ8>(),
             TileKind::Wide => size_of::<TileWide>(),
             TileKind::F16 => size_of::<TileF16>(),
@@ -147,12 +173,12 @@ pub(crate) fn pack_rows(kind: TensorType, source: &[u8], rows: usize, columns: u
             TensorType::Q4_0 => tiles(out, source, |tile: &mut TileQ4, block: &BlockQ4_0| {
                 // −8 × d is exact in half precision unless d is near the top of its range, where it becomes infinite
                 // and so visible; real scales are below 1.
-                put_nibbles(tile, row, &block.q);
+                put_nibbles(&mut tile.q, row, |i| block.quant(i));
                 tile.d[row] = block.d;
                 tile.m[row] = f16::from_f32(-8.0 * quant::half(block.d)).to_bits();
             }),
             TensorType::Q4_1 => tiles(out, source, |tile: &mut TileQ4, block: &BlockQ4_1| {
-                put_nibbles(tile, row, &block.q);
+                put_nibbles(&mut tile.q, row, |i| block.quant(i));
                 tile.d[row] = block.d;
                 tile.m[row] = block.m;
             }),
@@ -166,7 +192,37 @@ pub(crate) fn pack_rows(kind: TensorType, source: &[u8], rows: usize, columns: u
             TensorType::Q5_1 => tiles(out, source, |tile: &mut TileWide, block: &quant::BlockQ5_1| {
                 put_wide(tile, row, |i| block.quant(i) as i8, [quant::half(block.d); 2], quant::half(block.m));
             }),
-            TensorType::Q6_K => pack_q6k(source, row, out),
+            TensorType::IQ4_NL => tiles(out, source, |tile: &mut TileQ8, block: &BlockQ4_0| {
+                put_bytes(&mut tile.q, row, &std::array::from_fn(|i| quant::IQ4_NL[usize::from(block.quant(i))]));
+                tile.d[row] = block.d;
+            }),
+            TensorType::Q2_K => super_tiles(out, source, |tile: &mut TileQ2K, block: &quant::BlockQ2K, at| {
+                put_nibbles(&mut tile.q, row, |i| block.quant(BLOCK * at + i));
+                for half in 0..2 {
+                    let (scale, min) = block.scale(2 * at + half);
+                    (tile.d[half][row], tile.m[half][row]) = (scale, -min);
+                }
+            }),
+            TensorType::Q3_K => super_tiles(out, source, |tile: &mut TileQ2K, block: &quant::BlockQ3K, at| {
+                put_nibbles(&mut tile.q, row, |i| block.quant(BLOCK * at + i));
+                for half in 0..2 {
+                    let scale = block.scale(2 * at + half);
+                    (tile.d[half][row], tile.m[half][row]) = (scale, -4.0 * scale);
+                }
+            }),
+            TensorType::Q4_K => super_tiles(out, source, |tile: &mut TileQ4K, block: &quant::BlockQ4K, at| {
+                put_nibbles(&mut tile.q, row, |i| block.quant(BLOCK * at + i));
+                let (scale, min) = block.scale(at);
+                (tile.d[row], tile.m[row]) = (scale, -min);
+            }),
+            TensorType::Q5_K => super_tiles(out, source, |tile: &mut TileWide, block: &quant::BlockQ5K, at| {
+                let (scale, min) = block.scale(at);
+                put_wide(tile, row, |i| block.quant(BLOCK * at + i) as i8, [scale; 2], -min);
+            }),
+            TensorType::Q6_K => super_tiles(out, source, |tile: &mut TileWide, block: &quant::BlockQ6K, at| {
+                let scale = |half: usize| quant::half(block.d) * f32::from(block.scales[2 * at + half]);
+                put_wide(tile, row, |i| block.quant(BLOCK * at + i) as i8 - 32, [scale(0), scale(1)], 0.0);
+            }),
             TensorType::F16 => tiles(out, source, |tile: &mut TileF16, block: &[u16; 32]| {
                 for (lane, &value) in tile.w.iter_mut().zip(block) {
                     lane[row] = value;
@@ -193,9 +249,20 @@ fn tiles<T: Pod, B: Pod>(out: &mut [u8], source: &[u8], put: impl Fn(&mut T, &B)
     }
 }
 
-fn put_nibbles(tile: &mut TileQ4, row: usize, q: &[u8; 16]) {
-    for (i, four) in q.chunks_exact(4).enumerate() {
-        tile.q[64 * i + 4 * row..][..4].copy_from_slice(four);
+/// For formats with 256 elements to a block: `put` fills tile `at` of 8.
+fn super_tiles<T: Pod, B: Pod>(out: &mut [u8], source: &[u8], put: impl Fn(&mut T, &B, usize)) {
+    let tiles: &mut [T] = bytemuck::cast_slice_mut(out);
+    for (tiles, block) in tiles.chunks_exact_mut(8).zip(source.chunks_exact(size_of::<B>())) {
+        let block = bytemuck::pod_read_unaligned(block);
+        for (at, tile) in tiles.iter_mut().enumerate() {
+            put(tile, &block, at);
+        }
+    }
+}
+
+fn put_nibbles(lanes: &mut [u8; 256], row: usize, quant: impl Fn(usize) -> u8) {
+    for i in 0..16 {
+        lanes[64 * (i / 4) + 4 * row + i % 4] = quant(i) | quant(i + 16) << 4;
     }
 }
 
@@ -212,15 +279,10 @@ fn put_wide(tile: &mut TileWide, row: usize, quant: impl Fn(usize) -> i8, d: [f3
     tile.m[row] = m;
 }
 
-fn pack_q6k(source: &[u8], row: usize, out: &mut [u8]) {
-    let tiles: &mut [TileWide] = bytemuck::cast_slice_mut(out);
-    for (tiles, block) in tiles.chunks_exact_mut(8).zip(source.chunks_exact(size_of::<quant::BlockQ6K>())) {
-        let block: quant::BlockQ6K = bytemuck::pod_read_unaligned(block);
-        for (at, tile) in tiles.iter_mut().enumerate() {
-            let scale = |half: usize| quant::half(block.d) * f32::from(block.scales[2 * at + half]);
-            put_wide(tile, row, |i| block.quant(32 * at + i) as i8 - 32, [scale(0), scale(1)], 0.0);
-        }
-    }
+/// Quant of element `i` of a row in lanes of nibbles.
+pub(super) fn nibble(lanes: &[u8; 256], row: usize, i: usize) -> u8 {
+    let byte = lanes[64 * (i % 16 / 4) + 4 * row + i % 4];
+    if i < 16 { byte & 15 } else { byte >> 4 }
 }
 
 /// Decodes one row out of a row of tiles (embedding look-up).
@@ -231,8 +293,21 @@ pub(crate) fn unpack_row(kind: TileKind, row_tile: &[u8], row: usize, out: &mut 
             for (tile, out) in bytemuck::cast_slice::<u8, TileQ4>(row_tile).iter().zip(out) {
                 let (d, m) = (quant::half(tile.d[row]), quant::half(tile.m[row]));
                 for (i, out) in out.iter_mut().enumerate() {
-                    let byte = tile.q[64 * (i % 16 / 4) + 4 * row + i % 4];
-                    *out = d * f32::from(if i < 16 { byte & 15 } else { byte >> 4 }) + m;
+                    *out = d * f32::from(nibble(&tile.q, row, i)) + m;
+                }
+            }
+        }
+        TileKind::Q4K => {
+            for (tile, out) in bytemuck::cast_slice::<u8, TileQ4K>(row_tile).iter().zip(out) {
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = tile.d[row] * f32::from(nibble(&tile.q, row, i)) + tile.m[row];
+                }
+            }
+        }
+        TileKind::Q2K => {
+            for (tile, out) in bytemuck::cast_slice::<u8, TileQ2K>(row_tile).iter().zip(out) {
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = tile.d[i / 16][row] * f32::from(nibble(&tile.q, row, i)) + tile.m[i / 16][row];
                 }
             }
         }
