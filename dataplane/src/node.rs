@@ -5,6 +5,7 @@
 //! runs the other way round: readiness first, shards, engine, store.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +37,8 @@ use crate::trouble::Trouble;
 const EMBED_QUEUE_MAX: usize = 256;
 /// Engine threads give way to reactors, so that accepting stays quick while every core computes.
 const ENGINE_NICE: i32 = 5;
+/// Folder in the data folder whose content can be made again.
+const CACHE_FOLDER: &str = "cache";
 /// What stopping may take beyond the drain before it is reported.
 const STOP_SLOW: Duration = Duration::from_secs(5);
 
@@ -181,7 +184,8 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     let chat = models::chat_model(config)?;
     let encoder = models::encoder(config)?;
     let name = chat.name.strip_suffix(".gguf").unwrap_or(&chat.name).to_owned();
-    let chat_load = in_thread("load-model", move || load_chat(&chat))?;
+    let cache = config.data.join(CACHE_FOLDER);
+    let chat_load = in_thread("load-model", move || load_chat(&chat, &cache))?;
     let encoder_load = encoder.map(|found| in_thread("load-encoder", move || load_encoder(&found))).transpose()?;
     let deadline = Instant::now() + config.model_load_timeout;
     let began = Instant::now();
@@ -251,8 +255,8 @@ struct Chat {
     template: Arc<ChatTemplate>,
 }
 
-fn load_chat(found: &Found) -> Result<Chat, Trouble> {
-    let model = Model::load(&found.path).map_err(|error| broken_model(found, &error))?;
+fn load_chat(found: &Found, cache: &Path) -> Result<Chat, Trouble> {
+    let model = Model::load_cached(&found.path, cache).map_err(|error| broken_model(found, &error))?;
     let tokenizer = Tokenizer::from_gguf(model.gguf()).map_err(|error| broken_model(found, &error))?;
     let template = ChatTemplate::from_gguf(model.gguf()).map_err(|error| broken_model(found, &error))?;
     Ok(Chat { model, tokenizer: Arc::new(tokenizer), template: Arc::new(template) })
@@ -297,7 +301,7 @@ impl Node {
         for (flags, reason) in &probe.refused {
             tracing::info!(?flags, reason, "the kernel refused a ring");
         }
-        let engine = start_engine(&config, &parts.chat.model)?;
+        let engine = start_engine(&config, &parts.chat)?;
         let embedder = start_embedder(parts.encoder.as_ref())?;
         let control = Control::start().map_err(|error| {
             Trouble::new("the control thread cannot start", error.to_string(), "look at `ulimit -u` and `ulimit -n`")
@@ -394,7 +398,7 @@ fn instruction_set() -> &'static str {
     "scalar"
 }
 
-fn start_engine(config: &Config, model: &Arc<Model>) -> Result<Arc<Engine>, Trouble> {
+fn start_engine(config: &Config, chat: &Chat) -> Result<Arc<Engine>, Trouble> {
     let options = &config.engine;
     let settings = EngineConfig {
         threads: options.threads,
@@ -407,7 +411,8 @@ fn start_engine(config: &Config, model: &Arc<Model>) -> Result<Arc<Engine>, Trou
         prefill_chunk: options.prefill_chunk,
     };
     let began = Instant::now();
-    let engine = Engine::start(Arc::clone(model), settings).map(Arc::new).map_err(|error| in_parts(&error));
+    let engine = Engine::start(Arc::clone(&chat.model), Arc::clone(&chat.tokenizer), settings);
+    let engine = engine.map(Arc::new).map_err(|error| in_parts(&error));
     tracing::debug!(took = ?began.elapsed(), "engine started");
     engine
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use millrace_inference::model::Model;
 use millrace_inference::{
-    ChatTemplate, Engine, EngineConfig, Outlet, Output, Request, Sampling, TemplateMessage, Timings, Usage,
+    ChatTemplate, Engine, EngineConfig, Outlet, Output, Request, Sampling, TemplateMessage, Timings, Tokenizer, Usage,
 };
 
 struct Options {
@@ -96,7 +96,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let template = ChatTemplate::from_gguf(model.gguf())?;
     let mut config = EngineConfig { nice: 0, ..EngineConfig::default() };
     config.threads = options.threads.unwrap_or(config.threads);
-    let engine = Engine::start(model, config)?;
+    let tokenizer = Arc::new(Tokenizer::from_gguf(model.gguf())?);
+    let engine = Engine::start(model, tokenizer, config)?;
     let text = if options.raw {
         options.prompt.clone()
     } else {

@@ -14,7 +14,7 @@ use crate::kv::BLOCK_TOKENS;
 use crate::model::Model;
 use crate::request::{CancelHandle, Request, SubmitError};
 use crate::stats::Stats;
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::Tokenizer;
 
 /// How much the engine may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,9 +84,6 @@ pub enum EngineError {
         /// Greatest allowed.
         max: usize,
     },
-    /// The model's tokenizer cannot be used.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
     /// The backend refused the model or the settings.
     #[error(transparent)]
     Backend(#[from] BackendStartError),
@@ -131,10 +128,9 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Starts the engine's threads on a model.
-    pub fn start(model: Arc<Model>, config: EngineConfig) -> Result<Engine, EngineError> {
+    /// Starts the engine's threads on a model, whose tokenizer the caller has built.
+    pub fn start(model: Arc<Model>, tokenizer: Arc<Tokenizer>, config: EngineConfig) -> Result<Engine, EngineError> {
         config.check()?;
-        let tokenizer = Arc::new(Tokenizer::from_gguf(model.gguf())?);
         let context_max = match config.context_max {
             0 => model.info().context_max,
             n => n.min(model.info().context_max),

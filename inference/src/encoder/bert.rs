@@ -399,10 +399,15 @@ impl Weights {
         self.file.read(&name, shape).map_err(|source| EncoderError::Weights { path: self.path.clone(), source })
     }
 
+    fn read_half(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f16>, EncoderError> {
+        let name = format!("{}{name}", self.prefix);
+        self.file.read_half(&name, shape).map_err(|source| EncoderError::Weights { path: self.path.clone(), source })
+    }
+
     fn linear(&mut self, names: &[String], inputs: usize, outputs: usize) -> Result<Linear, EncoderError> {
         let (mut weights, mut bias) = (Vec::new(), Vec::new());
         for name in names {
-            weights.extend(self.read(&format!("{name}.weight"), &[outputs, inputs])?);
+            weights.extend(self.read_half(&format!("{name}.weight"), &[outputs, inputs])?);
             bias.extend(self.read(&format!("{name}.bias"), &[outputs])?);
         }
         Linear::new(&weights, &bias, inputs).map_err(|_| EncoderError::Range(names.join(", ")))
@@ -416,8 +421,7 @@ impl Weights {
 
     fn encoder(mut self, config: &Config, tokenizer: WordPiece, tokens_max: usize) -> Result<Encoder, EncoderError> {
         let (width, wide, epsilon) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let words = self.read("embeddings.word_embeddings.weight", &[config.vocab_size, width])?;
-        let words: Vec<f16> = words.into_iter().map(f16::from_f32).collect();
+        let words = self.read_half("embeddings.word_embeddings.weight", &[config.vocab_size, width])?;
         if words.iter().any(|w| !w.is_finite()) {
             return Err(EncoderError::Range("embeddings.word_embeddings.weight".to_owned()));
         }

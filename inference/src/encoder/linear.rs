@@ -35,10 +35,10 @@ impl Linear {
     }
 
     /// Packs weights of shape `[outputs][inputs]`.
-    pub fn new(weights: &[f32], bias: &[f32], inputs: usize) -> Result<Self, OutOfRange> {
+    pub fn new(weights: &[f16], bias: &[f32], inputs: usize) -> Result<Self, OutOfRange> {
         let outputs = bias.len();
         assert_eq!(weights.len(), inputs * outputs, "weights and bias fit together");
-        if weights.iter().any(|w| !w.is_finite() || w.abs() > f16::MAX.to_f32()) {
+        if weights.iter().any(|weight| !weight.is_finite()) {
             return Err(OutOfRange);
         }
         let panels = outputs.div_ceil(PANEL);
@@ -46,7 +46,7 @@ impl Linear {
         for (output, row) in weights.chunks_exact(inputs).enumerate() {
             let panel = &mut packed[output / PANEL * inputs * PANEL..][..inputs * PANEL];
             for (k, weight) in row.iter().enumerate() {
-                panel[k * PANEL + output % PANEL] = f16::from_f32(*weight);
+                panel[k * PANEL + output % PANEL] = *weight;
             }
         }
         let mut padded = bias.to_vec();
@@ -120,7 +120,8 @@ mod tests {
             let weights: Vec<f32> = (0..inputs * outputs).map(number).collect();
             let bias: Vec<f32> = (0..outputs).map(|i| number(i + 7)).collect();
             let x: Vec<f32> = (0..rows * inputs).map(|i| number(i + 1000)).collect();
-            let layer = Linear::new(&weights, &bias, inputs).expect("in range");
+            let half: Vec<f16> = weights.iter().map(|weight| f16::from_f32(*weight)).collect();
+            let layer = Linear::new(&half, &bias, inputs).expect("in range");
             let (mut y, mut panel) = (Vec::new(), Vec::new());
             layer.apply(&x, &mut y, &mut panel, |v| v * 2.0);
             for r in 0..rows {
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn numbers_that_do_not_fit_are_refused() {
-        assert_eq!(Linear::new(&[1e6], &[0.0], 1).err(), Some(OutOfRange));
-        assert_eq!(Linear::new(&[f32::NAN], &[0.0], 1).err(), Some(OutOfRange));
+        assert_eq!(Linear::new(&[f16::from_f32(1e6)], &[0.0], 1).err(), Some(OutOfRange));
+        assert_eq!(Linear::new(&[f16::NAN], &[0.0], 1).err(), Some(OutOfRange));
     }
 }

@@ -8,10 +8,15 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use serde::Deserialize;
 
 /// Largest table; the format itself allows 100 MB.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
+
+/// Numbers that are read at a time.
+const PART: usize = 16 << 10;
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -98,25 +103,81 @@ impl<R: Read + Seek> Safetensors<R> {
 
     /// The numbers of a tensor of exactly this shape, row after row.
     pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, SafetensorsError> {
+        let tensor = self.locate(name, shape)?;
+        let mut out = vec![0.0; tensor.numbers];
+        let mut rest = &mut out[..];
+        self.read_parts(&tensor, |part| {
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.len());
+            head.copy_from_slice(part);
+            rest = tail;
+        })?;
+        Ok(out)
+    }
+
+    /// As [`Safetensors::read`], rounded to half precision without holding the tensor in full precision; what does not
+    /// fit becomes infinite.
+    pub fn read_half(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f16>, SafetensorsError> {
+        let tensor = self.locate(name, shape)?;
+        let mut out = vec![f16::ZERO; tensor.numbers];
+        let mut rest = &mut out[..];
+        self.read_parts(&tensor, |part| {
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.len());
+            head.convert_from_f32_slice(part);
+            rest = tail;
+        })?;
+        Ok(out)
+    }
+
+    /// Finds a tensor of exactly this shape; what it says of its size was checked against the file.
+    fn locate(&self, name: &str, shape: &[usize]) -> Result<Located, SafetensorsError> {
         let entry = self.entries.get(name).ok_or_else(|| SafetensorsError::Missing(name.to_owned()))?;
         let same = entry.shape.len() == shape.len() && entry.shape.iter().zip(shape).all(|(a, b)| *a == *b as u64);
-        let width = width(&entry.dtype).filter(|_| entry.dtype != "F64");
-        let (true, Some(width)) = (same, width) else {
+        let decode: Option<Decode> = match entry.dtype.as_str() {
+            "F32" => Some(|bytes, out| out.extend(bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)))),
+            "F16" => Some(|bytes, out| {
+                out.extend(bytes.as_chunks().0.iter().map(|chunk| f16::from_le_bytes(*chunk).to_f32()));
+            }),
+            "BF16" => Some(|bytes, out| {
+                out.extend(bytes.as_chunks().0.iter().map(|chunk| bf16::from_le_bytes(*chunk).to_f32()));
+            }),
+            _ => None,
+        };
+        let (true, Some(decode), Some(width)) = (same, decode, width(&entry.dtype)) else {
             let found = format!("{} {:?}", entry.dtype, entry.shape);
             return Err(SafetensorsError::Shape { name: name.to_owned(), found, expected: format!("F32 {shape:?}") });
         };
         let [start, end] = entry.data_offsets;
-        let mut bytes = vec![0; (end - start) as usize];
-        self.source.seek(SeekFrom::Start(self.data_start + start))?;
-        self.source.read_exact(&mut bytes)?;
-        let convert = |chunk: &[u8]| match width {
-            4 => f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]),
-            _ if entry.dtype == "F16" => half::f16::from_le_bytes([chunk[0], chunk[1]]).to_f32(),
-            _ => half::bf16::from_le_bytes([chunk[0], chunk[1]]).to_f32(),
-        };
-        Ok(bytes.chunks_exact(width as usize).map(convert).collect())
+        let (width, numbers) = (width as usize, ((end - start) / width) as usize);
+        Ok(Located { start: self.data_start + start, numbers, width, decode })
+    }
+
+    /// Gives the numbers of a tensor to `take`, a part that fits the cache at a time.
+    fn read_parts(&mut self, tensor: &Located, mut take: impl FnMut(&[f32])) -> Result<(), SafetensorsError> {
+        self.source.seek(SeekFrom::Start(tensor.start))?;
+        let (mut bytes, mut part) = (vec![0; PART * tensor.width], Vec::with_capacity(PART));
+        for from in (0..tensor.numbers).step_by(PART) {
+            let bytes = &mut bytes[..PART.min(tensor.numbers - from) * tensor.width];
+            self.source.read_exact(bytes)?;
+            part.clear();
+            (tensor.decode)(bytes, &mut part);
+            take(&part);
+        }
+        Ok(())
     }
 }
+
+/// A tensor whose type and shape are those that were asked for.
+struct Located {
+    /// First byte in the file.
+    start: u64,
+    numbers: usize,
+    /// Bytes of a number.
+    width: usize,
+    decode: Decode,
+}
+
+/// Appends the numbers that some bytes hold.
+type Decode = fn(&[u8], &mut Vec<f32>);
 
 fn damaged(what: String) -> SafetensorsError {
     SafetensorsError::Damaged(what)

@@ -3,10 +3,12 @@
 //! Loading checks every size against every other before a weight is touched, so that computing needs no checks.
 
 mod hyper;
+mod packed;
 mod weights;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 pub use hyper::Hyper;
 pub(crate) use weights::{Layer, Weights};
@@ -47,18 +49,34 @@ pub struct Model {
 impl Model {
     /// Loads a model file and packs its weights. The file must not be shortened while it is being read.
     pub fn load(path: &Path) -> Result<Arc<Model>, LoadError> {
+        Self::load_file(path, None)
+    }
+
+    /// As [`Model::load`], but keeps the packed weights in a folder and reads them from there the next time.
+    pub fn load_cached(path: &Path, folder: &Path) -> Result<Arc<Model>, LoadError> {
+        Self::load_file(path, Some(folder))
+    }
+
+    fn load_file(path: &Path, folder: Option<&Path>) -> Result<Arc<Model>, LoadError> {
         let wrap = |source| LoadError::Gguf { path: path.to_owned(), source };
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        Self::from_gguf(Gguf::open(path).map_err(wrap)?, &stem, wrap)
+        // A file whose time is unknown cannot be told from its successor.
+        let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        Self::from_gguf(Gguf::open(path).map_err(wrap)?, &stem, wrap, folder.zip(modified))
     }
 
     /// Loads a model that is already in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Arc<Model>, LoadError> {
         let wrap = |source| LoadError::Gguf { path: PathBuf::new(), source };
-        Self::from_gguf(Gguf::from_bytes(bytes).map_err(wrap)?, "", wrap)
+        Self::from_gguf(Gguf::from_bytes(bytes).map_err(wrap)?, "", wrap, None)
     }
 
-    fn from_gguf(gguf: Gguf, stem: &str, wrap: impl Fn(GgufError) -> LoadError) -> Result<Arc<Model>, LoadError> {
+    fn from_gguf(
+        gguf: Gguf,
+        stem: &str,
+        wrap: impl Fn(GgufError) -> LoadError,
+        cache: Option<(&Path, SystemTime)>,
+    ) -> Result<Arc<Model>, LoadError> {
         let hyper = Hyper::read(&gguf, &wrap)?;
         let info = ModelInfo {
             name: gguf.str("general.name").map_or_else(|_| stem.to_owned(), str::to_owned),
@@ -70,7 +88,7 @@ impl Model {
             file_bytes: gguf.len_bytes() as u64,
             kv_token_bytes: hyper.kv_token_bytes(),
         };
-        let weights = Weights::load(&gguf, &hyper, &wrap)?;
+        let weights = Weights::load(&gguf, &hyper, &wrap, cache)?;
         tracing::info!(model = info.name, bytes = weights.bytes(), "weights packed");
         Ok(Arc::new(Model { info, hyper, gguf, weights }))
     }

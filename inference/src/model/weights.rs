@@ -1,10 +1,13 @@
 //! Weights, packed once at load into one arena in the order in which a step reads them.
 
+use std::path::Path;
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use memmap2::MmapMut;
 
 use super::Hyper;
+use super::packed::{Found, Packed};
 use crate::backend::LoadError;
 use crate::gguf::{Gguf, GgufError, TensorView};
 use crate::kernel::{Matrix, TILE_ROWS, TileKind, pack_rows, unpack_row};
@@ -43,13 +46,17 @@ pub(crate) struct Weights {
 const ALIGNMENT: usize = 64;
 /// Tile rows that one packing job handles.
 const JOB_ROW_TILES: usize = 64;
-const LOAD_THREADS_MAX: usize = 8;
+pub(super) const LOAD_THREADS_MAX: usize = 8;
+
+/// A matrix with its place in the arena, and the tensor it is packed from.
+pub(super) type Source<'a> = (Matrix, TensorView<'a>);
 
 impl Weights {
     pub(super) fn load(
         gguf: &Gguf,
         hyper: &Hyper,
         wrap: &impl Fn(GgufError) -> LoadError,
+        cache: Option<(&Path, SystemTime)>,
     ) -> Result<Weights, LoadError> {
         let mut planner = Planner { gguf, wrap, sources: Vec::new(), bytes: 0 };
         let embedding = planner.matrix("token_embd.weight", hyper.vocab, hyper.width)?;
@@ -66,7 +73,8 @@ impl Weights {
         };
         let Planner { sources, bytes, .. } = planner;
         let plain_activations = sources.iter().any(|(matrix, _)| matrix.kind.needs_plain_activations());
-        let arena = pack(&sources, bytes)?;
+        let packed = cache.map(|(folder, modified)| Packed::new(folder, modified, &sources));
+        let arena = arena(&sources, bytes, packed.as_ref())?;
         gguf.release_pages();
         Ok(Weights { arena, embedding, layers, output_norm, head, rope_factors, plain_activations })
     }
@@ -93,7 +101,7 @@ impl Weights {
 struct Planner<'a, W> {
     gguf: &'a Gguf,
     wrap: &'a W,
-    sources: Vec<(Matrix, TensorView<'a>)>,
+    sources: Vec<Source<'a>>,
     bytes: usize,
 }
 
@@ -155,16 +163,29 @@ fn unsupported(tensor: &TensorView<'_>) -> LoadError {
     LoadError::TensorType { name, kind, supported: quant::SUPPORTED }
 }
 
-/// Packs all matrices into a new arena, on several threads.
-fn pack(sources: &[(Matrix, TensorView<'_>)], bytes: usize) -> Result<MmapMut, LoadError> {
+/// All matrices, packed: read from where an earlier start left them, or packed now and left there.
+fn arena(sources: &[Source<'_>], bytes: usize, packed: Option<&Packed>) -> Result<MmapMut, LoadError> {
     let mut arena = MmapMut::map_anon(bytes.max(1)).map_err(|_| LoadError::Memory { bytes })?;
-    // Large pages let the prefetchers run on; without them it is only slower.
+    // Large pages let the prefetchers run on; without them it is only slower. A mapped file has none, so it is copied.
     let _ = arena.advise(memmap2::Advice::HugePage);
+    match packed.map(|packed| packed.read(&mut arena)) {
+        Some(Found::Whole) => return Ok(arena),
+        Some(Found::Damaged(why)) => {
+            tracing::warn!(why, "the packed weights of an earlier start are of no use and are made anew");
+            // Tiles have unused places that must be zero.
+            arena.fill(0);
+        }
+        Some(Found::Nothing) | None => {}
+    }
     fill(sources, &mut arena);
+    if let Some(Err(error)) = packed.map(|packed| packed.write(&arena)) {
+        tracing::warn!(%error, "the packed weights cannot be kept, so that the next start takes longer");
+    }
     Ok(arena)
 }
 
-fn fill(sources: &[(Matrix, TensorView<'_>)], arena: &mut [u8]) {
+/// Packs on several threads.
+fn fill(sources: &[Source<'_>], arena: &mut [u8]) {
     let mut jobs = Vec::new();
     let mut rest = arena;
     for (matrix, tensor) in sources {

@@ -4,7 +4,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use millrace_inference::model::Model;
-use millrace_inference::{ChatTemplate, Engine, EngineConfig, FinishReason, Sampling, SubmitError, TemplateMessage};
+use millrace_inference::{
+    ChatTemplate, Engine, EngineConfig, FinishReason, Sampling, SubmitError, TemplateMessage, Tokenizer,
+};
 
 use crate::support::{LANGUAGE_MODEL, Listener, ids, model_path, reference, request};
 
@@ -13,7 +15,8 @@ fn engine() -> Option<&'static Engine> {
     let start = || {
         let model = Model::load(&model_path(LANGUAGE_MODEL)?).expect("the model loads");
         let config = EngineConfig { sequences_max: 16, kv_bytes_max: 128 << 20, ..EngineConfig::default() };
-        Some(Engine::start(model, config).expect("the engine starts"))
+        let tokenizer = Arc::new(Tokenizer::from_gguf(model.gguf()).expect("a tokenizer"));
+        Some(Engine::start(model, tokenizer, config).expect("the engine starts"))
     };
     ENGINE.get_or_init(start).as_ref()
 }
