@@ -18,6 +18,7 @@ import sys
 import time
 
 import chats
+import engine
 import hooks
 import servers
 
@@ -157,6 +158,9 @@ def main():
     parser.parse_args(namespace=OPTIONS)
     for group in (start, decode, many, http, acknowledgements):
         group()
+    engine.kernels(show, wanted, OPTIONS.repeat)
+    engine.crowds(show, wanted)
+    engine.first_token(show, wanted, OPTIONS.repeat)
 
 
 if __name__ == "__main__":

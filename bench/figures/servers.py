@@ -1,6 +1,7 @@
 """Starts the servers that are measured: Millrace, and its peers when they are installed."""
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -69,6 +70,11 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def status_mib(self, field):
+        """A field of the process's memory status: VmRSS now, VmHWM at its highest."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE).group(1)) / 1024
+
     def resident_mib(self):
         """Resident memory, without the pages of model files that are mapped."""
         resident = weights = 0
@@ -84,15 +90,16 @@ class Server:
         return (resident - weights) / 1024
 
 
-def millrace(environment=None, config=""):
-    """Millrace with a fresh data folder and this configuration; returns when it is ready."""
-    data = tempfile.TemporaryDirectory(prefix="millrace-figures-")
-    (Path(data.name) / "millrace.toml").write_text(config)
+def millrace(environment=None, config="", data=None):
+    """Millrace with this configuration and a fresh data folder, or the one named; returns when it is ready."""
+    fresh = None if data else tempfile.TemporaryDirectory(prefix="millrace-figures-")
+    data = data or fresh.name
+    (Path(data) / "millrace.toml").write_text(config)
     server = Server(
         [os.environ["MILLRACE_BIN"], "serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--ready-json",
-         "--data", data.name, "--models", str(models())],
+         "--data", data, "--models", str(models())],
         {"MILLRACE_LIMITS_REQUESTS_PER_MINUTE": "10000000", **(environment or {})})
-    server.data = data  # Removed together with the server.
+    server.data = fresh  # Removed together with the server.
     for line in server.process.stdout:
         if line.lstrip().startswith(b"{"):
             server.ready_s = time.perf_counter() - server.started
@@ -100,7 +107,7 @@ def millrace(environment=None, config=""):
             address = lambda value: value if isinstance(value, str) else value[0]
             server.base = "http://" + address(ready["http"]).removeprefix("http://")
             server.metrics = "http://" + address(ready["metrics"]).removeprefix("http://")
-            server.key = ready["api_key"]
+            server.key = ready.get("api_key") or ""
             server.ready = ready
             server.drain_output()
             return server

@@ -9,6 +9,7 @@ pub mod gguf;
 pub mod kernel;
 pub mod kv;
 mod math;
+pub mod measure;
 pub mod model;
 mod priority;
 pub mod quant;

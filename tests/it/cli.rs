@@ -44,7 +44,7 @@ fn fails(arguments: &[&str]) -> String {
 #[test]
 fn help_names_every_command_and_every_variable() {
     let help = ok(&["--help"]);
-    for word in ["serve", "chat", "model", "doctor", "status", "config", "completion"] {
+    for word in ["serve", "chat", "model", "doctor", "bench", "tune", "status", "config", "completion"] {
         assert!(help.contains(word), "{word}: {help}");
     }
     let help = ok(&["serve", "--help"]);
@@ -65,6 +65,47 @@ fn help_names_every_command_and_every_variable() {
         assert!(help.contains(word), "{word}: {help}");
     }
     assert!(ok(&["--version"]).starts_with("millrace "));
+}
+
+#[test]
+fn bench_prints_a_line_of_json_for_each_measurement() {
+    let models = models();
+    let base = ["bench", "engine", "--models", &*models.to_string_lossy(), "--repeats", "1", "--steps", "2"]
+        .map(str::to_owned);
+    let with = |more: &[&'static str]| -> Vec<String> {
+        base.iter().cloned().chain(more.iter().map(|&word| word.to_owned())).collect()
+    };
+    let run = |arguments: Vec<String>| ok(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let lines = run(with(&["--json", "--prefill", "17", "--decode", "1,3"]));
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    let rows: Vec<_> = lines.iter().map(|line| (line["test"].as_str().unwrap_or(""), line["size"].as_u64())).collect();
+    assert_eq!(rows, [("prefill", Some(17)), ("decode", Some(1)), ("decode", Some(3)), ("memory", None)]);
+    for line in &lines[..3] {
+        assert!(line["tokens_s"].as_f64().is_some_and(|rate| rate > 0.0), "{line}");
+    }
+    let table = run(with(&["--prefill", "16", "--decode", "1"]));
+    assert!(table.contains("prefill 16") && table.contains("decode 1") && table.contains("GB/s"), "{table}");
+    assert!(fails(&["bench", "engine", "--decode", "0"]).contains("1..=1024"));
+    assert!(fails(&["bench", "engine", "--models", "/nowhere"]).contains("/nowhere"));
+}
+
+#[test]
+fn tune_proposes_settings_that_the_server_accepts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, models) = (folder.path().to_string_lossy().into_owned(), models().to_string_lossy().into_owned());
+    let text = ok(&["tune", "--models", &models, "--data", &data, "--memory-limit", "2GiB"]);
+    let (arithmetic, settings) = text.split_once("For millrace.toml:").expect("both parts");
+    for word in ["threads", "prefill_chunk", "sequences_max", "kv_mib"] {
+        assert!(arithmetic.contains(word) && settings.contains(word), "{word}: {text}");
+    }
+    fs::write(folder.path().join("millrace.toml"), format!("memory_limit = \"2GiB\"\n{settings}")).expect("written");
+    let explained = ok(&["config", "explain", "engine.sequences_max", "--data", &data, "--models", &models]);
+    assert!(explained.contains("millrace.toml"), "{explained}");
+    // The proposal fits the memory that it was made for: the server starts with it.
+    let json = ok(&["tune", "--json", "--models", &models, "--data", &data, "--memory-limit", "2GiB"]);
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    let kv = json["engine"]["kv_mib"].as_u64().expect("a number");
+    assert!(kv < 2048, "{json}");
 }
 
 #[test]

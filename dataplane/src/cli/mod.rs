@@ -4,6 +4,7 @@
 //! answers 0 for healthy, 1 for warnings and 2 for failures.
 
 mod admin;
+mod bench;
 mod chat;
 mod client;
 mod doctor;
@@ -12,6 +13,7 @@ mod model;
 mod print;
 mod settings;
 mod status;
+mod tune;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -46,6 +48,10 @@ enum Command {
     Model(model::ModelArgs),
     /// Check this machine and its configuration; exit code 0 healthy, 1 warnings, 2 failures
     Doctor(Box<doctor::DoctorArgs>),
+    /// Measure the engine on this machine
+    Bench(bench::BenchArgs),
+    /// Measure this machine and propose engine settings for it
+    Tune(Box<tune::TuneArgs>),
     /// Ask a running server how it is
     Status(status::StatusArgs),
     /// Show which settings hold and where they come from
@@ -119,6 +125,8 @@ fn run(command: Command) -> Result<ExitCode, Trouble> {
         Command::Chat(args) => chat::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Config(ConfigArgs { command: ConfigCommand::Explain(args) }) => explain(&args),
         Command::Key(args) => admin::keys(&args),
