@@ -6,11 +6,12 @@ use std::sync::atomic::AtomicUsize;
 use memmap2::MmapMut;
 
 use super::forward::{ATTEND_ROWS_MAX, FF_TOKENS, Frame, Unit};
+use super::moe::Mixture;
 use super::team::Team;
 use super::{Backend, BackendError, BackendLimits, BackendStartError, LogitsBuf, LogitsWanted, StepPlan};
 use crate::kernel::{self, BLOCK, Kernels};
 use crate::kv::{BLOCK_TOKENS, blocks_for};
-use crate::model::Model;
+use crate::model::{Model, RopeTable};
 
 /// How the CPU backend uses the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,10 +55,15 @@ pub(super) struct Work {
     /// Quantised attention results "+".
     pub(super) acts_o: ActsBuf,
     pub(super) acts_ff: ActsBuf,
+    /// Results that wait for their norm; empty without such norms.
+    pub(super) branch: Vec<f32>,
+    /// Buffers of the experts, where a model has some.
+    pub(super) mixture: Option<Mixture>,
     pub(super) qkv: Vec<f32>,
     pub(super) attended: Vec<f32>,
-    /// Cosine and sine of each rotated pair, per token.
+    /// Cosine and sine of each rotated pair, per table and token.
     pub(super) rope: Vec<f32>,
+    pub(super) rope_tables: Vec<RopeTable>,
     /// Per token: position, block, slot in the block.
     pub(super) places: Vec<(u32, u32, u32)>,
     /// Rows that need logits.
@@ -81,7 +87,7 @@ pub(super) struct ActsBuf {
 }
 
 impl ActsBuf {
-    fn new(rows: usize, columns: usize, plain: bool) -> ActsBuf {
+    pub(super) fn new(rows: usize, columns: usize, plain: bool) -> ActsBuf {
         let scales = rows * (columns / BLOCK);
         ActsBuf {
             q: vec![0; rows * columns],
@@ -136,7 +142,7 @@ impl CpuBackend {
             context_max: config.context_max.min(hyper.context_max),
             vocab: hyper.vocab,
         };
-        let work = Work::new(&model, config);
+        let work = Work::new(&model, config, limits.context_max);
         let team = Team::start(config)?;
         Ok(CpuBackend { kernels, limits, team, kv, work, model })
     }
@@ -147,22 +153,27 @@ fn within(name: &'static str, value: usize, min: usize, max: usize) -> Result<()
 }
 
 impl Work {
-    fn new(model: &Model, config: &CpuConfig) -> Work {
+    fn new(model: &Model, config: &CpuConfig, context_max: usize) -> Work {
         let (hyper, tokens) = (model.hyper(), config.step_tokens_max);
-        let plain = model.weights().plain_activations;
+        let plain = model.weights().plain;
+        let rope_tables = hyper.rope.tables(&model.weights().rope_factors, context_max);
+        let (experts, experts_used) = hyper.experts.map_or((0, 1), |experts| (experts.count, experts.used));
         let private = tokens + config.threads;
         let attend = kernel::AttendArgs::scratch_len(ATTEND_ROWS_MAX.max(hyper.heads / hyper.kv_heads), hyper.head_dim);
         // Rounded to whole pages, so that threads do not share cache lines.
-        let scratch_len = attend.max(2 * FF_TOKENS * BLOCK).next_multiple_of(1024);
+        let scratch_len = attend.max(2 * FF_TOKENS * BLOCK).max(experts).next_multiple_of(1024);
         Work {
             // Products write whole tiles of 16 columns; every width here is a multiple of 16.
             x: vec![0.0; tokens * hyper.width],
-            acts_x: ActsBuf::new(private, hyper.width, plain),
-            acts_o: ActsBuf::new(private, hyper.q_width(), plain),
-            acts_ff: ActsBuf::new(tokens, hyper.ff, plain),
+            acts_x: ActsBuf::new(private, hyper.width, plain.residual),
+            acts_o: ActsBuf::new(private, hyper.q_width(), plain.attended),
+            acts_ff: ActsBuf::new(tokens * experts_used, hyper.ff, plain.inner),
+            branch: vec![0.0; if hyper.post_norms { tokens * hyper.width } else { 0 }],
+            mixture: Mixture::new(hyper, tokens, plain.residual),
             qkv: vec![0.0; tokens * (hyper.q_width() + 2 * hyper.kv_width())],
             attended: vec![0.0; tokens * hyper.q_width()],
-            rope: vec![0.0; tokens * hyper.rope_dim],
+            rope: vec![0.0; tokens * rope_tables.len() * hyper.rope.dim],
+            rope_tables,
             places: Vec::with_capacity(tokens),
             logits_rows: Vec::with_capacity(config.step_logits_max),
             units: Vec::with_capacity(tokens * hyper.kv_heads),

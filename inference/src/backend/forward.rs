@@ -14,9 +14,12 @@
 //! | quantise | token | attended | acts_o |
 //! | output | 16 outputs | acts_o | x |
 //! | norm | token | x | acts_x |
-//! | gate, up, SiLU | 32 elements | acts_x | acts_ff |
+//! | gate, up, activation | 32 elements | acts_x | acts_ff |
 //! | down | 16 outputs | acts_ff | x |
 //! | head | 16 outputs | acts_x | logits |
+//!
+//! Architectures differ only in data: `Hyper` and the vectors that a layer has. Where results are normalised before they
+//! are added, output and down write `branch` and a phase split by token adds it to x; experts have the phases of `moe`.
 //!
 //! A step of a single token has nothing to split in norm and quantise: each thread computes them for itself, into a
 //! row of its own, and saves the barrier.
@@ -29,10 +32,12 @@ use half::f16;
 
 use super::StepPlan;
 use super::cpu::Work;
+use super::head::{add_normalised, normalise_head, rotate};
+use super::moe::MixtureView;
 use super::team::Barrier;
 use crate::kernel::{Acts, AttendArgs, BLOCK, GemmArgs, Kernels, Matrix, NormArgs, SwigluArgs, TILE_ROWS};
 use crate::kv::BLOCK_TOKENS;
-use crate::model::{Hyper, Layer, Model};
+use crate::model::{Activation, FeedForward, Gated, Hyper, Layer, Model, RopeTable};
 
 /// Query rows of one attention unit: enough to use each block of keys several times, few enough to stay in the cache.
 pub(super) const ATTEND_ROWS_MAX: usize = 48;
@@ -52,23 +57,29 @@ pub(super) struct Unit {
 /// Everything that a step needs, as raw views that all members share.
 pub(super) struct Frame<'a> {
     model: &'a Model,
-    hyper: &'a Hyper,
+    pub(super) hyper: &'a Hyper,
     kernels: &'static Kernels,
+    /// Activation of the gate times up.
+    gate: unsafe fn(&SwigluArgs),
     plan: &'a StepPlan,
     members: usize,
-    places: &'a [(u32, u32, u32)],
+    pub(super) places: &'a [(u32, u32, u32)],
     logits_rows: &'a [u32],
     units: &'a [Unit],
     taken: &'a [AtomicUsize],
     /// First of the rows of `acts_x` and `acts_o` that belong to one member each.
     private_row: usize,
-    x: *mut f32,
-    acts_x: Acts,
+    pub(super) x: *mut f32,
+    /// Where results wait for their norm; null without such norms.
+    branch: *mut f32,
+    pub(super) acts_x: Acts,
     acts_o: Acts,
-    acts_ff: Acts,
+    pub(super) acts_ff: Acts,
+    pub(super) mixture: Option<MixtureView>,
     qkv: *mut f32,
     attended: *mut f32,
     rope: *mut f32,
+    rope_tables: &'a [RopeTable],
     scratch: *mut f32,
     scratch_len: usize,
     kv: *mut u16,
@@ -96,16 +107,23 @@ impl<'a> Frame<'a> {
             model,
             hyper,
             kernels,
+            gate: match hyper.activation {
+                Activation::Silu => kernels.swiglu,
+                Activation::Gelu => kernels.geglu,
+            },
             plan,
             members: work.threads,
             private_row: work.x.len() / hyper.width,
             x: work.x.as_mut_ptr(),
+            branch: if work.branch.is_empty() { std::ptr::null_mut() } else { work.branch.as_mut_ptr() },
             acts_x: work.acts_x.view(),
             acts_o: work.acts_o.view(),
             acts_ff: work.acts_ff.view(),
+            mixture: work.mixture.as_mut().zip(hyper.experts).map(|(mixture, experts)| mixture.view(experts)),
             qkv: work.qkv.as_mut_ptr(),
             attended: work.attended.as_mut_ptr(),
             rope: work.rope.as_mut_ptr(),
+            rope_tables: &work.rope_tables,
             scratch: work.scratch.as_mut_ptr(),
             scratch_len: work.scratch_len,
             places: &work.places,
@@ -128,18 +146,25 @@ impl<'a> Frame<'a> {
             let first = self.normalise(member, barrier, &layer.attention_norm);
             self.qkv(member, layer, first);
             barrier.wait();
-            self.rotate_and_store(index, self.share(member, count * self.hyper.kv_heads));
+            self.rotate_and_store(index, layer, self.share(member, count * self.hyper.kv_heads));
             barrier.wait();
             self.attend(index, member);
             barrier.wait();
             let first = self.quantise_attended(member, barrier);
-            self.residual(member, &layer.o, self.acts_o, first);
+            self.residual(member, &layer.o, &layer.biases[3], self.acts_o, first);
             barrier.wait();
+            self.add_branch(member, barrier, &layer.post_attention_norm);
             let first = self.normalise(member, barrier, &layer.ff_norm);
-            self.feed_forward(member, layer, first);
+            match &layer.feed_forward {
+                FeedForward::Dense(gated) => {
+                    self.feed_forward(member, gated, first);
+                    barrier.wait();
+                    self.residual(member, &gated.down, &[], self.acts_ff, 0);
+                }
+                FeedForward::Experts { router, experts } => self.experts(member, barrier, router, experts, first),
+            }
             barrier.wait();
-            self.residual(member, &layer.down, self.acts_ff, 0);
-            barrier.wait();
+            self.add_branch(member, barrier, &layer.post_ff_norm);
         }
         if !self.logits_rows.is_empty() {
             let rows = self.share(member, self.logits_rows.len());
@@ -152,22 +177,33 @@ impl<'a> Frame<'a> {
     }
 
     /// The part of `0..count` that a member computes: contiguous, so that weights are read in order.
-    fn share(&self, member: usize, count: usize) -> Range<usize> {
+    pub(super) fn share(&self, member: usize, count: usize) -> Range<usize> {
         count * member / self.members..count * (member + 1) / self.members
     }
 
     fn embed(&self, rows: Range<usize>) {
-        let (weights, width) = (self.model.weights(), self.hyper.width);
+        let (weights, width, scale) = (self.model.weights(), self.hyper.width, self.hyper.embedding_scale);
+        let rope_len = self.rope_len();
         for row in rows {
             // SAFETY: each row of `x` and `rope` belongs to one member in this phase.
             let (x, rope) = unsafe {
-                let rope = self.rope.add(row * self.hyper.rope_dim);
+                let rope = self.rope.add(row * rope_len);
                 let x = std::slice::from_raw_parts_mut(self.x.add(row * width), width);
-                (x, std::slice::from_raw_parts_mut(rope, self.hyper.rope_dim))
+                (x, std::slice::from_raw_parts_mut(rope, rope_len))
             };
             weights.embed(self.plan.tokens()[row], x);
-            rotation(self.hyper, &weights.rope_factors, self.places[row].0, rope);
+            if scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= scale);
+            }
+            for (table, rope) in self.rope_tables.iter().zip(rope.chunks_exact_mut(self.hyper.rope.dim)) {
+                table.turns(self.places[row].0, rope);
+            }
         }
+    }
+
+    /// Cosines and sines of one token over all tables.
+    fn rope_len(&self) -> usize {
+        self.rope_tables.len() * self.hyper.rope.dim
     }
 
     /// Normalises and quantises all rows of `x`; returns the row of `acts_x` where this member finds the first.
@@ -218,39 +254,79 @@ impl<'a> Frame<'a> {
         let stride = self.hyper.q_width() + 2 * self.hyper.kv_width();
         let tiles = [&layer.q, &layer.k, &layer.v].map(Matrix::row_tiles);
         for tile in self.share(member, tiles.iter().sum()) {
-            let (matrix, inner, column) = if tile < tiles[0] {
-                (&layer.q, tile, 0)
+            let (matrix, bias, inner, column) = if tile < tiles[0] {
+                (&layer.q, &layer.biases[0], tile, 0)
             } else if tile < tiles[0] + tiles[1] {
-                (&layer.k, tile - tiles[0], self.hyper.q_width())
+                (&layer.k, &layer.biases[1], tile - tiles[0], self.hyper.q_width())
             } else {
-                (&layer.v, tile - tiles[0] - tiles[1], self.hyper.q_width() + self.hyper.kv_width())
+                let column = self.hyper.q_width() + self.hyper.kv_width();
+                (&layer.v, &layer.biases[2], tile - tiles[0] - tiles[1], column)
             };
-            let column = column + inner * TILE_ROWS;
             // SAFETY: the columns of this tile belong to this member; head widths are multiples of 16.
             unsafe {
-                let out = self.qkv.add(column);
-                self.product(matrix, inner, (self.acts_x, first), self.places.len(), (out, stride), false);
+                let out = (self.qkv.add(column + inner * TILE_ROWS), stride);
+                let add = self.put_bias(bias, inner, out, false);
+                self.product(matrix, inner, (self.acts_x, first), self.places.len(), out, add);
             }
         }
     }
 
-    /// Adds a product to the residual stream.
-    fn residual(&self, member: usize, matrix: &Matrix, acts: Acts, first: usize) {
+    /// Adds a product to the residual stream, or leaves it in `branch` where a norm comes between.
+    fn residual(&self, member: usize, matrix: &Matrix, bias: &[f32], acts: Acts, first: usize) {
+        let (base, add) = if self.branch.is_null() { (self.x, true) } else { (self.branch, false) };
         for tile in self.share(member, matrix.row_tiles()) {
             // SAFETY: the columns of this tile belong to this member; the width is a multiple of 16.
             unsafe {
-                let out = (self.x.add(tile * TILE_ROWS), self.hyper.width);
-                self.product(matrix, tile, (acts, first), self.places.len(), out, true);
+                let out = (base.add(tile * TILE_ROWS), self.hyper.width);
+                let add = self.put_bias(bias, tile, out, add);
+                self.product(matrix, tile, (acts, first), self.places.len(), out, add);
             }
         }
     }
 
+    /// Puts a tile's biases where its product will be added; returns whether the product is to be added.
+    ///
+    /// # Safety
+    /// As for [`Frame::product`].
+    unsafe fn put_bias(&self, bias: &[f32], tile: usize, (out, stride): (*mut f32, usize), add: bool) -> bool {
+        let Some(bias) = bias.get(tile * TILE_ROWS..(tile + 1) * TILE_ROWS) else { return add };
+        for row in 0..self.places.len() {
+            // SAFETY: 16 floats of each row, as the caller says.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.add(row * stride), TILE_ROWS) };
+            for (out, bias) in out.iter_mut().zip(bias) {
+                *out = if add { *out + bias } else { *bias };
+            }
+        }
+        true
+    }
+
+    /// Where results are normalised before they are added to the residual stream: does both.
+    fn add_branch(&self, member: usize, barrier: &Barrier, weight: &[f32]) {
+        if weight.is_empty() {
+            return;
+        }
+        let width = self.hyper.width;
+        for row in self.share(member, self.places.len()) {
+            // SAFETY: the rows belong to this member in this phase.
+            unsafe {
+                let x = std::slice::from_raw_parts_mut(self.x.add(row * width), width);
+                let branch = std::slice::from_raw_parts(self.branch.add(row * width).cast_const(), width);
+                add_normalised(x, branch, weight, self.hyper.norm_eps);
+            }
+        }
+        barrier.wait();
+    }
+
     fn head(&self, member: usize, matrix: &Matrix) {
+        let count = self.logits_rows.len();
         for tile in self.share(member, matrix.row_tiles()) {
             // SAFETY: the columns of this tile belong to this member; rows are padded to a multiple of 16.
             unsafe {
                 let out = (self.logits.add(tile * TILE_ROWS), self.logits_stride);
-                self.product(matrix, tile, (self.acts_x, 0), self.logits_rows.len(), out, false);
+                self.product(matrix, tile, (self.acts_x, 0), count, out, false);
+                if let Some(cap) = self.hyper.logit_cap {
+                    (0..count).for_each(|row| (self.kernels.soft_cap)(out.0.add(row * out.1), cap));
+                }
             }
         }
     }
@@ -259,7 +335,7 @@ impl<'a> Frame<'a> {
     ///
     /// # Safety
     /// `out` and its stride name 16 floats per row that no other member touches, and `acts` holds the rows.
-    unsafe fn product(
+    pub(super) unsafe fn product(
         &self,
         matrix: &Matrix,
         tile: usize,
@@ -274,25 +350,34 @@ impl<'a> Frame<'a> {
         unsafe { (self.kernels.gemm[matrix.kind as usize])(&args) }
     }
 
-    fn rotate_and_store(&self, layer: usize, units: Range<usize>) {
-        let Hyper { head_dim, rope_dim, kv_heads, heads, .. } = *self.hyper;
+    fn rotate_and_store(&self, index: usize, layer: &Layer, units: Range<usize>) {
+        let Hyper { head_dim, kv_heads, heads, norm_eps, .. } = *self.hyper;
         let (group, q_width, kv_width) = (heads / kv_heads, self.hyper.q_width(), self.hyper.kv_width());
+        let (pairs, rope_dim) = (self.hyper.rope.pairs, self.hyper.rope.dim);
+        let table = self.hyper.rope_table(index) * rope_dim;
+        let turn = |head: &mut [f32], norm: &[f32], rope: &[f32]| {
+            if !norm.is_empty() {
+                normalise_head(head, norm, norm_eps);
+            }
+            rotate(pairs, head, rope);
+        };
         for unit in units {
             let (row, kv_head) = (unit / kv_heads, unit % kv_heads);
             let (_, block, slot) = self.places[row];
             // SAFETY: in this phase a token's heads of one kv head, and their slot in the block, belong to one member.
             // The plan was checked: blocks exist.
             unsafe {
-                let rope = std::slice::from_raw_parts(self.rope.add(row * rope_dim).cast_const(), rope_dim);
+                let rope = self.rope.add(row * self.rope_len() + table).cast_const();
+                let rope = std::slice::from_raw_parts(rope, rope_dim);
                 let base = self.qkv.add(row * (q_width + 2 * kv_width));
                 let head = |offset: usize| std::slice::from_raw_parts_mut(base.add(offset), head_dim);
                 for q in 0..group {
-                    rotate(head((kv_head * group + q) * head_dim), rope);
+                    turn(head((kv_head * group + q) * head_dim), &layer.q_norm, rope);
                 }
                 let key = head(q_width + kv_head * head_dim);
-                rotate(key, rope);
+                turn(key, &layer.k_norm, rope);
                 let value = head(q_width + kv_width + kv_head * head_dim);
-                let keys = self.kv_head(block as usize, layer, kv_head).add(slot as usize);
+                let keys = self.kv_head(block as usize, index, kv_head).add(slot as usize);
                 let values = keys.sub(slot as usize).add(head_dim * BLOCK_TOKENS + slot as usize * head_dim);
                 for i in 0..head_dim {
                     *keys.add(i * BLOCK_TOKENS) = f16::from_f32(key[i]).to_bits();
@@ -334,65 +419,61 @@ impl<'a> Frame<'a> {
                     tokens: unit.tokens,
                     group,
                     head_dim,
+                    scale: self.hyper.attention_scale,
+                    cap: self.hyper.attention_cap.unwrap_or(0.0),
+                    window: self.hyper.windows[layer],
                     blocks: slice.blocks,
                     kv: self.kv_head(0, layer, unit.kv_head),
                     kv_stride: self.block_len(),
-                    scratch: self.scratch.add(member * self.scratch_len),
+                    scratch: self.scratch(member),
                 });
             }
         }
     }
 
-    /// Gate and up products, SiLU(gate) × up, quantised: 32 elements of the feed-forward width at a time.
-    fn feed_forward(&self, member: usize, layer: &Layer, first: usize) {
-        let count = self.places.len();
-        // SAFETY: this part of the scratch belongs to this member.
-        let gate = unsafe { self.scratch.add(member * self.scratch_len) };
+    fn feed_forward(&self, member: usize, gated: &Gated, first: usize) {
+        for block in self.share(member, self.hyper.ff / BLOCK) {
+            // SAFETY: block `block` of `acts_ff` belongs to this member.
+            unsafe { self.gated_block(member, gated, block, (self.acts_x, first), 0, self.places.len()) };
+        }
+    }
+
+    /// Gate and up products, activation(gate) × up, quantised: 32 elements of the feed-forward width for `count` rows
+    /// of `source` from its row on, written to `acts_ff` from row `to` on.
+    ///
+    /// # Safety
+    /// The rows exist, and the block of those of `acts_ff` belongs to this member.
+    pub(super) unsafe fn gated_block(
+        &self,
+        member: usize,
+        gated: &Gated,
+        block: usize,
+        (source, first): (Acts, usize),
+        to: usize,
+        count: usize,
+    ) {
+        let gate = self.scratch(member);
         // SAFETY: the scratch holds two panels.
         let up = unsafe { gate.add(FF_TOKENS * BLOCK) };
-        for block in self.share(member, self.hyper.ff / BLOCK) {
-            for from in (0..count).step_by(FF_TOKENS) {
-                let tokens = FF_TOKENS.min(count - from);
-                // SAFETY: panels are 32 wide, two tiles; block `block` of `acts_ff` belongs to this member.
-                unsafe {
-                    for (matrix, panel) in [(&layer.gate, gate), (&layer.up, up)] {
-                        for half in 0..2 {
-                            let out = (panel.add(half * TILE_ROWS), BLOCK);
-                            self.product(matrix, 2 * block + half, (self.acts_x, first + from), tokens, out, false);
-                        }
+        for from in (0..count).step_by(FF_TOKENS) {
+            let tokens = FF_TOKENS.min(count - from);
+            // SAFETY: panels are 32 wide, two tiles; the caller keeps the rest.
+            unsafe {
+                for (matrix, panel) in [(&gated.gate, gate), (&gated.up, up)] {
+                    for half in 0..2 {
+                        let out = (panel.add(half * TILE_ROWS), BLOCK);
+                        self.product(matrix, 2 * block + half, (source, first + from), tokens, out, false);
                     }
-                    (self.kernels.swiglu)(&SwigluArgs {
-                        gate,
-                        up,
-                        stride: BLOCK,
-                        acts: self.acts_ff,
-                        first: from,
-                        count: tokens,
-                        block,
-                    });
                 }
+                let (stride, acts) = (BLOCK, self.acts_ff);
+                (self.gate)(&SwigluArgs { gate, up, stride, acts, first: to + from, count: tokens, block });
             }
         }
     }
-}
 
-/// Cosines and sines for one position: pair i turns by position × theta^(−2i / rope_dim). Angles are computed in double
-/// precision, because at large positions single precision loses the fraction of a turn.
-fn rotation(hyper: &Hyper, factors: &[f32], position: u32, out: &mut [f32]) {
-    for (i, pair) in out.chunks_exact_mut(2).enumerate() {
-        let frequency = hyper.rope_theta.powf(-2.0 * i as f64 / hyper.rope_dim as f64);
-        let factor = factors.get(i).map_or(1.0, |&factor| f64::from(factor));
-        let (sin, cos) = (f64::from(position) * frequency / factor).sin_cos();
-        pair[0] = cos as f32;
-        pair[1] = sin as f32;
-    }
-}
-
-/// Rotates the pairs (0, 1), (2, 3), … of a head: the order in which converters store llama's projections.
-fn rotate(head: &mut [f32], rope: &[f32]) {
-    for (x, turn) in head.chunks_exact_mut(2).zip(rope.chunks_exact(2)) {
-        let (a, b, cos, sin) = (x[0], x[1], turn[0], turn[1]);
-        x[0] = a * cos - b * sin;
-        x[1] = a * sin + b * cos;
+    /// The work space of a member, `scratch_len` floats.
+    pub(super) fn scratch(&self, member: usize) -> *mut f32 {
+        // SAFETY: there is one for each member.
+        unsafe { self.scratch.add(member * self.scratch_len) }
     }
 }

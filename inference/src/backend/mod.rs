@@ -6,6 +6,8 @@
 
 mod cpu;
 mod forward;
+mod head;
+mod moe;
 mod plan;
 mod team;
 
@@ -156,6 +158,26 @@ pub enum LoadError {
         value: u64,
         /// What would have been right.
         expected: String,
+    },
+    /// A setting with a value that this engine does not know.
+    #[error("the model's {what} is {value}, supported is {expected}; choose another variant of the model")]
+    Variant {
+        /// What.
+        what: String,
+        /// The value found.
+        value: String,
+        /// What is supported.
+        expected: String,
+    },
+    /// Something that this engine would have to pass over, so that replies would be wrong without a word.
+    #[error(
+        "the model file has the {what} {name:?}, which this engine does not know; choose another variant of the model"
+    )]
+    Unknown {
+        /// A tensor or a metadata key.
+        what: &'static str,
+        /// Its name.
+        name: String,
     },
     /// Memory for the weights was refused.
     #[error("the system refused {bytes} bytes of memory for the weights; free memory or choose a smaller model")]

@@ -1,5 +1,7 @@
 //! The forward pass against a naive double-precision network, and its independence of how steps are cut.
 
+mod architectures;
+
 use std::sync::Arc;
 
 use rand::rngs::SmallRng;
@@ -172,12 +174,16 @@ fn attend(q: &[f64], past: &[(Vec<f64>, Vec<f64>)], head: usize) -> Vec<f64> {
 }
 
 fn backend(model: &Arc<Model>, threads: usize, set: &'static kernel::Kernels) -> CpuBackend {
+    backend_for(model, threads, set, 256)
+}
+
+fn backend_for(model: &Arc<Model>, threads: usize, set: &'static kernel::Kernels, context_max: usize) -> CpuBackend {
     let config = CpuConfig {
         threads,
         cpus: None,
         nice: 0,
         kv_bytes_max: 32 * BLOCK_TOKENS * model.info().kv_token_bytes,
-        context_max: 256,
+        context_max,
         step_tokens_max: 128,
         step_logits_max: 128,
     };

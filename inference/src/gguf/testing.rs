@@ -1,6 +1,6 @@
 //! A writer of small model files for tests, right or wrong on purpose.
 
-use super::{Gguf, GgufError, TensorType};
+use super::{Gguf, GgufError, TensorType, Value};
 
 /// Writes small model files, right or wrong on purpose.
 #[derive(Clone, Default)]
@@ -17,6 +17,21 @@ pub(crate) fn string(text: &str) -> Vec<u8> {
 }
 
 impl Writer {
+    /// The content of a file without arrays.
+    pub(crate) fn of(gguf: &Gguf) -> Self {
+        let add = |writer: Self, key: &str| match gguf.get(key).expect("the key was listed") {
+            Value::Unsigned(value) => writer.entry(key, 4, &(value as u32).to_le_bytes()),
+            Value::Float(value) => writer.entry(key, 6, &(value as f32).to_le_bytes()),
+            Value::Bool(value) => writer.entry(key, 7, &[value.into()]),
+            Value::Str(value) => writer.entry(key, 8, &string(value)),
+            other => panic!("{key} is {}", other.kind_name()),
+        };
+        let writer = gguf.keys().fold(Self::default(), add);
+        gguf.tensors().fold(writer, |writer, tensor| {
+            writer.tensor_with(tensor.name, &[tensor.columns as u64, tensor.rows as u64], tensor.kind, tensor.bytes)
+        })
+    }
+
     pub(crate) fn entry(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
         self.metadata.push([&string(key)[..], &kind.to_le_bytes(), value].concat());
         self

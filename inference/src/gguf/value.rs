@@ -174,6 +174,12 @@ impl<'a> ArrayView<'a> {
         self.numbers()?.map(|value| value.as_u64()).collect()
     }
 
+    /// The elements as flags; `None` when one is not.
+    pub fn flags(&self) -> Option<Vec<bool>> {
+        let flag = |value| if let Value::Bool(flag) = value { Some(flag) } else { None };
+        self.numbers()?.map(flag).collect()
+    }
+
     /// The elements as floats; `None` when one is not a number.
     pub fn f32s(&self) -> Option<Vec<f32>> {
         self.numbers()?.map(|value| value.as_f64().map(|number| number as f32)).collect()

@@ -90,6 +90,12 @@ pub(crate) struct AttendArgs<'a> {
     pub(crate) group: usize,
     /// Elements of a head.
     pub(crate) head_dim: usize,
+    /// Factor of scores.
+    pub(crate) scale: f32,
+    /// Soft bound of scores; 0 means none.
+    pub(crate) cap: f32,
+    /// Positions that a token sees, its own included.
+    pub(crate) window: usize,
     /// Blocks of the sequence.
     pub(crate) blocks: &'a [BlockId],
     /// Keys of block 0 of this layer and head: `[head_dim][16]` half floats; values follow: `[16][head_dim]`.

@@ -12,7 +12,7 @@ use std::array::from_fn;
 use super::args::{Acts, AttendArgs, GemmArgs, NormArgs, SwigluArgs};
 use super::tile::{TileF16, TileF32, TileQ2K, TileQ4, TileQ4K, TileQ8, TileWide};
 use super::vector::Vector;
-use super::{BLOCK, TILE_ROWS};
+use super::{BLOCK, GELU_CUBE, GELU_SCALE, TILE_ROWS};
 use crate::kv::BLOCK_TOKENS;
 
 /// Results of one token: `N` registers of rows.
@@ -469,12 +469,12 @@ unsafe fn exp<V: Vector>(x: V::F) -> V::F {
     }
 }
 
-/// SiLU(gate) × up for one block of each token, quantised.
+/// SiLU(gate) × up, or GELU(gate) × up, for one block of each token, quantised.
 ///
 /// # Safety
 /// As for [`Vector`]; `args` names 32 gate and up values of each token and a block of each destination row.
 #[inline(always)]
-pub(super) unsafe fn swiglu<V: Vector>(args: &SwigluArgs) {
+pub(super) unsafe fn gated<V: Vector, const GELU: bool>(args: &SwigluArgs) {
     // SAFETY: offsets are those named by the caller.
     unsafe {
         for t in 0..args.count {
@@ -482,10 +482,35 @@ pub(super) unsafe fn swiglu<V: Vector>(args: &SwigluArgs) {
             for at in (0..BLOCK).step_by(V::ROWS) {
                 let gate = V::load(args.gate.add(t * args.stride + at));
                 let up = V::load(args.up.add(t * args.stride + at));
-                let one_plus = V::add(V::splat(1.0), exp::<V>(V::mul(gate, V::splat(-1.0))));
+                // 0.5 × (1 + tanh(z)) is the sigmoid of 2 z.
+                let inner = if GELU {
+                    let cube = V::mul(V::mul(gate, gate), gate);
+                    V::mul(V::fmadd(cube, V::splat(GELU_CUBE), gate), V::splat(-2.0 * GELU_SCALE))
+                } else {
+                    V::mul(gate, V::splat(-1.0))
+                };
+                let one_plus = V::add(V::splat(1.0), exp::<V>(inner));
                 V::store(h.as_mut_ptr().add(at), V::mul(V::div(gate, one_plus), up));
             }
             put_block::<V>(&args.acts, args.first + t, args.block, V::block_load(h.as_ptr()));
+        }
+    }
+}
+
+/// cap × tanh(value / cap) for 16 values.
+///
+/// # Safety
+/// As for [`Vector`]; 16 values lie there.
+#[inline(always)]
+pub(super) unsafe fn soft_cap<V: Vector>(values: *mut f32, cap: f32) {
+    // SAFETY: the parts together are 16 values.
+    unsafe {
+        for part in 0..V::PARTS {
+            let at = values.add(part * V::ROWS);
+            // tanh(z) = 1 − 2 / (e^2z + 1); its error, about 1e-7, counts relative to the cap.
+            let e = exp::<V>(V::mul(V::load(at), V::splat(2.0 / cap)));
+            let ratio = V::div(V::splat(-2.0), V::add(e, V::splat(1.0)));
+            V::store(at, V::mul(V::add(ratio, V::splat(1.0)), V::splat(cap)));
         }
     }
 }
@@ -508,7 +533,7 @@ pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
         let scores = o.add(rows * dim);
         let maximum = scores.add(rows * BLOCK_TOKENS);
         let total = maximum.add(rows);
-        let scale = V::splat(1.0 / (dim as f32).sqrt());
+        let scale = V::splat(args.scale);
         for row in 0..rows {
             let from = args.q.add(row / args.group * args.q_stride + row % args.group * dim);
             for at in (0..dim).step_by(V::ROWS) {
@@ -518,12 +543,16 @@ pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
             *maximum.add(row) = f32::NEG_INFINITY;
             *total.add(row) = 0.0;
         }
+        let first = (args.position + 1).saturating_sub(args.window) / BLOCK_TOKENS;
         let last = (args.position + args.tokens - 1) / BLOCK_TOKENS;
-        for (index, block) in args.blocks[..=last].iter().enumerate() {
-            let keys = args.kv.add(block.0 as usize * args.kv_stride);
+        for index in first..=last {
+            let begin = index * BLOCK_TOKENS;
+            let keys = args.kv.add(args.blocks[index].0 as usize * args.kv_stride);
             let values = keys.add(dim * BLOCK_TOKENS);
-            // Earlier rows of a chunk may end before this block.
-            let skip = (index * BLOCK_TOKENS).saturating_sub(args.position) * args.group;
+            // Earlier rows of a chunk may end before this block, and the windows of later ones may begin behind it.
+            let skip = begin.saturating_sub(args.position) * args.group;
+            let reach = (begin + BLOCK_TOKENS - 1).saturating_add(args.window) - args.position;
+            let rows = reach.min(args.tokens) * args.group;
             let mut row = skip;
             while row < rows {
                 let count = (rows - row).min(ATTEND_ROWS);
@@ -531,9 +560,17 @@ pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
                 panel::<V, false>(count, dim, q.add(row * dim), dim, keys, BLOCK_TOKENS, s, BLOCK_TOKENS);
                 let mut visible_most = 0;
                 for r in row..row + count {
-                    let visible = (args.position + r / args.group + 1 - index * BLOCK_TOKENS).min(BLOCK_TOKENS);
+                    let end = args.position + r / args.group + 1;
+                    let visible = (end - begin).min(BLOCK_TOKENS);
+                    let hidden = end.saturating_sub(args.window).saturating_sub(begin);
                     visible_most = visible_most.max(visible);
                     let s = scores.add(r * BLOCK_TOKENS);
+                    if args.cap > 0.0 {
+                        soft_cap::<V>(s, args.cap);
+                    }
+                    if hidden > 0 {
+                        hide::<V>(s, hidden);
+                    }
                     softmax_block::<V>(s, visible, &mut *maximum.add(r), &mut *total.add(r), o.add(r * dim), dim);
                 }
                 for at in (0..dim).step_by(TILE_ROWS) {
@@ -549,6 +586,19 @@ pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
             for at in (0..dim).step_by(V::ROWS) {
                 V::store(to.add(at), V::mul(V::load(o.add(row * dim + at)), inverse));
             }
+        }
+    }
+}
+
+/// Scores in front of a window: so low that their weight is 0.
+#[inline(always)]
+unsafe fn hide<V: Vector>(s: *mut f32, hidden: usize) {
+    // SAFETY: 16 scores, as the caller laid them out.
+    unsafe {
+        for part in 0..V::PARTS {
+            let at = part * V::ROWS;
+            let low = V::splat(f32::NEG_INFINITY);
+            V::store(s.add(at), V::first_lanes(hidden.saturating_sub(at), low, V::load(s.add(at))));
         }
     }
 }
@@ -699,7 +749,17 @@ macro_rules! functions {
             #[target_feature(enable = $features)]
             unsafe fn swiglu(args: &super::SwigluArgs) {
                 // SAFETY: as above.
-                unsafe { super::generic::swiglu::<$set>(args) }
+                unsafe { super::generic::gated::<$set, false>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn geglu(args: &super::SwigluArgs) {
+                // SAFETY: as above.
+                unsafe { super::generic::gated::<$set, true>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn soft_cap(values: *mut f32, cap: f32) {
+                // SAFETY: as above.
+                unsafe { super::generic::soft_cap::<$set>(values, cap) }
             }
             #[target_feature(enable = $features)]
             unsafe fn attend(args: &super::AttendArgs<'_>) {
@@ -711,6 +771,8 @@ macro_rules! functions {
                 gemm: [gemm_q4, gemm_q4k, gemm_q2k, gemm_q8, gemm_wide, gemm_f16, gemm_f32],
                 norm_quantize,
                 swiglu,
+                geglu,
+                soft_cap,
                 attend,
             }
         };

@@ -29,6 +29,10 @@ pub(crate) const TILE_ROWS: usize = 16;
 /// Elements of one quantisation block: the depth of one weight tile.
 pub(crate) const BLOCK: usize = 32;
 
+/// GELU's tanh approximation (arXiv 1606.08415): x / 2 × (1 + tanh(√(2/π) × (x + 0.044715 x³))).
+pub(crate) const GELU_SCALE: f32 = 0.797_884_6;
+pub(crate) const GELU_CUBE: f32 = 0.044_715;
+
 /// The functions of one instruction set. All are unsafe: their arguments are raw views whose validity the caller keeps.
 pub(crate) struct Kernels {
     /// Name for logs and tests.
@@ -39,6 +43,10 @@ pub(crate) struct Kernels {
     pub(crate) norm_quantize: unsafe fn(&NormArgs),
     /// SiLU(gate) × up, quantised, for one block of each token.
     pub(crate) swiglu: unsafe fn(&SwigluArgs),
+    /// GELU(gate) × up, likewise; GELU in its tanh approximation.
+    pub(crate) geglu: unsafe fn(&SwigluArgs),
+    /// Bounds 16 values softly: cap × tanh(value / cap).
+    pub(crate) soft_cap: unsafe fn(*mut f32, f32),
     /// Attention of a few query rows over the blocks of a sequence.
     pub(crate) attend: unsafe fn(&AttendArgs<'_>),
 }

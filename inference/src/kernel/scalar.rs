@@ -2,7 +2,7 @@
 
 use super::args::{Acts, AttendArgs, GemmArgs, NormArgs, SwigluArgs};
 use super::tile::{TileF16, TileF32, TileQ2K, TileQ4, TileQ4K, TileQ8, TileWide, nibble};
-use super::{BLOCK, Kernels, TILE_ROWS};
+use super::{BLOCK, GELU_CUBE, GELU_SCALE, Kernels, TILE_ROWS};
 use crate::kv::BLOCK_TOKENS;
 use crate::quant::half;
 
@@ -18,7 +18,9 @@ pub(super) static KERNELS: Kernels = Kernels {
         gemm::<TileF32>,
     ],
     norm_quantize,
-    swiglu,
+    swiglu: gated::<false>,
+    geglu: gated::<true>,
+    soft_cap,
     attend,
 };
 
@@ -166,17 +168,27 @@ unsafe fn put_block(acts: &Acts, row: usize, b: usize, x: &[f32; BLOCK]) {
 
 /// # Safety
 /// `args` names 32 gate and up values of each token and a block of each destination row.
-unsafe fn swiglu(args: &SwigluArgs) {
+unsafe fn gated<const GELU: bool>(args: &SwigluArgs) {
     // SAFETY: offsets are those named by the caller.
     unsafe {
         for t in 0..args.count {
             let value = |k: usize| {
                 let gate = *args.gate.add(t * args.stride + k);
-                gate / (1.0 + (-gate).exp()) * *args.up.add(t * args.stride + k)
+                // 0.5 × (1 + tanh(z)) is the sigmoid of 2 z.
+                let inner = if GELU { 2.0 * GELU_SCALE * (gate + GELU_CUBE * gate.powi(3)) } else { gate };
+                gate / (1.0 + (-inner).exp()) * *args.up.add(t * args.stride + k)
             };
             put_block(&args.acts, args.first + t, args.block, &std::array::from_fn(value));
         }
     }
+}
+
+/// # Safety
+/// 16 values lie there.
+unsafe fn soft_cap(values: *mut f32, cap: f32) {
+    // SAFETY: as the caller says.
+    let values = unsafe { std::slice::from_raw_parts_mut(values, TILE_ROWS) };
+    values.iter_mut().for_each(|value| *value = cap * (*value / cap).tanh());
 }
 
 /// # Safety
@@ -200,8 +212,12 @@ unsafe fn attend(args: &AttendArgs<'_>) {
         for row in 0..args.tokens * args.group {
             let (token, head) = (row / args.group, row % args.group);
             let q = args.q.add(token * args.q_stride + head * dim);
-            let score = |other: usize| (0..dim).map(|i| *q.add(i) * key(other, i)).sum::<f32>() / (dim as f32).sqrt();
-            let visible = 0..=args.position + token;
+            let score = |other: usize| {
+                let score = (0..dim).map(|i| *q.add(i) * key(other, i)).sum::<f32>() * args.scale;
+                if args.cap > 0.0 { args.cap * (score / args.cap).tanh() } else { score }
+            };
+            let position = args.position + token;
+            let visible = (position + 1).saturating_sub(args.window)..=position;
             let greatest = visible.clone().map(score).fold(f32::NEG_INFINITY, f32::max);
             let total: f32 = visible.clone().map(|other| (score(other) - greatest).exp()).sum();
             for i in 0..dim {

@@ -315,12 +315,28 @@ fn every_set_normalises_and_quantises_alike() {
 }
 
 #[test]
-fn every_set_computes_swiglu_alike() {
-    let mut random = random("every_set_computes_swiglu");
+fn every_set_bounds_values_alike() {
+    let mut random = random("every_set_bounds_values");
+    let mut values: Vec<f32> = floats(&mut random, 16).iter().map(|x| x * 100.0).collect();
+    (values[0], values[1], values[2]) = (0.0, 1e30, -1e30);
+    for set in available() {
+        let mut got = values.clone();
+        // SAFETY: there are 16 values.
+        unsafe { (set.soft_cap)(got.as_mut_ptr(), 30.0) };
+        for (got, value) in got.iter().zip(&values) {
+            let expected = 30.0 * (value / 30.0).tanh();
+            assert!((got - expected).abs() <= 1e-5, "{} {value}: {got} {expected}", set.name);
+        }
+    }
+}
+
+#[test]
+fn every_set_computes_gates_alike() {
+    let mut random = random("every_set_computes_gates");
     let mut gate: Vec<f32> = floats(&mut random, 3 * 40).iter().map(|x| x * 20.0).collect();
     (gate[0], gate[1], gate[2]) = (-200.0, 200.0, 0.0);
     let up = floats(&mut random, 3 * 40);
-    let run = |set: &Kernels| {
+    let run = |set: &Kernels, gelu: bool| {
         let mut acts = ActsOwned::new(4, 96);
         let args = SwigluArgs {
             gate: gate.as_ptr(),
@@ -332,13 +348,15 @@ fn every_set_computes_swiglu_alike() {
             block: 2,
         };
         // SAFETY: three tokens of 32 values each, 40 apart; the destination has that block.
-        unsafe { (set.swiglu)(&args) };
+        unsafe { if gelu { (set.geglu)(&args) } else { (set.swiglu)(&args) } };
         acts.f
     };
-    let plain = run(&scalar::KERNELS);
-    for set in available() {
-        for (got, plain) in run(set).iter().zip(&plain) {
-            assert!((got - plain).abs() <= 1e-6 * (1.0 + plain.abs()), "{}: {got} {plain}", set.name);
+    for gelu in [false, true] {
+        let plain = run(&scalar::KERNELS, gelu);
+        for set in available() {
+            for (got, plain) in run(set, gelu).iter().zip(&plain) {
+                assert!((got - plain).abs() <= 1e-6 * (1.0 + plain.abs()), "{} {gelu}: {got} {plain}", set.name);
+            }
         }
     }
 }
@@ -346,7 +364,10 @@ fn every_set_computes_swiglu_alike() {
 #[test]
 fn every_set_attends_alike_and_independently_of_chunks() {
     let mut random = random("every_set_attends");
-    for (group, dim) in [(3, 64), (1, 16), (8, 128)] {
+    let all = usize::MAX;
+    for (group, dim, window, cap) in
+        [(3, 64, all, 0.0), (1, 16, all, 1.5), (8, 128, all, 0.0), (2, 16, 1, 0.0), (3, 32, 21, 0.0), (1, 64, 32, 1.5)]
+    {
         let context = 75;
         let blocks: Vec<BlockId> = (0..5).rev().map(BlockId).collect();
         // Two heads per block in memory; the kernel sees the second.
@@ -376,6 +397,9 @@ fn every_set_attends_alike_and_independently_of_chunks() {
                 tokens,
                 group,
                 head_dim: dim,
+                scale: 1.0 / (dim as f32).sqrt(),
+                cap,
+                window,
                 blocks: &blocks,
                 kv: kv[kv_stride / 2..].as_ptr(),
                 kv_stride,

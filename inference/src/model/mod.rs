@@ -2,16 +2,23 @@
 //!
 //! Loading checks every size against every other before a weight is touched, so that computing needs no checks.
 
+mod arch;
 mod hyper;
+mod keys;
 mod packed;
+mod rope;
 mod weights;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use hyper::Hyper;
-pub(crate) use weights::{Layer, Weights};
+pub use arch::{Activation, Pairs};
+pub use hyper::{Experts, Hyper};
+pub use rope::{Rope, Scaling};
+
+pub(crate) use rope::RopeTable;
+pub(crate) use weights::{FeedForward, Gated, Layer, Weights};
 
 use crate::backend::LoadError;
 use crate::gguf::{Gguf, GgufError};
@@ -80,7 +87,7 @@ impl Model {
         let hyper = Hyper::read(&gguf, &wrap)?;
         let info = ModelInfo {
             name: gguf.str("general.name").map_or_else(|_| stem.to_owned(), str::to_owned),
-            arch: hyper.arch.clone(),
+            arch: hyper.arch.to_owned(),
             parameters: gguf.tensors().map(|tensor| tensor.rows as u64 * tensor.columns as u64).sum(),
             context_max: hyper.context_max,
             vocab: hyper.vocab,
