@@ -45,14 +45,14 @@ impl ModelPrompter {
         let mut tokens = Vec::with_capacity(rendered.len() / 3);
         let mut rest = rendered.as_str();
         while let Some((before, after)) = rest.split_once(OPEN) {
-            tokens.extend(self.tokenizer.encode(before, true));
+            self.tokenizer.append(before, true, &mut tokens);
             let (number, after) = after.split_once(CLOSE).ok_or("the chat template broke a message apart")?;
             let text =
                 number.parse().ok().and_then(|n: usize| hidden.get(n)).ok_or("the chat template changed a message")?;
-            tokens.extend(self.tokenizer.encode(text, false));
+            self.tokenizer.append(text, false, &mut tokens);
             rest = after;
         }
-        tokens.extend(self.tokenizer.encode(rest, true));
+        self.tokenizer.append(rest, true, &mut tokens);
         Ok(tokens)
     }
 
@@ -62,7 +62,7 @@ impl ModelPrompter {
         if self.tokenizer.adds_bos() {
             tokens.extend(self.tokenizer.bos());
         }
-        tokens.extend(self.tokenizer.encode(text, false));
+        self.tokenizer.append(text, false, &mut tokens);
         tokens
     }
 

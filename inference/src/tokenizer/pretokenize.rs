@@ -25,7 +25,7 @@ impl PreTokenizer {
         Some(match name {
             "gpt-2" | "gpt2" | "phi-2" | "roberta-bpe" => Self::Gpt2,
             "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => Self::Smollm,
-            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" => Self::Llama3,
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "dbrx" | "smaug-bpe" => Self::Llama3,
             "qwen2" | "deepseek-r1-qwen" | "stablelm2" => Self::Qwen2,
             _ => return None,
         })
