@@ -1,4 +1,4 @@
-//! The forward pass of a llama network, run by all members of the team together.
+//! The forward pass of the llama family, run by all members of the team together.
 //!
 //! Every phase splits its output among the members and ends at a barrier, so that within a phase no two threads touch
 //! the same element and none reads what another writes. Each output element is computed by one thread in a fixed order
