@@ -115,7 +115,9 @@ pub struct BlockQ4K {
     pub d: u16,
     /// Scale of the minima, half float.
     pub min: u16,
-    /// 8 scales and 8 minima, packed: see [`packed_scale`].
+    /// 8 scales and 8 minima, packed: the first four of each lie in the low 6 bits of bytes 0 to 3 and 4 to 7, the
+    /// others have their low 4 bits in bytes 8 to 11 (scale low, minimum high) and their high 2 bits on top of the
+    /// first four.
     pub scales: [u8; 12],
     /// Element 64 × n + l is the low nibble of byte 32 × n + l, element 64 × n + 32 + l its high nibble.
     pub q: [u8; 128],
@@ -129,7 +131,7 @@ pub struct BlockQ5K {
     pub d: u16,
     /// Scale of the minima, half float.
     pub min: u16,
-    /// 8 scales and 8 minima, packed: see [`packed_scale`].
+    /// 8 scales and 8 minima, packed as in [`BlockQ4K`].
     pub scales: [u8; 12],
     /// Fifth bits.
     pub high: [u8; 32],
