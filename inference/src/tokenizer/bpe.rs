@@ -5,7 +5,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
 use super::parts::damaged;
 use super::{PreTokenizer, Symbols, TokenKind, TokenizerError, TokenizerParts};
@@ -63,14 +66,16 @@ impl Bpe {
         };
         let vocabulary = parts.tokens.len();
         let to_byte = byte_alphabet();
-        let mut index = HashMap::new();
+        let mut index = Index::with_capacity(vocabulary);
+        let mut bytes = Vec::new();
         for (text, kind) in parts.tokens.iter().zip(kinds) {
             match kind {
                 TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => {
-                    let bytes = from_alphabet(text, &to_byte);
+                    bytes.clear();
+                    from_alphabet(text, &to_byte, &mut bytes);
                     let id = symbols.add(&bytes);
                     if !bytes.is_empty() {
-                        index.entry(bytes.into_boxed_slice()).or_insert(id);
+                        index.insert_first(id, symbols);
                     }
                 }
                 TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined => {
@@ -78,14 +83,6 @@ impl Bpe {
                 }
             }
         }
-        let mut intern = |bytes: &[u8]| match index.get(bytes) {
-            Some(id) => *id,
-            None => {
-                let id = symbols.add(bytes);
-                index.insert(bytes.into(), id);
-                id
-            }
-        };
         let mut merges = HashMap::with_capacity_and_hasher(parts.merges.len(), BuildHasherDefault::default());
         for (rank, line) in (0_u32..).zip(&parts.merges) {
             // A part may itself begin with a space only in alphabets without byte mapping, so look from index 1.
@@ -93,22 +90,25 @@ impl Bpe {
             let Some(cut) = cut else {
                 return Err(damaged(format!("merge {rank} ({line:?}) is not two parts with a space between")));
             };
-            let left = from_alphabet(&line[..cut], &to_byte);
-            let right = from_alphabet(&line[cut + 1..], &to_byte);
-            let joined = [left.as_slice(), right.as_slice()].concat();
-            let key = (intern(&left), intern(&right));
-            let into = intern(&joined);
+            bytes.clear();
+            from_alphabet(&line[..cut], &to_byte, &mut bytes);
+            let left = bytes.len();
+            from_alphabet(&line[cut + 1..], &to_byte, &mut bytes);
+            let mut intern = |bytes: &[u8]| index.intern(bytes, symbols);
+            let key = (intern(&bytes[..left]), intern(&bytes[left..]));
+            let into = intern(&bytes);
             merges.entry(key).or_insert(Merge { rank, into });
         }
 
         let mut single = [NO_SYMBOL; 256];
-        for (slot, byte) in single.iter_mut().zip(0_u8..) {
-            let symbol = index.get([byte].as_slice()).copied();
+        for (slot, byte) in single.iter_mut().zip(0..=u8::MAX) {
+            let symbol = index.get(&[byte], symbols);
             *slot = symbol.filter(|id| (*id as usize) < vocabulary).unwrap_or(NO_SYMBOL);
         }
         // Llama 3 takes a word that is a token as it stands, even where no chain of merges leads to it.
         let whole = if rules == PreTokenizer::Llama3 {
-            index.into_iter().filter(|(_, id)| (*id as usize) < vocabulary).collect()
+            let tokens = index.ids().filter(|id| (*id as usize) < vocabulary);
+            tokens.map(|id| (symbols.get(id).into(), id)).collect()
         } else {
             HashMap::new()
         };
@@ -257,8 +257,8 @@ fn byte_alphabet() -> [u16; 512] {
     table
 }
 
-fn from_alphabet(text: &str, table: &[u16; 512]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
+/// Appends the bytes that a text in that alphabet stands for.
+fn from_alphabet(text: &str, table: &[u16; 512], bytes: &mut Vec<u8>) {
     for c in text.chars() {
         match table.get(c as usize).and_then(|b| u8::try_from(*b).ok()) {
             Some(byte) => bytes.push(byte),
@@ -266,5 +266,41 @@ fn from_alphabet(text: &str, table: &[u16; 512]) -> Vec<u8> {
             None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
-    bytes
+}
+
+/// Finds symbols by their bytes, which lie in [`Symbols`] only: a model has some hundred thousand, and its start waits
+/// for them.
+struct Index {
+    table: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl Index {
+    fn with_capacity(symbols: usize) -> Index {
+        Index { table: HashTable::with_capacity(symbols), hasher: RandomState::default() }
+    }
+
+    fn get(&self, bytes: &[u8], symbols: &Symbols) -> Option<u32> {
+        self.table.find(self.hasher.hash_one(bytes), |id| symbols.get(*id) == bytes).copied()
+    }
+
+    /// Adds a symbol, unless one with the same bytes is there.
+    fn insert_first(&mut self, id: u32, symbols: &Symbols) {
+        let (hasher, bytes) = (&self.hasher, symbols.get(id));
+        let same = |other: &u32| symbols.get(*other) == bytes;
+        self.table.entry(hasher.hash_one(bytes), same, |id| hasher.hash_one(symbols.get(*id))).or_insert(id);
+    }
+
+    /// The symbol with these bytes; a new one if there is none.
+    fn intern(&mut self, bytes: &[u8], symbols: &mut Symbols) -> u32 {
+        self.get(bytes, symbols).unwrap_or_else(|| {
+            let id = symbols.add(bytes);
+            self.insert_first(id, symbols);
+            id
+        })
+    }
+
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        self.table.iter().copied()
+    }
 }
