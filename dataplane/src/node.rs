@@ -409,6 +409,8 @@ fn start_engine(config: &Config, chat: &Chat) -> Result<Arc<Engine>, Trouble> {
         sequences_max: options.sequences_max,
         queue_max: options.queue_max,
         prefill_chunk: options.prefill_chunk,
+        inter_token_target: options.inter_token_target,
+        first_token_max: options.first_token_max,
     };
     let began = Instant::now();
     let engine = Engine::start(Arc::clone(&chat.model), Arc::clone(&chat.tokenizer), settings);
@@ -429,6 +431,7 @@ fn observe(metrics: &Metrics, engine: &Arc<Engine>, parts: &Parts, config: &Conf
     let kv_bytes = (config.engine.kv_mib as u64) << 20;
     metrics.set_engine(move || {
         let stats = engine.stats();
+        let forecast = stats.forecast.snapshot();
         let finished = |name: &str| stats.finished().find(|(known, _)| *known == name).map_or(0, |(_, count)| count);
         EngineSnapshot {
             model: model.clone(),
@@ -446,6 +449,10 @@ fn observe(metrics: &Metrics, engine: &Arc<Engine>, parts: &Parts, config: &Conf
             refused: stats.refused.get(),
             steps: stats.steps.get(),
             preemptions: stats.preemptions.get(),
+            forecasts: forecast.count,
+            forecast_seconds: forecast.sum_seconds,
+            forecast_error_seconds: stats.forecast_error.snapshot().sum_seconds,
+            forecast_good: stats.forecast_good.get(),
             weights_bytes,
             encoder_bytes,
             kv_bytes,

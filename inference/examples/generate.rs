@@ -119,6 +119,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             top_logprobs: None,
             deadline: None,
             cache_salt: if options.distinct { ticket } else { 0 },
+            tenant: 0,
+            weight: 1,
+            background: false,
             outlet: Arc::clone(&outlet),
         })?;
     }

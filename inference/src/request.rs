@@ -32,6 +32,12 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Requests share cached prefixes only under an equal salt: callers put the tenant here.
     pub cache_salt: u64,
+    /// Whose request it is: tenants get fair shares of the engine, whatever number of requests each sends.
+    pub tenant: u64,
+    /// How much of the engine this tenant gets beside others; 0 counts as 1.
+    pub weight: u32,
+    /// Gives way to all that are not background, until it has waited for long.
+    pub background: bool,
     /// Where outputs go.
     pub outlet: Arc<dyn Outlet>,
 }
@@ -256,6 +262,19 @@ pub enum SubmitError {
         /// The limit of the queue.
         max: usize,
         /// When a place is likely free, from the current rate of finished requests.
+        retry_after: Duration,
+    },
+    /// The first token would come too late.
+    #[error(
+        "the first token would take about {} ms, the limit is {} ms; try again in {} ms",
+        predicted.as_millis(), limit.as_millis(), retry_after.as_millis()
+    )]
+    TooSlow {
+        /// Predicted time to the first token, from the queue and measured speeds.
+        predicted: Duration,
+        /// The request's own deadline or `EngineConfig::first_token_max`, whichever is nearer.
+        limit: Duration,
+        /// When what is queued now is likely done.
         retry_after: Duration,
     },
     /// Prompt and reply together exceed the context.

@@ -118,6 +118,12 @@ pub struct Stats {
     /// Time spent outside the model between steps that had work, in microseconds.
     pub overhead_us: Number,
     finished: [Number; FINISH_NAMES.len()],
+    /// Predicted time to the first token, of requests that had a prediction and got one.
+    pub forecast: Histogram,
+    /// How far those predictions were from what happened.
+    pub forecast_error: Histogram,
+    /// How many of them were within a factor of two of what happened.
+    pub forecast_good: Number,
     /// From submission to the first token.
     pub time_to_first_token: Histogram,
     /// Between tokens of one request.
@@ -140,6 +146,13 @@ impl Stats {
     pub fn kv_usage(&self) -> f64 {
         let total = self.kv_blocks_total.get();
         if total == 0 { 0.0 } else { self.kv_blocks_used.get() as f64 / total as f64 }
+    }
+
+    pub(crate) fn count_forecast(&self, predicted: Duration, actual: Duration) {
+        self.forecast.record(predicted);
+        self.forecast_error.record(predicted.abs_diff(actual));
+        let good = predicted <= actual * 2 && actual <= predicted * 2;
+        self.forecast_good.add(u64::from(good));
     }
 
     pub(crate) fn count_finish(&self, reason: &FinishReason) {
@@ -167,6 +180,15 @@ mod tests {
         assert_eq!(s.quantile_seconds(0.3), 0.001);
         assert_eq!(h.mean(), Some(Duration::from_nanos(1_000_002_001_000 / 3)));
         assert_eq!(s.quantile_seconds(1.0), f64::INFINITY);
+    }
+
+    #[test]
+    fn a_forecast_within_a_factor_of_two_is_good() {
+        let stats = Stats::default();
+        for (predicted, actual) in [(100, 199), (100, 51), (100, 201), (100, 49)] {
+            stats.count_forecast(Duration::from_millis(predicted), Duration::from_millis(actual));
+        }
+        assert_eq!((stats.forecast_good.get(), stats.forecast.snapshot().count), (2, 4));
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! The engine: one thread that owns the model's KV memory and runs step after step, and the handle that feeds it.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, bounded};
 
 use crate::backend::{Backend, BackendStartError, CpuBackend, CpuConfig};
 use crate::batch::admit::{self, RequestBounds};
+use crate::batch::forecast::{Demand, Limits, Newcomer};
 use crate::batch::job::Job;
 use crate::batch::scheduler::{Scheduler, StepBounds};
 use crate::kv::BLOCK_TOKENS;
@@ -33,8 +35,13 @@ pub struct EngineConfig {
     pub sequences_max: usize,
     /// Most requests that wait; more are refused at once.
     pub queue_max: usize,
-    /// Prompt tokens per step. More finishes prompts sooner and lets running replies stutter.
+    /// Most prompt tokens per step. Work buffers grow with it. While replies run, `inter_token_target` cuts steps shorter.
     pub prefill_chunk: usize,
+    /// How long a step may take while replies run, by measured costs. Less makes replies smoother and first tokens later.
+    pub inter_token_target: Duration,
+    /// Refuse requests whose first token is predicted later than this; `None` only refuses what would miss its own
+    /// deadline.
+    pub first_token_max: Option<Duration>,
 }
 
 impl Default for EngineConfig {
@@ -48,17 +55,20 @@ impl Default for EngineConfig {
             sequences_max: 64,
             queue_max: 1024,
             prefill_chunk: 256,
+            inter_token_target: Duration::from_millis(100),
+            first_token_max: None,
         }
     }
 }
 
 impl EngineConfig {
     pub(crate) fn check(&self) -> Result<(), EngineError> {
-        let ranges: [(&'static str, usize, usize, usize); 5] = [
+        let ranges: [(&'static str, usize, usize, usize); 6] = [
             ("threads", self.threads, 1, 1024),
             ("sequences_max", self.sequences_max, 1, 4096),
             ("queue_max", self.queue_max, 1, 1 << 20),
             ("prefill_chunk", self.prefill_chunk, 1, 1 << 16),
+            ("inter_token_target (ms)", self.inter_token_target.as_millis() as usize, 1, 60_000),
             ("nice", usize::try_from(self.nice).unwrap_or(usize::MAX), 0, 19),
         ];
         match ranges.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
@@ -96,10 +106,16 @@ pub enum EngineError {
 #[derive(Default)]
 pub(crate) struct Shared {
     pub stats: Stats,
-    /// Jobs sent but not yet in the batch.
-    pub queued: AtomicUsize,
+    demand: Mutex<Demand>,
     pub closing: AtomicBool,
     pub fault: OnceLock<String>,
+}
+
+impl Shared {
+    /// What is queued and how fast the engine is. Held for a few reads and writes, never across a step.
+    pub fn demand(&self) -> MutexGuard<'_, Demand> {
+        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 pub(crate) enum Message {
@@ -116,6 +132,8 @@ pub struct Engine {
     tokenizer: Arc<Tokenizer>,
     bounds: RequestBounds,
     queue_max: usize,
+    first_token_max: Option<Duration>,
+    started: Instant,
 }
 
 impl std::fmt::Debug for Engine {
@@ -159,20 +177,25 @@ impl Engine {
         // The last token of a reply is never fed back, so a pool that holds all but one token is enough; keep it whole.
         let context_max = limits.context_max.min(limits.blocks * BLOCK_TOKENS);
         let bounds = RequestBounds { context_max, vocabulary: limits.vocab };
-        let shared = Arc::new(Shared::default());
-        // One more than the queue, so that a wake-up finds a place.
-        let (sender, receiver) = bounded(config.queue_max + 1);
         let step = StepBounds {
             sequences_max: config.sequences_max.min(limits.step_logits_max),
             prefill_tokens: config
                 .prefill_chunk
                 .min(limits.step_tokens_max.saturating_sub(config.sequences_max))
                 .max(1),
+            target_ns: config.inter_token_target.as_nanos() as f64,
         };
+        let StepBounds { sequences_max, prefill_tokens, target_ns } = step;
+        let demand = Demand::new(Limits { sequences_max, prefill_tokens, target_ns, blocks: limits.blocks });
+        let shared = Arc::new(Shared { demand: Mutex::new(demand), ..Shared::default() });
+        // One more than the queue, so that a wake-up finds a place.
+        let (sender, receiver) = bounded(config.queue_max + 1);
         let scheduler = Scheduler::new(backend, Arc::clone(&tokenizer), Arc::clone(&shared), receiver, step);
         let thread = std::thread::Builder::new().name("engine".to_owned());
         let thread = thread.spawn(move || scheduler.run()).map_err(EngineError::Thread)?;
-        Ok(Engine { shared, sender, thread: Mutex::new(Some(thread)), tokenizer, bounds, queue_max: config.queue_max })
+        let EngineConfig { queue_max, first_token_max, .. } = *config;
+        let (thread, started) = (Mutex::new(Some(thread)), Instant::now());
+        Ok(Engine { shared, sender, thread, tokenizer, bounds, queue_max, first_token_max, started })
     }
 
     /// The tokenizer of the model.
@@ -189,15 +212,17 @@ impl Engine {
         if let Err(error) = self.check_open().and_then(|()| admit::check(&request, &self.bounds)) {
             return refuse(error);
         }
-        if let Err(error) = self.reserve_place() {
-            return refuse(error);
-        }
+        let newcomer = Newcomer::of(&request);
+        let forecast = match self.reserve_place(&newcomer, request.deadline) {
+            Ok(forecast) => forecast,
+            Err(error) => return refuse(error),
+        };
         let cancel = CancelHandle::default();
-        let job = Box::new(Job::new(request, cancel.clone()));
+        let job = Box::new(Job::new(request, cancel.clone(), forecast));
         match self.sender.try_send(Message::Job(job)) {
             Ok(()) => Ok(cancel),
             Err(back) => {
-                self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+                self.shared.demand().dequeue(&newcomer);
                 if let Message::Job(mut job) = back.into_inner() {
                     job.disarm();
                 }
@@ -242,19 +267,22 @@ impl Engine {
         if self.shared.closing.load(Ordering::Acquire) { Err(SubmitError::Closed) } else { Ok(()) }
     }
 
-    fn reserve_place(&self) -> Result<(), SubmitError> {
-        let max = self.queue_max;
-        let more = |n: usize| (n < max).then_some(n + 1);
-        match self.shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
-            Ok(_) => Ok(()),
-            Err(waiting) => {
-                let stats = &self.shared.stats;
-                let service =
-                    stats.request.mean().map(|all| all.saturating_sub(stats.queue.mean().unwrap_or_default()));
-                let retry_after = admit::retry_after(service, stats.running.get());
-                Err(SubmitError::QueueFull { waiting, max, retry_after })
-            }
+    /// A place in the queue, and the predicted time to the first token.
+    fn reserve_place(&self, new: &Newcomer, deadline: Option<Instant>) -> Result<Option<Duration>, SubmitError> {
+        let mut demand = self.shared.demand();
+        let (waiting, max) = (demand.waiting, self.queue_max);
+        if waiting >= max {
+            let stats = &self.shared.stats;
+            let service = stats.request.mean().map(|all| all.saturating_sub(stats.queue.mean().unwrap_or_default()));
+            let retry_after = admit::retry_after(service, stats.running.get());
+            return Err(SubmitError::QueueFull { waiting, max, retry_after });
         }
+        let now = self.started.elapsed();
+        let forecast = demand.first_token(new, now);
+        let until_deadline = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        admit::check_wait(forecast, until_deadline, self.first_token_max)?;
+        demand.enqueue(new, now);
+        Ok(forecast)
     }
 }
 

@@ -50,6 +50,10 @@ pub(super) fn submit_error(error: &SubmitError) -> ApiError {
         SubmitError::QueueFull { retry_after, .. } => {
             ApiError::overloaded(sentence(error), seconds(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX)))
         }
+        SubmitError::TooSlow { retry_after, .. } => {
+            let ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+            ApiError::rate_limited(sentence(error), seconds(ms))
+        }
         SubmitError::PromptTooLong { prompt, max, limit } => ApiError::context_too_long(*prompt, *max, *limit),
         SubmitError::EmptyPrompt => ApiError::invalid_param("prompt", sentence(error)),
         SubmitError::UnknownToken { .. } => ApiError::invalid_param("prompt", sentence(error)),

@@ -351,6 +351,11 @@ impl State {
                         let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
                         self.events.push_back(Event::Output { run, output: Output::Refused { retry_after_ms, why } });
                     }
+                    Err(error @ engine::SubmitError::TooSlow { retry_after, .. }) => {
+                        let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+                        let output = Output::Refused { retry_after_ms, why: error.to_string() };
+                        self.events.push_back(Event::Output { run, output });
+                    }
                     Err(error) => {
                         let output = Output::Done {
                             reason: Finish::Failed(error.to_string()),
@@ -534,6 +539,9 @@ impl State {
             top_logprobs: options.top_logprobs,
             deadline: submission.deadline.map(|after| submitted + after),
             cache_salt: u64::from(submission.tenant.0),
+            tenant: u64::from(submission.tenant.0),
+            weight: 1,
+            background: false,
             outlet: Arc::clone(&self.inlet) as _,
         })?;
         self.runs.insert(id, Run { target, cancel, submitted, last_text: None, prompt_tokens });

@@ -125,6 +125,7 @@ pub(super) fn check(
 }
 
 fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<EngineOptions, Trouble> {
+    let minute = Duration::from_secs(60);
     let kv_auto = (memory_limit / 4 / (1 << 20)).clamp(16, KV_MIB_AUTO_MAX);
     Ok(EngineOptions {
         threads: texts.whole_or_auto("engine.threads", 1, 512, machine.cpus as u64)?,
@@ -133,6 +134,9 @@ fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<Eng
         kv_mib: texts.whole_or_auto("engine.kv_mib", 16, 1 << 20, kv_auto)?,
         queue_max: texts.whole("engine.queue_max", 1, 65_536)?,
         prefill_chunk: texts.whole("engine.prefill_chunk", 16, 8192)?,
+        inter_token_target: texts.duration("engine.inter_token_target", Duration::from_millis(1), minute)?,
+        first_token_max: Some(texts.duration("engine.first_token_max", Duration::ZERO, 60 * minute)?)
+            .filter(|limit| !limit.is_zero()),
     })
 }
 

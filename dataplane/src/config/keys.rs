@@ -105,8 +105,14 @@ keys! {
         "Requests that may wait for the batch, 1 to 65536; more are refused with 503",
         "A long queue turns overload into long waits instead of early refusals.";
     "engine.prefill_chunk", "MILLRACE_ENGINE_PREFILL_CHUNK", "128",
-        "Prompt tokens computed in one step, 16 to 8192",
-        "Larger steps read prompts faster and make running answers stutter.";
+        "Most prompt tokens computed in one step, 16 to 8192; while answers run, engine.inter_token_target cuts steps shorter",
+        "Larger steps read prompts faster; work buffers grow with it.";
+    "engine.inter_token_target", "MILLRACE_ENGINE_INTER_TOKEN_TARGET", "100ms",
+        "How long a step may take while answers run, 1ms to 60s, kept by measured speeds; a prompt gets at least 16 tokens of each step",
+        "A longer time starts new answers sooner and makes running ones stutter.";
+    "engine.first_token_max", "MILLRACE_ENGINE_FIRST_TOKEN_MAX", "0s",
+        "Refuse requests (429) whose first token is predicted later than this, up to 1h; 0s refuses only what would miss its own deadline",
+        "A longer time turns overload into long waits instead of early refusals.";
     "storage.cache_mib", "MILLRACE_STORAGE_CACHE_MIB", "64",
         "Block cache and write buffers of the store in MiB, 8 to 1048576",
         "Counts in the memory plan.";

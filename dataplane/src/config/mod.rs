@@ -59,8 +59,12 @@ pub struct EngineOptions {
     pub kv_mib: usize,
     /// Requests waiting for the batch.
     pub queue_max: usize,
-    /// Prompt tokens in one step.
+    /// Most prompt tokens in one step.
     pub prefill_chunk: usize,
+    /// How long a step may take while answers run.
+    pub inter_token_target: Duration,
+    /// Longest predicted time to the first token that is accepted; `None` is any.
+    pub first_token_max: Option<Duration>,
 }
 
 /// Settings of the store.

@@ -326,6 +326,14 @@ pub struct EngineSnapshot {
     pub steps: u64,
     /// Sequences thrown back to the queue for want of KV blocks.
     pub preemptions: u64,
+    /// Requests with a predicted time to the first token that got one.
+    pub forecasts: u64,
+    /// Their predicted times together.
+    pub forecast_seconds: f64,
+    /// How far predictions were from what happened, together.
+    pub forecast_error_seconds: f64,
+    /// Predictions within a factor of two.
+    pub forecast_good: u64,
     /// Bytes of the chat model's weights, packed in memory.
     pub weights_bytes: u64,
     /// Bytes of the encoder's weights in memory.

@@ -179,7 +179,7 @@ fn channels(page: &mut Page, metrics: &Metrics) {
 
 fn engine_counters(page: &mut Page, engine: &EngineSnapshot) {
     let model = [("model_name", engine.model.as_str())];
-    let gauges: [(&str, &str, &str, f64); 9] = [
+    let gauges: [(&str, &str, &str, f64); 13] = [
         ("vllm:num_requests_running", "gauge", "Requests in the batch.", engine.running as f64),
         ("vllm:num_requests_waiting", "gauge", "Requests waiting for a place in the batch.", engine.waiting as f64),
         ("vllm:kv_cache_usage_perc", "gauge", "KV cache in use; 1 is full.", engine.kv_usage),
@@ -188,7 +188,11 @@ fn engine_counters(page: &mut Page, engine: &EngineSnapshot) {
         ("vllm:generation_tokens_total", "counter", "Tokens generated.", engine.generation_tokens as f64),
         ("vllm:num_preemptions_total", "counter", "Sequences put back for want of KV.", engine.preemptions as f64),
         ("millrace_engine_steps_total", "counter", "Steps of the batch.", engine.steps as f64),
-        ("millrace_engine_refused_total", "counter", "Requests refused by a full queue.", engine.refused as f64),
+        ("millrace_engine_refused_total", "counter", "Requests refused at submission.", engine.refused as f64),
+        ("millrace_ttft_forecasts_total", "counter", "First tokens that were predicted.", engine.forecasts as f64),
+        ("millrace_ttft_forecast_seconds_total", "counter", "Sum of predicted times.", engine.forecast_seconds),
+        ("millrace_ttft_forecast_error_seconds_total", "counter", "Sum of distances.", engine.forecast_error_seconds),
+        ("millrace_ttft_forecasts_good_total", "counter", "Within a factor of two.", engine.forecast_good as f64),
     ];
     for (name, kind, help, value) in gauges {
         page.family(name, kind, help);

@@ -49,6 +49,21 @@ fn parameter(name: &'static str, value: impl ToString, allowed: impl Into<String
     SubmitError::Parameter(ParameterError { name, value: value.to_string(), allowed: allowed.into() })
 }
 
+/// Refuses a request whose first token is predicted later than its deadline or the configured limit allow.
+pub(crate) fn check_wait(
+    predicted: Option<Duration>,
+    until_deadline: Option<Duration>,
+    first_token_max: Option<Duration>,
+) -> Result<(), SubmitError> {
+    let limit = until_deadline.into_iter().chain(first_token_max).min();
+    match (predicted, limit) {
+        (Some(predicted), Some(limit)) if predicted > limit => {
+            Err(SubmitError::TooSlow { predicted, limit, retry_after: predicted.clamp(RETRY_MIN, RETRY_MAX) })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// When a place in the queue is likely free: with `running` requests that take `service` each, one ends every
 /// `service / running`. Nothing is known before the first one has ended.
 pub(crate) fn retry_after(service: Option<Duration>, running: u64) -> Duration {
@@ -79,6 +94,9 @@ mod tests {
             top_logprobs: None,
             deadline: None,
             cache_salt: 0,
+            tenant: 0,
+            weight: 1,
+            background: false,
             outlet: Arc::new(Nowhere),
         }
     }
@@ -108,6 +126,17 @@ mod tests {
         assert!(refused(|r| r.stop = vec![String::new()]).contains("stop is 0 bytes"));
         assert!(refused(|r| r.stop = vec!["x".into(); 17]).contains("stop is 17"));
         assert!(refused(|r| r.top_logprobs = Some(21)).contains("top_logprobs is 21"));
+    }
+
+    #[test]
+    fn a_wait_beyond_the_nearer_limit_is_refused_with_the_prediction() {
+        let seconds = |n| Some(Duration::from_secs(n));
+        assert_eq!(check_wait(seconds(5), seconds(5), seconds(9)), Ok(()));
+        assert_eq!(check_wait(seconds(5), None, None), Ok(()));
+        assert_eq!(check_wait(None, seconds(1), seconds(1)), Ok(()));
+        let five = Duration::from_secs(5);
+        let refused = SubmitError::TooSlow { predicted: five, limit: Duration::from_secs(3), retry_after: five };
+        assert_eq!(check_wait(seconds(5), seconds(4), seconds(3)), Err(refused));
     }
 
     #[test]

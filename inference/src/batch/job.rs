@@ -1,7 +1,7 @@
 //! A submitted request on its way through the engine, with the promise that its outlet hears exactly one `Done`.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::request::{CancelHandle, FinishReason, Outlet, Output, Request, Timings, Usage};
 
@@ -10,13 +10,15 @@ pub(crate) struct Job {
     pub request: Request,
     pub cancel: CancelHandle,
     pub submitted: Instant,
+    /// Predicted time to the first token, where a prediction was possible.
+    pub forecast: Option<Duration>,
     /// Cleared once `Done` is out.
     armed: bool,
 }
 
 impl Job {
-    pub fn new(request: Request, cancel: CancelHandle) -> Self {
-        Self { request, cancel, submitted: Instant::now(), armed: true }
+    pub fn new(request: Request, cancel: CancelHandle, forecast: Option<Duration>) -> Self {
+        Self { request, cancel, submitted: Instant::now(), forecast, armed: true }
     }
 
     pub fn outlet(&self) -> &Arc<dyn Outlet> {

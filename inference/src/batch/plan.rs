@@ -2,20 +2,31 @@
 //!
 //! Rules, in this order:
 //! 1. Every running sequence that needs one more token gets it. When KV blocks run out, the sequence that is last in
-//!    order gives its blocks up and is computed again later.
-//! 2. A budget of prompt tokens goes to sequences in order: first those whose prompt is begun, then new ones.
-//! 3. A new sequence enters only when its whole prompt fits beside what the running ones still need; the first that
-//!    does not fit keeps its place and nobody overtakes it.
+//!    rank gives its blocks up and is computed again later. (Spilling them to memory instead would save that work, but
+//!    costs a copy of everything in each direction; prompts are computed at a good part of the speed of such a copy.)
+//! 2. A budget of prompt rows goes, chunk by chunk, to interactive before background sequences, there to the tenant
+//!    that was served least for its weight, and within a tenant to the earliest deadline.
+//! 3. A waiting sequence enters only when its whole prompt fits beside what the running ones still need; the first
+//!    that does not fit keeps its place and nobody who waits overtakes it.
 //!
-//! Order is a number that callers derive from deadline and arrival. Because later arrivals get larger numbers in the
-//! long run, a waiting sequence is first at some time and nothing starves.
+//! While replies are running the budget is the time that is left of the target for a step, by measured costs; the
+//! first chunk has a block at least, so that prompts get on however slow the machine is. Without running replies only
+//! the bound on rows holds.
+//!
+//! Nothing starves: the first in rank is never preempted, ranks come from deadlines that later arrivals cannot undercut
+//! for ever, virtual times of others pass any fixed one, and background sequences become interactive with age.
 
-use crate::kv::blocks_for;
+use super::cost::{Rates, Work};
+use crate::kv::{BLOCK_TOKENS, blocks_for};
 
 /// What the planner knows of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Smaller goes first.
+    /// Gives way to all that are not background.
+    pub background: bool,
+    /// Index of its tenant in the shares.
+    pub tenant: usize,
+    /// Within tenant and class, smaller goes first.
     pub order: u64,
     /// Tokens of prompt and reply so far.
     pub known: usize,
@@ -29,8 +40,26 @@ pub struct View {
     pub running: bool,
 }
 
+/// What a tenant got so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share {
+    /// Served tokens over weight; the smallest goes first.
+    pub time: f64,
+    /// How much of the machine it gets beside others.
+    pub weight: f64,
+}
+
+/// How long a step may take while replies are running.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Measured costs.
+    pub rates: Rates,
+    /// Target for the time between two tokens of a reply, in nanoseconds.
+    pub target_ns: f64,
+}
+
 /// Bounds of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bounds {
     /// Blocks that can be taken now.
     pub free_blocks: usize,
@@ -38,6 +67,8 @@ pub struct Bounds {
     pub sequences_max: usize,
     /// Most prompt tokens in one step.
     pub prefill_tokens: usize,
+    /// Bound on time; `None` before costs are known.
+    pub pace: Option<Pace>,
 }
 
 /// The next tokens of one sequence.
@@ -60,117 +91,190 @@ pub struct Plan {
     pub admit: Vec<usize>,
     /// The step.
     pub slices: Vec<Slice>,
-    order: Vec<usize>,
-    busy: Vec<bool>,
+    /// Indices by rank: the last one loses its blocks first.
+    rank: Vec<usize>,
+    state: Vec<State>,
+    /// Virtual times as they will be after the step.
+    times: Vec<f64>,
+    /// Blocks that running sequences will still want.
+    promised: usize,
+    free: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// May get a part of this step.
+    Open,
+    /// Has its part.
+    Planned,
+    /// Loses its blocks.
+    Preempted,
+    /// Gets nothing in this step.
+    Passed,
 }
 
 impl Plan {
-    /// Plans the next step over these sequences.
-    pub fn fill(&mut self, views: &[View], bounds: &Bounds) {
+    /// Plans the next step over these sequences, whose tenants have these shares.
+    pub fn fill(&mut self, views: &[View], shares: &[Share], bounds: &Bounds) {
         self.preempt.clear();
         self.admit.clear();
         self.slices.clear();
-        self.busy.clear();
-        self.busy.resize(views.len(), false);
-        self.order.clear();
-        self.order.extend(0..views.len());
-        self.order.sort_unstable_by_key(|i| (views[*i].order, *i));
+        self.state.clear();
+        self.state.resize(views.len(), State::Open);
+        self.rank.clear();
+        self.rank.extend(0..views.len());
+        self.rank.sort_unstable_by_key(|i| (views[*i].background, views[*i].order, *i));
+        self.times.clear();
+        self.times.extend(shares.iter().map(|share| share.time));
+        self.free = bounds.free_blocks;
+        // What the known tokens of running sequences need, and the block that each will want next.
+        let wants = |v: &View| blocks_for(v.known + 1).saturating_sub(v.blocks) + 1;
+        self.promised = views.iter().filter(|v| v.running).map(wants).sum();
+        self.plan_replies(views, shares);
+        self.plan_prompts(views, shares, bounds);
+    }
 
-        let mut free = bounds.free_blocks;
-        for at in 0..self.order.len() {
-            let i = self.order[at];
+    /// One more token for every running reply.
+    fn plan_replies(&mut self, views: &[View], shares: &[Share]) {
+        for place in 0..self.rank.len() {
+            let i = self.rank[place];
             let view = &views[i];
-            if view.running && view.known - view.computed == 1 && !self.preempt.contains(&i) {
-                if self.make_room(views, at, missing(view, 1), &mut free) {
-                    self.take(views, i, 1, &mut free);
+            if view.running && view.known - view.computed == 1 && self.state[i] == State::Open {
+                if self.make_room(views, place, missing(view, 1)) {
+                    self.take(views, shares, i, 1);
                 } else {
-                    self.give_up(views, i, &mut free);
+                    self.give_up(views, i);
                 }
             }
         }
-
-        let mut budget = bounds.prefill_tokens;
-        for at in 0..self.order.len() {
-            let i = self.order[at];
-            let view = &views[i];
-            if !view.running || self.busy[i] || self.preempt.contains(&i) || budget == 0 {
-                continue;
-            }
-            let mut count = (view.known - view.computed).min(budget);
-            if !self.make_room(views, at, missing(view, count), &mut free) {
-                count = count.min(fits(view, free));
-            }
-            if count > 0 {
-                self.take(views, i, count, &mut free);
-                budget -= count;
-            }
-        }
-        self.admit_waiting(views, bounds, free, budget);
     }
 
-    fn admit_waiting(&mut self, views: &[View], bounds: &Bounds, mut free: usize, mut budget: usize) {
+    fn plan_prompts(&mut self, views: &[View], shares: &[Share], bounds: &Bounds) {
+        let mut budget = Budget::new(bounds, views, &self.slices);
+        let mut running = views.iter().filter(|v| v.running).count();
         // Whoever just lost its blocks must not take them back in the same step.
-        if !self.preempt.is_empty() {
-            return;
-        }
-        let mut running = 0;
-        let mut promised = 0;
-        for view in views.iter().filter(|v| v.running) {
-            running += 1;
-            // What its known tokens need, and the block that it will want next.
-            promised += blocks_for(view.known + 1).saturating_sub(view.blocks) + 1;
-        }
-        for slice in &self.slices {
-            let view = &views[slice.index];
-            promised -= missing(view, slice.count);
-        }
-        for at in 0..self.order.len() {
-            let i = self.order[at];
+        let mut enter = self.preempt.is_empty();
+        while let Some(i) = self.next(views, enter) {
             let view = &views[i];
+            let most = budget.rows(view);
+            if most == 0 {
+                return;
+            }
             if view.running {
+                let place = self.rank.iter().position(|other| *other == i).expect("every view has a rank");
+                let fits = self.make_room(views, place, missing(view, most));
+                let count = if fits { most } else { most.min(room(view, self.free)) };
+                enter &= self.preempt.is_empty();
+                if count == 0 {
+                    self.state[i] = State::Passed;
+                    continue;
+                }
+                budget.spend(view, count);
+                self.take(views, shares, i, count);
                 continue;
             }
             let whole = blocks_for(view.known + 1).saturating_sub(view.blocks);
-            let room = if running == 0 { free } else { free.saturating_sub(promised) };
-            if running == bounds.sequences_max || budget == 0 || whole > room {
-                return;
+            let left = if running == 0 { self.free } else { self.free.saturating_sub(self.promised) };
+            if running >= bounds.sequences_max || whole > left {
+                enter = false;
+                continue;
             }
-            let count = (view.known - view.computed).min(budget);
-            self.admit.push(i);
-            self.take(views, i, count, &mut free);
-            promised += whole - missing(view, count) + 1;
-            budget -= count;
             running += 1;
+            self.promised += whole + 1;
+            self.admit.push(i);
+            budget.spend(view, most);
+            self.take(views, shares, i, most);
         }
     }
 
-    /// Frees blocks, from the end of the order, until `need` are there. Only sequences behind place `at` that have no
+    /// The sequence with a prompt to compute whose turn it is.
+    fn next(&self, views: &[View], enter: bool) -> Option<usize> {
+        let open = |i: &usize| self.state[*i] == State::Open && (views[*i].running || enter);
+        (0..views.len()).filter(open).min_by(|a, b| {
+            let (x, y) = (&views[*a], &views[*b]);
+            let time = |v: &View| self.times[v.tenant];
+            (x.background.cmp(&y.background))
+                .then_with(|| time(x).total_cmp(&time(y)))
+                .then_with(|| (x.order, a).cmp(&(y.order, b)))
+        })
+    }
+
+    /// Frees blocks, from the end of the ranks, until `need` are there. Only sequences behind `place` that have no
     /// part in this step give theirs up.
-    fn make_room(&mut self, views: &[View], at: usize, need: usize, free: &mut usize) -> bool {
-        let mut last = self.order.len();
-        while *free < need {
-            let victim = (at + 1..last).rev().find(|place| {
-                let i = self.order[*place];
-                views[i].running && !self.busy[i] && !self.preempt.contains(&i)
+    fn make_room(&mut self, views: &[View], place: usize, need: usize) -> bool {
+        let mut last = self.rank.len();
+        while self.free < need {
+            let victim = (place + 1..last).rev().find(|place| {
+                let i = self.rank[*place];
+                views[i].running && matches!(self.state[i], State::Open | State::Passed)
             });
             let Some(place) = victim else { return false };
-            self.give_up(views, self.order[place], free);
+            self.give_up(views, self.rank[place]);
             last = place;
         }
         true
     }
 
-    fn give_up(&mut self, views: &[View], i: usize, free: &mut usize) {
+    fn give_up(&mut self, views: &[View], i: usize) {
         self.preempt.push(i);
-        *free += views[i].returns;
+        self.state[i] = State::Preempted;
+        self.free += views[i].returns;
     }
 
-    fn take(&mut self, views: &[View], i: usize, count: usize, free: &mut usize) {
+    fn take(&mut self, views: &[View], shares: &[Share], i: usize, count: usize) {
         let view = &views[i];
-        *free -= missing(view, count);
-        self.busy[i] = true;
+        let blocks = missing(view, count);
+        self.free -= blocks;
+        self.promised -= blocks;
+        self.state[i] = State::Planned;
+        self.times[view.tenant] += count as f64 / shares[view.tenant].weight;
         self.slices.push(Slice { index: i, count, samples: view.computed + count == view.known });
     }
+}
+
+/// What is left of a step for prompts.
+struct Budget {
+    rows: usize,
+    /// Time left, where there is a bound on it.
+    time: Option<(Rates, f64)>,
+    untouched: bool,
+}
+
+impl Budget {
+    /// `replies` are the slices planned so far.
+    fn new(bounds: &Bounds, views: &[View], replies: &[Slice]) -> Self {
+        let mut work = Work::default();
+        replies.iter().for_each(|slice| work.add(views[slice.index].computed, slice.count, 1));
+        let time = bounds.pace.filter(|_| !replies.is_empty());
+        let time = time.map(|pace| (pace.rates, pace.target_ns - pace.rates.of(&work)));
+        Self { rows: bounds.prefill_tokens, time, untouched: true }
+    }
+
+    /// The next chunk of this sequence: whole blocks unless its known tokens or the budget end before.
+    fn rows(&self, view: &View) -> usize {
+        let most = (view.known - view.computed).min(self.rows);
+        let Some((rates, left)) = &self.time else { return to_block_end(view, most) };
+        let least = if self.untouched { BLOCK_TOKENS.min(most) } else { 0 };
+        to_block_end(view, rates.prompt_rows(view.computed, most, *left)).max(least)
+    }
+
+    fn spend(&mut self, view: &View, count: usize) {
+        self.rows -= count;
+        self.untouched = false;
+        if let Some((rates, left)) = &mut self.time {
+            *left -= rates.prompt(view.computed, count);
+            if view.computed + count == view.known {
+                *left -= rates.sampled - rates.plain;
+            }
+        }
+    }
+}
+
+/// Shortens a chunk that would end inside a block although it crosses one: full blocks can be shared at once.
+fn to_block_end(view: &View, count: usize) -> usize {
+    let end = view.computed + count;
+    let aligned = end - end % BLOCK_TOKENS;
+    if end < view.known && aligned > view.computed { aligned - view.computed } else { count }
 }
 
 /// Blocks to take from the pool before `count` more tokens can be computed.
@@ -179,8 +283,8 @@ fn missing(view: &View, count: usize) -> usize {
 }
 
 /// Tokens that can be computed with `free` more blocks.
-fn fits(view: &View, free: usize) -> usize {
-    ((view.blocks + free) * crate::kv::BLOCK_TOKENS).saturating_sub(view.computed)
+fn room(view: &View, free: usize) -> usize {
+    ((view.blocks + free) * BLOCK_TOKENS).saturating_sub(view.computed)
 }
 
 #[cfg(test)]

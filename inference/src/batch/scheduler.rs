@@ -1,6 +1,5 @@
 //! The loop of the engine's thread: take requests in, plan a step, compute it, turn logits into replies.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,25 +7,29 @@ use std::time::Instant;
 
 use crossbeam::channel::Receiver;
 
+use super::cost::{Meter, Work};
+use super::fair::Fair;
+use super::forecast::Running;
 use super::job::Job;
-use super::plan::{Bounds, Plan, View};
+use super::plan::{Plan, Share, View};
 use super::pool::Pool;
-use super::sequence::Sequence;
-use crate::backend::{Backend, LogitsBuf, LogitsWanted, StepPlan};
-use crate::kv::{BLOCK_TOKENS, blocks_for};
+use super::queue::{Key, Queue, Queued as _};
+use super::sequence::{Sequence, ns_since};
+use crate::backend::{Backend, LogitsBuf, StepPlan};
 use crate::request::{FinishReason, Outlet, TokenOut};
 use crate::sample::{Sampler, best_log_probs, log_prob, log_sum};
 use crate::tokenizer::Tokenizer;
 use crate::worker::{Message, Shared};
 
-/// Waiting requests that one step considers; more than a prompt budget ever admits at once.
-const CANDIDATES_MAX: usize = 32;
+mod apply;
 
 /// The numbers of `EngineConfig` that steps depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepBounds {
     pub sequences_max: usize,
     pub prefill_tokens: usize,
+    /// Longest step while replies run.
+    pub target_ns: f64,
 }
 
 /// Everything the engine's thread owns.
@@ -39,16 +42,20 @@ pub(crate) struct Scheduler {
     epoch: Instant,
     pool: Pool,
     running: Vec<Sequence>,
-    /// By order, then by arrival.
-    waiting: BTreeMap<(u64, u64), Sequence>,
-    arrivals: u64,
+    waiting: Queue<Sequence>,
+    fair: Fair,
+    meter: Meter,
     sampler: Sampler,
     logits: LogitsBuf,
     // Buffers that are filled again in every step.
     plan: Plan,
     views: Vec<View>,
-    candidates: Vec<(u64, u64)>,
+    tenants: Vec<u64>,
+    shares: Vec<Share>,
+    candidates: Vec<Key>,
     step: StepPlan,
+    work: Work,
+    loads: Vec<Running>,
     unmodified: Vec<f32>,
     wake: Vec<Arc<dyn Outlet>>,
 }
@@ -74,12 +81,17 @@ impl Scheduler {
             bounds,
             epoch: Instant::now(),
             running: Vec::with_capacity(bounds.sequences_max),
-            waiting: BTreeMap::new(),
-            arrivals: 0,
+            waiting: Queue::new(),
+            fair: Fair::default(),
+            meter: Meter::default(),
             plan: Plan::default(),
             views: Vec::new(),
+            tenants: Vec::new(),
+            shares: Vec::new(),
             candidates: Vec::new(),
             step: StepPlan::new(),
+            work: Work::default(),
+            loads: Vec::new(),
             unmodified: Vec::new(),
             wake: Vec::new(),
         }
@@ -112,7 +124,7 @@ impl Scheduler {
             }
             let begun = Instant::now();
             self.interrupt(begun);
-            self.plan_step();
+            self.plan_step(begun);
             self.apply_plan(begun);
             if self.plan.slices.is_empty() {
                 self.leave_batch(begun);
@@ -120,7 +132,7 @@ impl Scheduler {
                 self.wake_outlets();
                 continue;
             }
-            self.publish_load();
+            self.publish_step();
             let computing = Instant::now();
             self.backend.step(&self.step, &mut self.logits).map_err(|error| chain(&error))?;
             let computed = Instant::now();
@@ -132,6 +144,7 @@ impl Scheduler {
             stats.rows.add(self.step.tokens().len() as u64);
             stats.step_us.add((computed - computing).as_micros() as u64);
             stats.overhead_us.add(((computing - begun) + computed.elapsed()).as_micros() as u64);
+            self.meter.note(&self.work, begun.elapsed());
         }
     }
 
@@ -155,8 +168,8 @@ impl Scheduler {
     fn accept(&mut self, message: Message) {
         if let Message::Job(job) = message {
             let sequence = Sequence::new(*job, self.epoch);
-            self.arrivals += 1;
-            self.waiting.insert((sequence.order, self.arrivals), sequence);
+            self.fair.join(sequence.tenant(), sequence.job.request.weight);
+            self.waiting.insert(sequence, ns_since(self.epoch, Instant::now()));
         }
     }
 
@@ -172,94 +185,18 @@ impl Scheduler {
         }
         self.candidates.clear();
         let over = |s: &Sequence| s.interrupted(now, closing).is_some();
-        self.candidates.extend(self.waiting.iter().filter(|(_, s)| over(s)).map(|(key, _)| *key));
+        self.candidates.extend(self.waiting.iter().filter(|(_, s)| over(s)).map(|(key, _)| key));
         let over = std::mem::take(&mut self.candidates);
         for key in &over {
             let Some(mut sequence) = self.waiting.remove(key) else { continue };
             let reason = sequence.interrupted(now, closing).unwrap_or(FinishReason::Cancelled);
             if !sequence.was_started() {
-                self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+                self.shared.demand().dequeue(&sequence.newcomer());
             }
             self.finish(&mut sequence, reason, now);
         }
         // Its memory is used again by the plan.
         self.candidates = over;
-    }
-
-    fn plan_step(&mut self) {
-        let free_blocks = self.pool.available();
-        // Each running sequence takes at most one block for its next token and one where its prompt chunk begins.
-        let wanted = 2 * self.running.len() + blocks_for(self.bounds.prefill_tokens);
-        let tight = free_blocks < wanted;
-        self.views.clear();
-        for sequence in &self.running {
-            let returns = if tight { self.pool.returns(&sequence.table) } else { 0 };
-            self.views.push(sequence.view(sequence.computed, sequence.table.blocks.len(), returns));
-        }
-        self.candidates.clear();
-        let places = self.bounds.sequences_max.saturating_sub(self.running.len()).min(CANDIDATES_MAX);
-        for (key, sequence) in self.waiting.iter().take(places) {
-            let (cached, in_use) = self.pool.peek(sequence.salt(), &sequence.tokens, sequence.cacheable_blocks());
-            self.views.push(sequence.view(cached * BLOCK_TOKENS, in_use, 0));
-            self.candidates.push(*key);
-        }
-        let StepBounds { sequences_max, prefill_tokens } = self.bounds;
-        self.plan.fill(&self.views, &Bounds { free_blocks, sequences_max, prefill_tokens });
-        let idle = self.plan.slices.is_empty() && self.plan.preempt.is_empty();
-        assert!(!idle || self.views.is_empty(), "a plan always gets on: {:?}", self.views);
-    }
-
-    /// Moves sequences between queue and batch and writes the step for the backend.
-    fn apply_plan(&mut self, now: Instant) {
-        // Slices name views by index: running ones first, then candidates. Admitting appends, so that the indices of
-        // the running ones hold until preempted ones are taken out at the end.
-        let running = self.running.len();
-        for at in 0..self.plan.preempt.len() {
-            let sequence = &mut self.running[self.plan.preempt[at]];
-            self.pool.release(&mut sequence.table);
-            sequence.computed = 0;
-            sequence.running = false;
-            self.shared.stats.preemptions.add(1);
-        }
-        for at in 0..self.plan.admit.len() {
-            let key = self.candidates[self.plan.admit[at] - running];
-            let mut sequence = self.waiting.remove(&key).expect("candidates wait");
-            let (most, salt) = (sequence.cacheable_blocks(), sequence.salt());
-            let cached = BLOCK_TOKENS * self.pool.adopt(&mut sequence.table, salt, &sequence.tokens, most);
-            sequence.computed = cached;
-            self.start(&mut sequence, cached, now);
-            self.running.push(sequence);
-        }
-        self.step.clear();
-        for at in 0..self.plan.slices.len() {
-            let slice = self.plan.slices[at];
-            let place = self.place_of(slice.index, running);
-            let sequence = &mut self.running[place];
-            let (start, end) = (sequence.computed, sequence.computed + slice.count);
-            assert!(self.pool.grow(&mut sequence.table, end), "the plan counted the blocks");
-            let wanted = if slice.samples { LogitsWanted::Last } else { LogitsWanted::None };
-            self.step.push(&sequence.tokens[start..end], start, &sequence.table.blocks, wanted);
-        }
-    }
-
-    /// Where a planned view stands in `running`: candidates follow in the order of their admission.
-    fn place_of(&self, index: usize, running: usize) -> usize {
-        if index < running {
-            return index;
-        }
-        let admitted = self.plan.admit.iter().position(|i| *i == index).expect("only admitted candidates run");
-        running + admitted
-    }
-
-    fn start(&mut self, sequence: &mut Sequence, cached: usize, now: Instant) {
-        if let Some(queued) = sequence.start(now, cached) {
-            let stats = &self.shared.stats;
-            stats.queue.record(queued);
-            stats.prompt_tokens.add(sequence.prompt as u64);
-            stats.cached_tokens.add(cached as u64);
-            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
-            note_outlet(&mut self.wake, &sequence.job);
-        }
     }
 
     /// Notes what was computed, samples where a row of logits came, and ends what is complete.
@@ -271,6 +208,7 @@ impl Scheduler {
             let place = self.place_of(slice.index, planned);
             let sequence = &mut self.running[place];
             sequence.computed += slice.count;
+            self.fair.charge(sequence.tenant(), slice.count);
             let (salt, computed) = (sequence.salt(), sequence.computed);
             self.pool.publish(&mut sequence.table, salt, &sequence.tokens, computed);
             if slice.samples {
@@ -308,7 +246,10 @@ impl Scheduler {
         let stats = &self.shared.stats;
         stats.generated_tokens.add(1);
         if first {
-            stats.time_to_first_token.record(since)
+            stats.time_to_first_token.record(since);
+            if let Some((predicted, actual)) = sequence.forecast() {
+                stats.count_forecast(predicted, actual);
+            }
         } else {
             stats.inter_token.record(since)
         }
@@ -336,8 +277,7 @@ impl Scheduler {
                 self.end_running(at, reason, now);
             } else if !self.running[at].running {
                 let sequence = self.running.remove(at);
-                self.arrivals += 1;
-                self.waiting.insert((sequence.order, self.arrivals), sequence);
+                self.waiting.insert(sequence, ns_since(self.epoch, now));
             } else {
                 at += 1;
             }
@@ -353,6 +293,10 @@ impl Scheduler {
     fn finish(&mut self, sequence: &mut Sequence, reason: FinishReason, now: Instant) {
         self.shared.stats.count_finish(&reason);
         note_outlet(&mut self.wake, &sequence.job);
+        self.fair.leave(sequence.tenant());
+        if matches!(reason, FinishReason::Stop | FinishReason::Length) {
+            self.shared.demand().note_reply(sequence.generated());
+        }
         let total = sequence.finish(reason, now);
         self.shared.stats.request.record(total);
     }
@@ -368,12 +312,13 @@ impl Scheduler {
         stats.waiting.set((self.waiting.len() + self.receiver.len()) as u64);
         stats.running.set(self.running.len() as u64);
         stats.kv_blocks_used.set(self.pool.used() as u64);
+        self.shared.demand().publish(self.meter.rates(), 0.0, self.running.iter().map(Sequence::load));
     }
 
     /// Ends every request that is known. An outlet that panics must not keep the others from hearing.
     fn end_everything(&mut self, reason: &FinishReason) {
         let now = Instant::now();
-        let waiting = std::mem::take(&mut self.waiting).into_values();
+        let waiting = std::mem::replace(&mut self.waiting, Queue::new()).into_items();
         let live: Vec<Sequence> = std::mem::take(&mut self.running).into_iter().chain(waiting).collect();
         for mut sequence in live {
             let told = catch_unwind(AssertUnwindSafe(|| self.finish(&mut sequence, reason.clone(), now)));
@@ -385,6 +330,7 @@ impl Scheduler {
         while let Ok(message) = self.receiver.try_recv() {
             if let Message::Job(job) = message {
                 let mut sequence = Sequence::new(*job, self.epoch);
+                self.fair.join(sequence.tenant(), 1);
                 let _ = catch_unwind(AssertUnwindSafe(|| self.finish(&mut sequence, reason.clone(), now)));
             }
         }

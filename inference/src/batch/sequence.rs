@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::forecast::{Newcomer, Running};
 use super::job::Job;
 use super::plan::View;
 use super::pool::Table;
+use super::queue::Queued;
 use super::text::TextGate;
 use crate::kv::BLOCK_TOKENS;
 use crate::request::{FinishReason, Output, Timings, TokenOut, Usage};
@@ -14,12 +16,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Added per prompt token. Short prompts therefore go first, and a long one is overtaken only for about as long as its
 /// own computation takes.
 const PATIENCE_PER_PROMPT_TOKEN: Duration = Duration::from_millis(1);
+/// A background request that has waited for so long is interactive from then on.
+const BACKGROUND_AGE: Duration = Duration::from_secs(30);
 
 /// A request in the queue or in the batch.
 pub(crate) struct Sequence {
     pub job: Job,
     /// Smaller goes first: nanoseconds since the engine started.
     pub order: u64,
+    /// Gives way to interactive requests until this time, in the unit of `order`.
+    background_until: u64,
     /// Prompt and reply.
     pub tokens: Vec<u32>,
     pub prompt: usize,
@@ -47,8 +53,10 @@ impl Sequence {
         let fair = job.submitted + patience;
         let order = request.deadline.map_or(fair, |deadline| deadline.min(fair));
         let gate = TextGate::new(std::mem::take(&mut request.stop));
+        let background_until = if request.background { ns_since(epoch, job.submitted + BACKGROUND_AGE) } else { 0 };
         Self {
-            order: u64::try_from(order.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX),
+            order: ns_since(epoch, order),
+            background_until,
             tokens,
             prompt,
             computed: 0,
@@ -84,9 +92,28 @@ impl Sequence {
         self.started.is_some()
     }
 
-    /// What the planner may know; the block numbers come from the caller.
-    pub fn view(&self, computed: usize, blocks: usize, returns: usize) -> View {
-        View { order: self.order, known: self.tokens.len(), computed, blocks, returns, running: self.running }
+    /// What the planner may know; time, index of the tenant and block numbers come from the caller.
+    pub fn view(&self, now: u64, tenant: usize, computed: usize, blocks: usize, returns: usize) -> View {
+        let (order, known, running) = (self.order, self.tokens.len(), self.running);
+        View { background: self.background_until > now, tenant, order, known, computed, blocks, returns, running }
+    }
+
+    /// What a forecast may know of it while it runs.
+    pub fn load(&self) -> Running {
+        let prompt = if self.first_token.is_some() { 0 } else { self.tokens.len() - self.computed };
+        let max_tokens = self.job.request.max_tokens as usize;
+        Running { prompt, context: self.tokens.len(), generated: self.generated(), max_tokens }
+    }
+
+    /// How it was entered into the demand.
+    pub fn newcomer(&self) -> Newcomer {
+        Newcomer { prompt: self.prompt, ..Newcomer::of(&self.job.request) }
+    }
+
+    /// Predicted and actual time to the first token, when there are both.
+    pub fn forecast(&self) -> Option<(Duration, Duration)> {
+        let actual = self.first_token?.saturating_duration_since(self.job.submitted);
+        self.job.forecast.map(|predicted| (predicted, actual))
     }
 
     /// Whether the request must end now for a reason from outside.
@@ -148,4 +175,27 @@ impl Sequence {
         self.job.finish(reason, usage, timings);
         now.saturating_duration_since(submitted)
     }
+}
+
+impl Queued for Sequence {
+    fn tenant(&self) -> u64 {
+        self.job.request.tenant
+    }
+
+    fn order(&self) -> u64 {
+        self.order
+    }
+
+    fn background_until(&self) -> u64 {
+        self.background_until
+    }
+
+    fn tokens(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// Nanoseconds from `epoch` to `at`; the clock of orders.
+pub(crate) fn ns_since(epoch: Instant, at: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX)
 }

@@ -251,38 +251,88 @@ fn a_deadline_ends_a_request_in_the_queue_and_in_the_batch() {
     assert_eq!((reply.reason(), reply.usage().completion), (&FinishReason::Deadline, 2));
 }
 
-#[test]
-fn the_nearest_deadline_goes_first() {
-    let (engine, permits) = start_stepwise(&config(1, 64));
-    let blocker = submit(&engine, talkative(), 2);
-    permits.send(()).expect("the engine steps");
-    blocker.until_text();
-    let order = Arc::new(Mutex::new(Vec::new()));
-    struct Order(Arc<Mutex<Vec<u64>>>, Sender<()>);
-    impl Outlet for Order {
-        fn push(&self, ticket: u64, output: Output) {
-            if matches!(output, Output::Done { .. }) {
-                self.0.lock().expect("not poisoned").push(ticket);
-                let _ = self.1.send(());
-            }
+/// Notes in which order requests end.
+struct Order(Arc<Mutex<Vec<u64>>>, Sender<()>);
+
+impl Outlet for Order {
+    fn push(&self, ticket: u64, output: Output) {
+        if matches!(output, Output::Done { .. }) {
+            self.0.lock().expect("not poisoned").push(ticket);
+            let _ = self.1.send(());
         }
-        fn wake(&self) {}
     }
+
+    fn wake(&self) {}
+}
+
+/// The order in which requests of one token end that wait behind a running one of tenant 1.
+fn order_of(changes: Vec<Box<dyn Fn(&mut Request)>>) -> Vec<u64> {
+    let (engine, permits) = start_stepwise(&config(1, 64));
+    let (mut blocker, listener) = request(talkative(), 2);
+    blocker.tenant = 1;
+    engine.submit(blocker).expect("accepted");
+    permits.send(()).expect("the engine steps");
+    listener.until_text();
+    let order = Arc::new(Mutex::new(Vec::new()));
     let (sender, over) = channel();
-    for (ticket, seconds) in [(1, None), (2, Some(8)), (3, Some(5))] {
+    let count = changes.len();
+    for (ticket, change) in (1..).zip(changes) {
         let (mut request, _) = request(prompt(1, 3), 1);
         request.ticket = ticket;
-        request.deadline = seconds.map(|s| Instant::now() + Duration::from_secs(s));
         request.outlet = Arc::new(Order(Arc::clone(&order), sender.clone()));
+        change(&mut request);
         engine.submit(request).expect("accepted");
     }
     for _ in 0..40 {
         let _ = permits.send(());
     }
-    for _ in 0..3 {
-        over.recv_timeout(Duration::from_secs(60)).expect("all three end");
+    for _ in 0..count {
+        over.recv_timeout(Duration::from_secs(60)).expect("all end");
     }
-    assert_eq!(*order.lock().expect("not poisoned"), [3, 2, 1]);
+    let order = order.lock().expect("not poisoned");
+    order.clone()
+}
+
+#[test]
+fn the_nearest_deadline_goes_first() {
+    let deadline = |seconds: Option<u64>| -> Box<dyn Fn(&mut Request)> {
+        Box::new(move |r| r.deadline = seconds.map(|s| Instant::now() + Duration::from_secs(s)))
+    };
+    assert_eq!(order_of(vec![deadline(None), deadline(Some(8)), deadline(Some(5))]), [3, 2, 1]);
+}
+
+#[test]
+fn tenants_take_turns_and_background_goes_last() {
+    let of = |tenant: u64, background: bool| -> Box<dyn Fn(&mut Request)> {
+        Box::new(move |r| (r.tenant, r.background) = (tenant, background))
+    };
+    // Tenant 1 was served before, so tenant 2 is first, although it came last; then both pay for each of theirs.
+    let changes = vec![of(2, true), of(1, false), of(1, false), of(2, false), of(2, false)];
+    assert_eq!(order_of(changes), [4, 5, 2, 3, 1]);
+}
+
+#[test]
+fn a_first_token_that_would_come_too_late_is_refused_with_the_prediction() {
+    let limit = Duration::from_nanos(1);
+    let (engine, _) = start(64, &EngineConfig { first_token_max: Some(limit), ..config(4, 64) }, Script::default());
+    // Nothing is known of speeds yet.
+    assert_eq!(submit(&engine, talkative(), 20).finish().text.len(), 20);
+    let (late, _) = request(talkative(), 20);
+    match engine.submit(late) {
+        Err(SubmitError::TooSlow { predicted, limit: of, retry_after }) => {
+            assert!(predicted > limit && of == limit && retry_after > Duration::ZERO);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(engine.stats().refused.get(), 1);
+    // The same for the deadline of a request itself.
+    let (engine, _) = start(64, &config(4, 64), Script::default());
+    assert_eq!(submit(&engine, talkative(), 20).finish().text.len(), 20);
+    let (mut late, _) = request(talkative(), 20);
+    late.deadline = Some(Instant::now());
+    assert!(matches!(engine.submit(late), Err(SubmitError::TooSlow { .. })));
+    assert_eq!(submit(&engine, talkative(), 20).finish().text.len(), 20);
+    assert!(engine.stats().forecast.snapshot().count >= 1, "predictions are compared with what happened");
 }
 
 #[test]

@@ -142,6 +142,9 @@ pub fn request(prompt: Vec<u32>, max_tokens: u32) -> (Request, Listener) {
         top_logprobs: None,
         deadline: None,
         cache_salt: 0,
+        tenant: 0,
+        weight: 1,
+        background: false,
         outlet,
     };
     (request, Listener { events })

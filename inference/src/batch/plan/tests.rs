@@ -1,21 +1,29 @@
+use std::collections::VecDeque;
+
 use super::*;
-use crate::kv::BLOCK_TOKENS;
 use proptest::prelude::*;
 
-const BOUNDS: Bounds = Bounds { free_blocks: 100, sequences_max: 8, prefill_tokens: 32 };
+use crate::batch::fair::Fair;
+
+/// Random schedules per property.
+const SCHEDULES: u32 = 10_000;
+
+const BOUNDS: Bounds = Bounds { free_blocks: 100, sequences_max: 8, prefill_tokens: 32, pace: None };
+const RATES: Rates = Rates { step: 5e6, sampled: 1e6, plain: 7e5, attended: 200.0 };
+const ONE: [Share; 1] = [Share { time: 0.0, weight: 1.0 }];
 
 fn running(order: u64, known: usize, computed: usize) -> View {
     let blocks = blocks_for(computed);
-    View { order, known, computed, blocks, returns: blocks, running: true }
+    View { background: false, tenant: 0, order, known, computed, blocks, returns: blocks, running: true }
 }
 
 fn waiting(order: u64, known: usize) -> View {
-    View { order, known, computed: 0, blocks: 0, returns: 0, running: false }
+    View { background: false, tenant: 0, order, known, computed: 0, blocks: 0, returns: 0, running: false }
 }
 
-fn plan(views: &[View], bounds: &Bounds) -> Plan {
+fn plan(views: &[View], shares: &[Share], bounds: &Bounds) -> Plan {
     let mut plan = Plan::default();
-    plan.fill(views, bounds);
+    plan.fill(views, shares, bounds);
     plan
 }
 
@@ -26,16 +34,33 @@ fn slice(index: usize, count: usize, samples: bool) -> Slice {
 #[test]
 fn running_replies_come_first_and_prompts_share_the_budget_in_order() {
     let views = [waiting(5, 20), running(9, 31, 30), running(7, 40, 10), waiting(4, 10)];
-    let plan = plan(&views, &BOUNDS);
-    assert_eq!(plan.slices, [slice(1, 1, true), slice(2, 30, true), slice(3, 2, false)]);
-    assert_eq!((plan.admit.as_slice(), plan.preempt.as_slice()), (&[3][..], &[][..]));
+    let plan = plan(&views, &ONE, &BOUNDS);
+    assert_eq!(plan.slices, [slice(1, 1, true), slice(3, 10, true), slice(0, 20, true), slice(2, 2, false)]);
+    assert_eq!((plan.admit.as_slice(), plan.preempt.as_slice()), (&[3, 0][..], &[][..]));
+}
+
+#[test]
+fn interactive_goes_before_background_and_the_tenant_that_got_least_before_others() {
+    let shares = [Share { time: 50.0, weight: 1.0 }, Share { time: 40.0, weight: 1.0 }];
+    let background = View { background: true, tenant: 1, ..waiting(1, 5) };
+    let views = [background, waiting(2, 5), View { tenant: 1, ..waiting(9, 15) }, View { tenant: 1, ..waiting(8, 15) }];
+    let plan = plan(&views, &shares, &Bounds { prefill_tokens: 64, ..BOUNDS });
+    assert_eq!(plan.admit, [3, 1, 2, 0]);
+}
+
+#[test]
+fn a_weight_lets_a_tenant_take_more() {
+    let shares = [Share { time: 0.0, weight: 3.0 }, Share { time: 1.0, weight: 1.0 }];
+    let views: Vec<View> = (0..8).map(|i| View { tenant: i % 2, ..waiting(i as u64, 4) }).collect();
+    let plan = plan(&views, &shares, &BOUNDS);
+    assert_eq!(plan.admit[..5], [0, 1, 2, 4, 6]);
 }
 
 #[test]
 fn nobody_overtakes_the_first_that_does_not_fit() {
     let bounds = Bounds { free_blocks: 5, ..BOUNDS };
     let views = [running(1, 17, 16), waiting(2, 70), waiting(3, 4)];
-    let plan = plan(&views, &bounds);
+    let plan = plan(&views, &ONE, &bounds);
     assert_eq!(plan.slices, [slice(0, 1, true)]);
     assert!(plan.admit.is_empty());
 }
@@ -44,7 +69,7 @@ fn nobody_overtakes_the_first_that_does_not_fit() {
 fn the_last_in_order_gives_its_blocks_to_the_first() {
     let bounds = Bounds { free_blocks: 0, ..BOUNDS };
     let views = [running(2, 33, 32), running(1, 17, 16), running(3, 17, 16)];
-    let plan = plan(&views, &bounds);
+    let plan = plan(&views, &ONE, &bounds);
     assert_eq!(plan.preempt, [2, 0]);
     assert_eq!(plan.slices, [slice(1, 1, true)]);
 }
@@ -53,34 +78,64 @@ fn the_last_in_order_gives_its_blocks_to_the_first() {
 fn a_cached_prefix_costs_neither_budget_nor_the_blocks_in_use() {
     let bounds = Bounds { free_blocks: 2, ..BOUNDS };
     let shared = View { computed: 64, blocks: 4, ..waiting(1, 70) };
-    let plan = plan(&[shared], &bounds);
+    let plan = plan(&[shared], &ONE, &bounds);
     assert_eq!(plan.slices, [slice(0, 6, true)]);
 }
 
+#[test]
+fn a_prompt_gets_the_time_that_running_replies_leave_and_a_block_at_least() {
+    let views =
+        |replies: u64| -> Vec<View> { (0..replies).map(|i| running(i, 101, 100)).chain([waiting(99, 500)]).collect() };
+    let rows = |replies: u64, target_ms: f64| {
+        let pace = Some(Pace { rates: RATES, target_ns: target_ms * 1e6 });
+        let bounds = Bounds { prefill_tokens: 400, sequences_max: 100, pace, ..BOUNDS };
+        plan(&views(replies), &ONE, &Bounds { free_blocks: 400, ..bounds }).slices.last().expect("a chunk").count
+    };
+    // (50 ms - 5 ms - 10 rows) / 0.7 ms = 49 rows, down to whole blocks.
+    assert_eq!(rows(10, 50.0), 48);
+    assert_eq!(rows(30, 50.0), 16);
+    assert_eq!(rows(60, 50.0), 16);
+    assert_eq!(rows(0, 50.0), 400);
+}
+
 fn view() -> impl Strategy<Value = View> {
-    (0_u64..50, 1_usize..200, 0.0_f64..1.0, any::<bool>(), 0_usize..4).prop_map(
-        |(order, known, share, is_running, shared)| {
+    let place = (any::<bool>(), any::<bool>(), 0_usize..3, 0_u64..50);
+    (place, 1_usize..200, 0.0_f64..1.0, 0_usize..4).prop_map(
+        |((running, background, tenant, order), known, share, shared)| {
             let mut computed = ((known as f64 * share) as usize).min(known - 1);
-            if !is_running {
+            if !running {
                 computed -= computed % BLOCK_TOKENS;
             }
-            let blocks =
-                if is_running { blocks_for(computed) } else { (computed / BLOCK_TOKENS).saturating_sub(shared) };
-            View { order, known, computed, blocks, returns: blocks.saturating_sub(shared), running: is_running }
+            let blocks = if running { blocks_for(computed) } else { (computed / BLOCK_TOKENS).saturating_sub(shared) };
+            let returns = blocks.saturating_sub(shared);
+            View { background, tenant, order, known, computed, blocks, returns, running }
         },
     )
 }
 
+fn shares() -> impl Strategy<Value = Vec<Share>> {
+    let share = (0.0_f64..300.0, 1_u32..5).prop_map(|(time, weight)| Share { time, weight: f64::from(weight) });
+    proptest::collection::vec(share, 3)
+}
+
+fn pace() -> impl Strategy<Value = Option<Pace>> {
+    proptest::option::of((1e6_f64..2e8).prop_map(|target_ns| Pace { rates: RATES, target_ns }))
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(SCHEDULES))]
+
     #[test]
     fn every_plan_keeps_its_bounds(
         views in proptest::collection::vec(view(), 0..20),
+        shares in shares(),
         free_blocks in 0_usize..40,
         sequences_max in 1_usize..20,
-        prefill_tokens in 1_usize..64,
+        prefill_tokens in 1_usize..200,
+        pace in pace(),
     ) {
-        let bounds = Bounds { free_blocks, sequences_max, prefill_tokens };
-        let plan = plan(&views, &bounds);
+        let bounds = Bounds { free_blocks, sequences_max, prefill_tokens, pace };
+        let plan = plan(&views, &shares, &bounds);
         let decodes = |i: usize| views[i].running && views[i].known - views[i].computed == 1;
         // Blocks: what is taken was free or given up.
         let taken: usize = plan.slices.iter().map(|s| missing(&views[s.index], s.count)).sum();
@@ -97,8 +152,16 @@ proptest! {
             prop_assert!(named.binary_search(&i).is_ok(), "sequence {} is forgotten", i);
         }
         // Rows are bounded.
-        let prompt_rows: usize = plan.slices.iter().filter(|s| !decodes(s.index)).map(|s| s.count).sum();
+        let prompts: Vec<&Slice> = plan.slices.iter().filter(|s| !decodes(s.index)).collect();
+        let prompt_rows: usize = prompts.iter().map(|s| s.count).sum();
         prop_assert!(prompt_rows <= prefill_tokens);
+        // Time is bounded when replies run: beyond the target there is one chunk of at most a block.
+        let mut work = Work::default();
+        plan.slices.iter().for_each(|s| work.add(views[s.index].computed, s.count, usize::from(s.samples)));
+        if let Some(pace) = pace.filter(|_| plan.slices.iter().any(|s| decodes(s.index))) {
+            let over = RATES.of(&work) > pace.target_ns + RATES.sampled * prompts.len() as f64;
+            prop_assert!(!over || prompt_rows <= BLOCK_TOKENS, "{} rows", prompt_rows);
+        }
         let batch = views.iter().filter(|v| v.running).count();
         prop_assert!(plan.admit.is_empty() || batch + plan.admit.len() <= sequences_max);
         for s in &plan.slices {
@@ -108,56 +171,156 @@ proptest! {
             prop_assert!(v.running || plan.admit.contains(&s.index));
         }
         prop_assert!(plan.admit.iter().all(|i| plan.slices.iter().any(|s| s.index == *i)));
-        // Admission follows the order: whoever waits on is not before anybody admitted.
-        for i in &plan.admit {
-            let before = |j: usize| (views[j].order, j) < (views[*i].order, *i);
-            prop_assert!((0..views.len()).all(|j| views[j].running || plan.admit.contains(&j) || !before(j)));
+        prop_assert!(plan.admit.is_empty() || plan.preempt.is_empty());
+        // Whoever waits on is not before anybody of its tenant and class that was admitted, and no interactive one
+        // waits while a background one enters.
+        let left = |j: usize| !views[j].running && !plan.admit.contains(&j);
+        for (i, j) in plan.admit.iter().flat_map(|i| (0..views.len()).filter(|j| left(*j)).map(move |j| (*i, j))) {
+            let (entered, waits) = (&views[i], &views[j]);
+            prop_assert!(!entered.background || waits.background);
+            let peers = (entered.background, entered.tenant) == (waits.background, waits.tenant);
+            prop_assert!(!peers || (entered.order, i) < (waits.order, j));
         }
     }
 
     /// Runs a whole load to its end on planned steps: everybody finishes, in a bounded number of steps.
     #[test]
-    fn nothing_starves(
-        load in proptest::collection::vec((1_usize..120, 1_usize..30, 0_u64..40), 1..25),
-        blocks in 10_usize..30,
+    fn everything_ends(
+        load in proptest::collection::vec((1_usize..80, 1_usize..12, 0_usize..3, any::<bool>()), 1..12),
+        blocks in 7_usize..20,
         sequences_max in 1_usize..10,
         prefill_tokens in 1_usize..64,
     ) {
-        // (prompt, reply, arrival); nobody needs more than the pool.
-        let mut live: Vec<(View, usize)> = load.iter().enumerate().map(|(i, (prompt, reply, order))| {
-            (waiting(order * 100 + i as u64, *prompt), prompt + reply)
-        }).collect();
-        let work: usize = load.iter().map(|(prompt, reply, _)| prompt + reply).sum();
-        let mut free = blocks;
-        let mut steps = 0;
-        while !live.is_empty() {
-            steps += 1;
-            prop_assert!(steps < 200 + 60 * work, "{} sequences are left", live.len());
-            let views: Vec<View> = live.iter().map(|(view, _)| *view).collect();
-            let plan = plan(&views, &Bounds { free_blocks: free, sequences_max, prefill_tokens });
-            prop_assert!(!plan.slices.is_empty() || !plan.preempt.is_empty(), "the plan gets on");
-            for i in &plan.preempt {
-                let view = &mut live[*i].0;
-                free += view.blocks;
-                *view = View { running: false, ..waiting(view.order, view.known) };
-            }
-            for s in &plan.slices {
-                let view = &mut live[s.index].0;
-                let need = missing(view, s.count);
-                prop_assert!(need <= free);
-                free -= need;
-                view.running = true;
-                view.computed += s.count;
-                view.blocks += need;
-                view.returns = view.blocks;
-                view.known += usize::from(s.samples);
-            }
-            live.retain(|(view, end)| {
-                let over = view.known >= *end;
-                free += if over { view.blocks } else { 0 };
-                !over
-            });
+        let requests = (0_u64..).zip(&load).map(|(at, (prompt, reply, tenant, background))| {
+            (0, View { tenant: *tenant, background: *background, ..waiting(at, *prompt) }, prompt + reply)
+        });
+        let work: usize = load.iter().map(|(prompt, reply, ..)| prompt + reply).sum();
+        let mut engine = Paper::new(blocks, requests.collect());
+        let bounds = Bounds { sequences_max, prefill_tokens, ..BOUNDS };
+        while engine.step(&bounds, |_, _| {}) {
+            prop_assert!(engine.steps < 50 + 40 * work, "{} sequences are left", engine.live.len());
         }
-        prop_assert_eq!(free, blocks);
+        prop_assert_eq!(engine.free, blocks);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// A background request of the tenant that was served most, against a stream of interactive requests that never
+    /// ends, each from a new tenant and more than the machine can serve: it starts soon after its age made it
+    /// interactive.
+    #[test]
+    fn age_ends_starvation(
+        stream in (8_usize..40, 1_usize..6),
+        ahead in 0_usize..200,
+        age in 0_u64..300,
+        prefill_tokens in 16_usize..64,
+    ) {
+        let (prompt, reply) = stream;
+        let victim = View { background: true, tenant: 0, ..waiting(0, 20) };
+        let mut engine = Paper::new(40, vec![(0, victim, 24)]);
+        // A second tenant is there all the time, so that the first can be ahead of the clock.
+        engine.fair.join(1_000_000, 1);
+        engine.fair.charge(0, ahead);
+        let bounds = Bounds { sequences_max: 4, prefill_tokens, ..BOUNDS };
+        let mut started = None;
+        for now in 0..20_000 {
+            // Two new ones in every step, each of a tenant never seen before.
+            for tenant in [2 * engine.steps + 1, 2 * engine.steps + 2] {
+                if engine.live.len() < 64 {
+                    engine.arrive(View { tenant, ..waiting(now * 2, prompt) }, prompt + reply);
+                }
+            }
+            engine.step(&bounds, |views, _| {
+                views.iter_mut().filter(|v| v.tenant == 0).for_each(|v| v.background = now < age);
+            });
+            if engine.live.iter().all(|l| l.view.tenant != 0 || l.view.running) {
+                started = Some(now);
+                break;
+            }
+        }
+        // Until the clock has passed `ahead`, others are rightly first; at least one row is served per step.
+        let bound = age + 60 + 40 * ahead as u64;
+        prop_assert!(started.is_some_and(|at| at <= bound), "{started:?} of {bound}");
+    }
+}
+
+struct Live {
+    view: View,
+    end: usize,
+}
+
+/// Applies plans to numbers, as the scheduler does to sequences.
+struct Paper {
+    live: Vec<Live>,
+    coming: VecDeque<(usize, View, usize)>,
+    fair: Fair,
+    free: usize,
+    steps: usize,
+}
+
+impl Paper {
+    /// `load`: step of arrival, the sequence, and its length at the end.
+    fn new(blocks: usize, load: Vec<(usize, View, usize)>) -> Self {
+        let mut paper = Self { live: Vec::new(), coming: load.into(), fair: Fair::default(), free: blocks, steps: 0 };
+        paper.let_in();
+        paper
+    }
+
+    fn let_in(&mut self) {
+        while let Some((_, view, end)) = self.coming.pop_front_if(|(at, ..)| *at <= self.steps) {
+            self.arrive(view, end);
+        }
+    }
+
+    fn arrive(&mut self, view: View, end: usize) {
+        self.fair.join(view.tenant as u64, 1);
+        self.live.push(Live { view, end });
+    }
+
+    /// One step; false when everything is over.
+    fn step(&mut self, bounds: &Bounds, change: impl Fn(&mut [View], usize)) -> bool {
+        self.let_in();
+        self.steps += 1;
+        let mut views: Vec<View> = self.live.iter().map(|l| l.view).collect();
+        change(&mut views, self.steps);
+        let mut tenants: Vec<usize> = views.iter().map(|v| v.tenant).collect();
+        tenants.sort_unstable();
+        tenants.dedup();
+        let share = |tenant: &usize| self.fair.share(*tenant as u64);
+        let shares: Vec<Share> = tenants.iter().map(share).map(|(time, weight)| Share { time, weight }).collect();
+        for view in &mut views {
+            view.tenant = tenants.binary_search(&view.tenant).expect("listed");
+        }
+        let plan = plan(&views, &shares, &Bounds { free_blocks: self.free, ..*bounds });
+        assert!(views.is_empty() || !plan.slices.is_empty() || !plan.preempt.is_empty(), "a plan gets on");
+        for i in &plan.preempt {
+            let view = &mut self.live[*i].view;
+            self.free += view.blocks;
+            *view = View { computed: 0, blocks: 0, returns: 0, running: false, ..*view };
+        }
+        for s in &plan.slices {
+            let view = &mut self.live[s.index].view;
+            let need = missing(view, s.count);
+            assert!(need <= self.free);
+            self.free -= need;
+            self.fair.charge(view.tenant as u64, s.count);
+            view.running = true;
+            view.computed += s.count;
+            view.blocks += need;
+            view.returns = view.blocks;
+            view.known += usize::from(s.samples);
+        }
+        let (free, fair) = (&mut self.free, &mut self.fair);
+        self.live.retain(|l| {
+            let over = l.view.known >= l.end;
+            if over {
+                *free += l.view.blocks;
+                fair.leave(l.view.tenant as u64);
+            }
+            !over
+        });
+        !self.live.is_empty() || !self.coming.is_empty()
     }
 }
