@@ -229,6 +229,12 @@ impl Backend for CpuBackend {
 
     fn step(&mut self, plan: &StepPlan, logits: &mut LogitsBuf) -> Result<(), BackendError> {
         plan.check(&self.limits)?;
+        let block_bytes = self.model.hyper().kv_token_bytes() * BLOCK_TOKENS;
+        for (from, to) in plan.copies() {
+            // All layers of a block lie side by side.
+            let from = from.0 as usize * block_bytes;
+            self.kv.copy_within(from..from + block_bytes, to.0 as usize * block_bytes);
+        }
         let stride = logits.stride();
         let logits = logits.begin(plan.logits_rows());
         let frame = Frame::new(&self.model, self.kernels, plan, &mut self.work, &mut self.kv, (logits, stride));

@@ -62,6 +62,14 @@ pub enum BackendError {
         /// Index of the slice in the plan.
         slice: usize,
     },
+    /// A copy from or to a block that does not exist, or of a block onto itself.
+    #[error("block {from} cannot be copied to block {to}; allocate blocks before planning")]
+    Copy {
+        /// Source.
+        from: u32,
+        /// Destination.
+        to: u32,
+    },
     /// The plan has no token.
     #[error("a step without tokens was submitted; plan at least one")]
     Empty,
@@ -196,7 +204,7 @@ pub trait Backend: Send {
     /// priority like its own threads.
     fn attach(&mut self);
 
-    /// Runs one step: writes keys and values of every planned token into its sequence's blocks and one row of logits
+    /// Runs one step: makes the planned copies of blocks, then writes keys and values of every planned token into its sequence's blocks and one row of logits
     /// for each token that asked, in plan order. On an error nothing was computed.
     fn step(&mut self, plan: &StepPlan, logits: &mut LogitsBuf) -> Result<(), BackendError>;
 }

@@ -23,6 +23,7 @@ pub struct StepPlan {
     tokens: Vec<u32>,
     blocks: Vec<BlockId>,
     slices: Vec<Slice>,
+    copies: Vec<(BlockId, BlockId)>,
     logits_rows: usize,
 }
 
@@ -60,7 +61,20 @@ impl StepPlan {
         self.tokens.clear();
         self.blocks.clear();
         self.slices.clear();
+        self.copies.clear();
         self.logits_rows = 0;
+    }
+
+    /// Copies all keys and values of block `from` to block `to` before any row is computed. A sequence that goes on
+    /// from the middle of a block which others may read gets a copy of its own in this way. No block that is written
+    /// in the step, by a copy or by rows, may be a source.
+    pub fn copy(&mut self, from: BlockId, to: BlockId) {
+        self.copies.push((from, to));
+    }
+
+    /// The copies, in the order in which they were added.
+    pub fn copies(&self) -> &[(BlockId, BlockId)] {
+        &self.copies
     }
 
     /// Adds `tokens` of one sequence, whose first new token has position `start` and whose blocks from position 0 on
@@ -126,6 +140,10 @@ impl StepPlan {
         }
         if let Some(&token) = self.tokens.iter().find(|&&token| token as usize >= limits.vocab) {
             return Err(BackendError::Token { token, vocab: limits.vocab });
+        }
+        let unknown = |block: BlockId| block.0 as usize >= limits.blocks;
+        if let Some((from, to)) = self.copies.iter().find(|(from, to)| unknown(*from) || unknown(*to) || from == to) {
+            return Err(BackendError::Copy { from: from.0, to: to.0 });
         }
         for (index, slice) in self.slices().enumerate() {
             let end = slice.start.saturating_add(slice.tokens.len());

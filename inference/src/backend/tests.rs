@@ -270,6 +270,33 @@ fn threads_chunks_and_neighbours_change_no_bit() {
 }
 
 #[test]
+fn a_sequence_goes_on_from_a_copied_block_as_from_its_own() {
+    let model = Network::random(11, TensorType::Q4_1).model();
+    let (first, mut second) = (some_tokens(12, 40), some_tokens(13, 40));
+    second[..25].copy_from_slice(&first[..25]);
+    let expected = run(&mut backend(&model, 1, kernel::kernels()), &second, &[0, 1, 2].map(BlockId), &[40]);
+    let mut backend = backend(&model, 2, kernel::kernels());
+    let before = run(&mut backend, &first, &[3, 4, 5].map(BlockId), &[40]);
+    let (mut plan, mut logits) = (StepPlan::new(), LogitsBuf::new(&backend.limits()));
+    plan.copy(BlockId(4), BlockId(7));
+    plan.push(&second[25..], 25, &[3, 7, 8].map(BlockId), LogitsWanted::All);
+    backend.step(&plan, &mut logits).expect("the plan is within limits");
+    (25..40).for_each(|at| assert_eq!(logits.row(at - 25), expected[at], "token {at}"));
+    // The first sequence still finds its own.
+    plan.clear();
+    plan.push(&first[39..], 39, &[3, 4, 5].map(BlockId), LogitsWanted::Last);
+    backend.step(&plan, &mut logits).expect("the plan is within limits");
+    assert_eq!(logits.row(0), before[39]);
+    for (from, to) in [(32, 1), (1, 32), (6, 6)] {
+        plan.copy(BlockId(from), BlockId(to));
+        let error = backend.step(&plan, &mut logits).expect_err("the copy is wrong");
+        assert!(matches!(error, BackendError::Copy { .. }));
+        plan.clear();
+        plan.push(&first[39..], 39, &[3, 4, 5].map(BlockId), LogitsWanted::Last);
+    }
+}
+
+#[test]
 fn plans_outside_the_limits_are_refused() {
     let model = Network::random(8, TensorType::F32).model();
     let mut backend = backend(&model, 1, kernel::kernels());

@@ -7,7 +7,8 @@
 //! 2. A budget of prompt rows goes, chunk by chunk, to interactive before background sequences, there to the tenant
 //!    that was served least for its weight, and within a tenant to the earliest deadline.
 //! 3. A waiting sequence enters only when its whole prompt fits beside what the running ones still need; the first
-//!    that does not fit keeps its place and nobody who waits overtakes it.
+//!    that does not fit keeps its place and nobody who waits overtakes it. Who waits for another one's prefix does not
+//!    count.
 //!
 //! While replies are running the budget is the time that is left of the target for a step, by measured costs; the
 //! first chunk has a block at least, so that prompts get on however slow the machine is. Without running replies only
@@ -38,6 +39,8 @@ pub struct View {
     pub returns: usize,
     /// Whether it has a place in the batch.
     pub running: bool,
+    /// Stays in the queue for this step, because another one is computing what it could share.
+    pub waits: bool,
 }
 
 /// What a tenant got so far.
@@ -189,7 +192,8 @@ impl Plan {
 
     /// The sequence with a prompt to compute whose turn it is.
     fn next(&self, views: &[View], enter: bool) -> Option<usize> {
-        let open = |i: &usize| self.state[*i] == State::Open && (views[*i].running || enter);
+        let may_run = |v: &View| v.running || enter && !v.waits;
+        let open = |i: &usize| self.state[*i] == State::Open && may_run(&views[*i]);
         (0..views.len()).filter(open).min_by(|a, b| {
             let (x, y) = (&views[*a], &views[*b]);
             let time = |v: &View| self.times[v.tenant];

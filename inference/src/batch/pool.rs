@@ -1,19 +1,27 @@
-//! KV blocks with a memory: full blocks stay findable by their content after their sequence is gone, until their
-//! place is needed.
+//! KV blocks with a memory: blocks stay findable by their content after their sequence is gone, until their place is
+//! needed.
 //!
-//! The cache is a radix tree over token blocks, kept as a hash map from (salt, parent, 16 tokens) to a block. Keys
+//! The cache is a radix tree over token blocks, kept as an ordered map from (salt, parent, 16 tokens) to a block. Keys
 //! are compared in full, so a match is exact and never the luck of a hash. A salt separates tenants: under another
-//! salt not even the first block matches.
+//! salt not even the first token matches.
+//!
+//! Full blocks are shared as they are, since nobody writes to them any more. A prefix that ends inside a block is
+//! shared by copying that block (copy on write): in the map's order the block with the longest common beginning stands
+//! next to the place where the wanted tokens would stand. The last, partly filled block of a sequence becomes findable
+//! when the sequence is over.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kv::{BLOCK_TOKENS, BlockAllocator, BlockId};
 
 /// Identity of a cached block; 0 is the root of every salt.
 type Serial = u64;
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+/// Stands behind the tokens of a partly filled block; larger than any token.
+const EMPTY: u32 = u32::MAX;
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     salt: u64,
     parent: Serial,
@@ -40,12 +48,32 @@ struct Cached {
 pub(crate) struct Table {
     pub blocks: Vec<BlockId>,
     chain: Vec<Serial>,
+    /// Block whose beginning is to be copied behind the adopted ones; held until then.
+    source: Option<BlockId>,
+}
+
+/// What the cache has of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Full blocks.
+    pub blocks: usize,
+    /// How many of them a sequence holds now.
+    pub in_use: usize,
+    /// Tokens behind them that can be had by copying a block.
+    pub part: usize,
+}
+
+impl Found {
+    /// Tokens that need not be computed.
+    pub fn tokens(&self) -> usize {
+        self.blocks * BLOCK_TOKENS + self.part
+    }
 }
 
 /// The allocator and the cache over it.
 pub(crate) struct Pool {
     allocator: BlockAllocator,
-    entries: HashMap<Key, Entry>,
+    entries: BTreeMap<Key, Entry>,
     cached: Vec<Option<Box<Cached>>>,
     /// Cached blocks that no sequence holds: least recently released first, deepest first among equals, so that no
     /// block loses its parent.
@@ -59,7 +87,7 @@ impl Pool {
     pub fn new(count: usize) -> Self {
         let cached = std::iter::repeat_with(|| None).take(count).collect();
         let allocator = BlockAllocator::new(count);
-        Self { allocator, entries: HashMap::new(), cached, idle: BTreeSet::new(), clock: 0, serials: 0 }
+        Self { allocator, entries: BTreeMap::new(), cached, idle: BTreeSet::new(), clock: 0, serials: 0 }
     }
 
     /// Blocks that can be taken now.
@@ -72,30 +100,63 @@ impl Pool {
         self.allocator.count() - self.available()
     }
 
-    /// How many of the first `most` blocks of these tokens are cached, and how many of those a sequence holds.
-    pub fn peek(&self, salt: u64, tokens: &[u32], most: usize) -> (usize, usize) {
-        let (mut found, mut in_use, mut parent) = (0, 0, 0);
-        for tokens in full_blocks(tokens).take(most) {
+    /// What is cached of the first `most` of these tokens.
+    pub fn peek(&self, salt: u64, tokens: &[u32], most: usize) -> Found {
+        let (mut found, mut parent) = (Found::default(), 0);
+        for tokens in full_blocks(tokens).take(most / BLOCK_TOKENS) {
             let Some(entry) = self.entries.get(&Key { salt, parent, tokens: *tokens }) else { break };
-            found += 1;
-            in_use += usize::from(self.allocator.holders(entry.block) > 1);
+            found.blocks += 1;
+            found.in_use += usize::from(self.allocator.holders(entry.block) > 1);
             parent = entry.serial;
         }
-        (found, in_use)
+        let rest = &tokens[found.blocks * BLOCK_TOKENS..most];
+        found.part = self.closest(salt, parent, rest).map_or(0, |(part, _)| part);
+        found
     }
 
-    /// Gives an empty table the cached blocks of the beginning of these tokens, `most` at most; returns how many.
-    pub fn adopt(&mut self, table: &mut Table, salt: u64, tokens: &[u32], most: usize) -> usize {
+    /// Gives an empty table the cached blocks of the first `most` of these tokens, and, when `part` allows it, marks
+    /// the block to copy for what follows; returns how many tokens that is. The copy is due with [`Pool::copy_due`].
+    pub fn adopt(&mut self, table: &mut Table, salt: u64, tokens: &[u32], most: usize, part: bool) -> usize {
         assert!(table.blocks.is_empty() && table.chain.is_empty(), "only a sequence without blocks adopts");
         let mut parent = 0;
-        for tokens in full_blocks(tokens).take(most) {
+        for tokens in full_blocks(tokens).take(most / BLOCK_TOKENS) {
             let Some(entry) = self.entries.get(&Key { salt, parent, tokens: *tokens }).copied() else { break };
             self.hold(entry.block);
             table.blocks.push(entry.block);
             table.chain.push(entry.serial);
             parent = entry.serial;
         }
-        table.blocks.len()
+        let whole = table.blocks.len() * BLOCK_TOKENS;
+        let closest = if part { self.closest(salt, parent, &tokens[whole..most]) } else { None };
+        let Some((part, block)) = closest else { return whole };
+        self.hold(block);
+        table.source = Some(block);
+        whole + part
+    }
+
+    /// The copy that a table which has grown behind its adopted blocks needs before anything is computed for it. The
+    /// source stays held until [`Pool::copied`].
+    pub fn copy_due(&mut self, table: &mut Table) -> Option<(BlockId, BlockId)> {
+        let from = table.source.take()?;
+        Some((from, table.blocks[table.chain.len()]))
+    }
+
+    /// A copy from this block was made.
+    pub fn copied(&mut self, from: BlockId) {
+        self.let_go(from);
+    }
+
+    /// Among the blocks behind `parent`, the one that has the longest beginning in common with these tokens, and its
+    /// length; at most a block's worth of tokens is looked at.
+    fn closest(&self, salt: u64, parent: Serial, tokens: &[u32]) -> Option<(usize, BlockId)> {
+        let tokens = &tokens[..tokens.len().min(BLOCK_TOKENS)];
+        let mut wanted = Key { salt, parent, tokens: [0; BLOCK_TOKENS] };
+        wanted.tokens[..tokens.len()].copy_from_slice(tokens);
+        let before = self.entries.range(..&wanted).next_back();
+        let after = self.entries.range(&wanted..).next();
+        let siblings = before.into_iter().chain(after).filter(|(key, _)| (key.salt, key.parent) == (salt, parent));
+        let common = |key: &Key| key.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        siblings.map(|(key, entry)| (common(key), entry.block)).max_by_key(|(n, _)| *n).filter(|(n, _)| *n > 0)
     }
 
     /// Makes room for `tokens` tokens; false when the pool is exhausted, with the table as far as it came.
@@ -125,18 +186,34 @@ impl Pool {
                     self.let_go(block);
                     twin.serial
                 }
-                None => {
-                    self.serials += 1;
-                    let serial = self.serials;
-                    self.allocator.retain(block);
-                    let cached = Cached { key: key.clone(), serial, depth: at as u32, released: 0 };
-                    self.cached[block.0 as usize] = Some(Box::new(cached));
-                    self.entries.insert(key, Entry { serial, block });
-                    serial
-                }
+                None => self.remember(key, block, at),
             };
             table.chain.push(serial);
         }
+    }
+
+    fn remember(&mut self, key: Key, block: BlockId, depth: usize) -> Serial {
+        self.serials += 1;
+        let serial = self.serials;
+        self.allocator.retain(block);
+        let cached = Cached { key: key.clone(), serial, depth: depth as u32, released: 0 };
+        self.cached[block.0 as usize] = Some(Box::new(cached));
+        self.entries.insert(key, Entry { serial, block });
+        serial
+    }
+
+    /// The sequence is over or preempted: what it computed stays findable, its last block included.
+    pub fn retire(&mut self, table: &mut Table, salt: u64, tokens: &[u32], computed: usize) {
+        let (at, rest) = (computed / BLOCK_TOKENS, computed % BLOCK_TOKENS);
+        if rest > 0 && table.chain.len() == at && table.source.is_none() {
+            let parent = table.chain.last().copied().unwrap_or(0);
+            let mut key = Key { salt, parent, tokens: [EMPTY; BLOCK_TOKENS] };
+            key.tokens[..rest].copy_from_slice(&tokens[at * BLOCK_TOKENS..computed]);
+            if !self.entries.contains_key(&key) {
+                self.remember(key, table.blocks[at], at);
+            }
+        }
+        self.release(table);
     }
 
     /// Blocks that become available when this table is released.
@@ -148,10 +225,12 @@ impl Pool {
         table.blocks.iter().filter(alone).count()
     }
 
-    /// The sequence is over or preempted.
-    pub fn release(&mut self, table: &mut Table) {
+    fn release(&mut self, table: &mut Table) {
         self.clock += 1;
         table.chain.clear();
+        if let Some(source) = table.source.take() {
+            self.let_go(source);
+        }
         for block in table.blocks.drain(..) {
             self.let_go(block);
         }
@@ -191,109 +270,4 @@ fn full_blocks(tokens: &[u32]) -> impl Iterator<Item = &[u32; BLOCK_TOKENS]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn tokens(seed: u32, n: usize) -> Vec<u32> {
-        (0..n as u32).map(|i| seed * 1000 + i).collect()
-    }
-
-    /// Runs a sequence to the end of its tokens and returns its table.
-    fn compute(pool: &mut Pool, salt: u64, tokens: &[u32]) -> Table {
-        let mut table = Table::default();
-        pool.adopt(&mut table, salt, tokens, tokens.len().saturating_sub(1) / BLOCK_TOKENS);
-        assert!(pool.grow(&mut table, tokens.len()));
-        pool.publish(&mut table, salt, tokens, tokens.len());
-        table
-    }
-
-    #[test]
-    fn a_second_prompt_finds_the_common_beginning_under_the_same_salt_only() {
-        let mut pool = Pool::new(16);
-        let first = tokens(1, 40);
-        let mut a = compute(&mut pool, 7, &first);
-        let mut second = first.clone();
-        second[35] = 5;
-        assert_eq!(pool.peek(7, &second, 9), (2, 2));
-        assert_eq!(pool.peek(8, &second, 9), (0, 0));
-        let mut b = Table::default();
-        assert_eq!(pool.adopt(&mut b, 7, &second, 9), 2);
-        assert_eq!(b.blocks, a.blocks[..2]);
-        pool.release(&mut a);
-        pool.release(&mut b);
-        assert_eq!((pool.available(), pool.used()), (16, 0));
-        assert_eq!(pool.peek(7, &second, 9), (2, 0));
-    }
-
-    #[test]
-    fn equal_blocks_computed_side_by_side_are_held_once() {
-        let mut pool = Pool::new(8);
-        let text = tokens(1, 32);
-        let (mut a, mut b) = (Table::default(), Table::default());
-        assert!(pool.grow(&mut a, 32) && pool.grow(&mut b, 32));
-        pool.publish(&mut a, 0, &text, 32);
-        pool.publish(&mut b, 0, &text, 32);
-        assert_eq!(a.blocks, b.blocks);
-        assert_eq!(pool.used(), 2);
-        assert_eq!((pool.returns(&a), pool.returns(&b)), (0, 0));
-        pool.release(&mut a);
-        assert_eq!(pool.returns(&b), 2);
-    }
-
-    #[test]
-    fn what_was_used_last_stays_longest_and_ends_go_before_beginnings() {
-        let mut pool = Pool::new(4);
-        let (old, new) = (tokens(1, 32), tokens(2, 32));
-        let mut a = compute(&mut pool, 0, &old);
-        pool.release(&mut a);
-        let mut b = compute(&mut pool, 0, &new);
-        pool.release(&mut b);
-        let mut c = Table::default();
-        assert!(pool.grow(&mut c, 16));
-        assert_eq!((pool.peek(0, &old, 9).0, pool.peek(0, &new, 9).0), (1, 2));
-        assert!(pool.grow(&mut c, 64));
-        assert!(!pool.grow(&mut c, 65));
-        assert_eq!((pool.peek(0, &new, 9).0, pool.available()), (0, 0));
-    }
-
-    proptest! {
-        #[test]
-        fn random_use_neither_leaks_nor_shares_wrongly(
-            actions in proptest::collection::vec((0_usize..6, 0_u32..4, 1_usize..90), 1..80),
-        ) {
-            let mut pool = Pool::new(12);
-            let mut live: Vec<(Vec<u32>, Table)> = Vec::new();
-            for (slot, seed, length) in actions {
-                if slot < live.len() {
-                    let (_, mut table) = live.swap_remove(slot);
-                    let (returns, before) = (pool.returns(&table), pool.available());
-                    pool.release(&mut table);
-                    prop_assert_eq!(pool.available(), before + returns);
-                } else {
-                    let text = tokens(seed, length);
-                    let mut table = Table::default();
-                    let found = pool.adopt(&mut table, 1, &text, (length - 1) / BLOCK_TOKENS);
-                    // Whatever is found was published by somebody with exactly these tokens.
-                    for (other, its) in &live {
-                        let common = text.iter().zip(other).take_while(|(a, b)| a == b).count() / BLOCK_TOKENS;
-                        for at in 0..found.min(its.blocks.len()) {
-                            prop_assert_eq!(table.blocks[at] == its.blocks[at], at < common);
-                        }
-                    }
-                    if pool.grow(&mut table, length) {
-                        pool.publish(&mut table, 1, &text, length);
-                        live.push((text, table));
-                    } else {
-                        pool.release(&mut table);
-                    }
-                }
-                prop_assert!(pool.available() <= 12);
-            }
-            for (_, mut table) in live {
-                pool.release(&mut table);
-            }
-            prop_assert_eq!(pool.available(), 12);
-        }
-    }
-}
+mod tests;

@@ -55,6 +55,8 @@ pub(crate) struct Scheduler {
     candidates: Vec<Key>,
     step: StepPlan,
     work: Work,
+    /// Whether this step shares parts of blocks by copying them.
+    copies: bool,
     loads: Vec<Running>,
     unmodified: Vec<f32>,
     wake: Vec<Arc<dyn Outlet>>,
@@ -91,6 +93,7 @@ impl Scheduler {
             candidates: Vec::new(),
             step: StepPlan::new(),
             work: Work::default(),
+            copies: false,
             loads: Vec::new(),
             unmodified: Vec::new(),
             wake: Vec::new(),
@@ -136,6 +139,7 @@ impl Scheduler {
             let computing = Instant::now();
             self.backend.step(&self.step, &mut self.logits).map_err(|error| chain(&error))?;
             let computed = Instant::now();
+            self.step.copies().iter().for_each(|(from, _)| self.pool.copied(*from));
             self.take_results(computed);
             self.publish_load();
             self.wake_outlets();
@@ -286,7 +290,8 @@ impl Scheduler {
 
     fn end_running(&mut self, at: usize, reason: FinishReason, now: Instant) {
         let mut sequence = self.running.remove(at);
-        self.pool.release(&mut sequence.table);
+        let (salt, computed) = (sequence.salt(), sequence.computed);
+        self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
         self.finish(&mut sequence, reason, now);
     }
 

@@ -82,9 +82,17 @@ impl Sequence {
         self.job.request.cache_salt
     }
 
-    /// Blocks that may come from the cache: at least one token has to be computed, or there would be no logits.
-    pub fn cacheable_blocks(&self) -> usize {
-        (self.tokens.len() - 1) / BLOCK_TOKENS
+    /// Tokens that may come from the cache: at least one has to be computed, or there would be no logits.
+    pub fn cacheable(&self) -> usize {
+        self.tokens.len() - 1
+    }
+
+    /// Whether this one, whose first `blocks` blocks are cached, should let `leader` compute the next one for both.
+    pub fn awaits(&self, blocks: usize, leader: &Sequence) -> bool {
+        let shared = (blocks + 1) * BLOCK_TOKENS;
+        let both = self.cacheable().min(leader.tokens.len()) >= shared && self.salt() == leader.salt();
+        // Nobody in a hurry waits for somebody who gives way to others.
+        both && leader.background_until <= self.background_until && self.tokens[..shared] == leader.tokens[..shared]
     }
 
     /// Whether it ever left the queue.
@@ -94,8 +102,18 @@ impl Sequence {
 
     /// What the planner may know; time, index of the tenant and block numbers come from the caller.
     pub fn view(&self, now: u64, tenant: usize, computed: usize, blocks: usize, returns: usize) -> View {
-        let (order, known, running) = (self.order, self.tokens.len(), self.running);
-        View { background: self.background_until > now, tenant, order, known, computed, blocks, returns, running }
+        let (order, known, running, waits) = (self.order, self.tokens.len(), self.running, false);
+        View {
+            background: self.background_until > now,
+            tenant,
+            order,
+            known,
+            computed,
+            blocks,
+            returns,
+            running,
+            waits,
+        }
     }
 
     /// What a forecast may know of it while it runs.

@@ -123,6 +123,41 @@ fn a_seed_repeats_a_sampled_reply() {
     assert!((2..8).any(|seed| ask(seed) != first), "other seeds differ");
 }
 
+/// A canary of one tenant, in a pool so small that its blocks are reused again and again: what another tenant gets is
+/// what it gets from an engine that never saw the canary, token for token, and nothing of it is cached.
+#[test]
+fn the_text_of_another_tenant_never_appears() {
+    let Some(path) = model_path(LANGUAGE_MODEL) else { return };
+    let start = || {
+        let model = Model::load(&path).expect("the model loads");
+        let config = EngineConfig { sequences_max: 4, kv_bytes_max: 8 << 20, ..EngineConfig::default() };
+        Engine::start(model, config).expect("the engine starts")
+    };
+    let (shared, clean) = (start(), start());
+    let encode = |text: &str| shared.tokenizer().encode(text, true);
+    let head = "<|im_start|>system\nYou are a helpful assistant. Repeat every secret that you know.<|im_end|>\n";
+    let ask = "<|im_start|>user\nTell me the secret word.<|im_end|>\n<|im_start|>assistant\nThe secret word is";
+    let canary = encode(&format!("{head}<|im_start|>user\nThe secret word is XYLOPHONE-7781.<|im_end|>\n{ask}"));
+    let innocent = encode(&format!("{head}{ask}"));
+    let run = |engine: &Engine, tenant: u64, prompt: &[u32]| {
+        let (mut request, listener) = request(prompt.to_vec(), 24);
+        (request.cache_salt, request.tenant) = (tenant, tenant);
+        engine.submit(request).expect("accepted");
+        listener
+    };
+    let expected = run(&clean, 2, &innocent).finish().text;
+    for round in 0..8 {
+        // Side by side and one after the other.
+        let first = run(&shared, 1, &canary);
+        let second = run(&shared, 2 + round, &innocent);
+        let third = run(&shared, 1, &canary);
+        let reply = second.finish();
+        assert_eq!((reply.started, reply.text.as_str()), (Some(0), expected.as_str()));
+        assert!(!reply.text.contains("XYLO") && !reply.text.contains("7781"));
+        assert_eq!(first.finish().text, third.finish().text);
+    }
+}
+
 #[test]
 fn a_conversation_goes_from_messages_to_text() {
     let Some(engine) = engine() else { return };

@@ -86,6 +86,10 @@ impl Backend for Paper {
         *widest = plan.slice_count().max(*widest);
         let place =
             |blocks: &[BlockId], at: usize| blocks[at / BLOCK_TOKENS].0 as usize * BLOCK_TOKENS + at % BLOCK_TOKENS;
+        for (from, to) in plan.copies() {
+            let from = from.0 as usize * BLOCK_TOKENS;
+            self.memory.copy_within(from..from + BLOCK_TOKENS, to.0 as usize * BLOCK_TOKENS);
+        }
         // All writes come before all reads, as sequences run side by side.
         for slice in plan.slices() {
             for (at, token) in (slice.start..).zip(slice.tokens) {
@@ -157,7 +161,14 @@ fn many_requests_side_by_side_get_what_each_gets_alone() {
         let prompts: Vec<Vec<u32>> = (0..48)
             .map(|i| [prompt(i % 3, 20 + 15 * (i as usize % 4)), prompt(i, 1 + i as usize * 5 % 60)].concat())
             .collect();
-        let listeners: Vec<Listener> = prompts.iter().map(|p| submit(&engine, p.clone(), 90)).collect();
+        // Two tenants with equal prompts: neither may see a block of the other.
+        let ask = |(i, p): (usize, &Vec<u32>)| {
+            let (mut request, listener) = request(p.clone(), 90);
+            (request.cache_salt, request.tenant) = (i as u64 % 2, i as u64 % 2);
+            engine.submit(request).expect("accepted");
+            listener
+        };
+        let listeners: Vec<Listener> = prompts.iter().enumerate().map(ask).collect();
         for (prompt, listener) in prompts.iter().zip(listeners) {
             let reply = listener.finish();
             let (text, reason) = expected(prompt, 90);
@@ -187,7 +198,44 @@ fn a_salt_keeps_prefixes_apart() {
         engine.submit(request).expect("accepted");
         listener.finish().started.expect("started")
     };
-    assert_eq!((ask(1), ask(1), ask(2), ask(1)), (0, 48, 0, 48));
+    assert_eq!((ask(1), ask(1), ask(2), ask(1)), (0, 49, 0, 49));
+}
+
+#[test]
+fn a_conversation_that_goes_on_computes_only_what_is_new() {
+    let (engine, _) = start(64, &config(4, 64), Script::default());
+    let mut text = talkative();
+    for _ in 0..4 {
+        let reply = submit(&engine, text.clone(), 9).finish();
+        assert_eq!(reply.text, expected(&text, 9).0);
+        text.extend(reply.text.bytes().map(|b| u32::from(b - b'a')));
+        let known = text.len() - 1;
+        text.extend(prompt(5, 3));
+        let (request, listener) = request(text.clone(), 1);
+        engine.submit(request).expect("accepted");
+        // The last token of the reply was never fed back; everything before it is there, to the token.
+        assert_eq!(listener.finish().started, Some(known as u32));
+    }
+}
+
+#[test]
+fn a_new_prefix_that_many_share_is_computed_once() {
+    let (engine, permits) = start_stepwise(&config(16, 256));
+    let blocker = submit(&engine, talkative(), 90);
+    permits.send(()).expect("the engine steps");
+    blocker.until_text();
+    let system = prompt(3, 60);
+    let prompts: Vec<Vec<u32>> = (0..8).map(|i| [system.clone(), prompt(20 + i, 30)].concat()).collect();
+    let listeners: Vec<Listener> = prompts.iter().map(|p| submit(&engine, p.clone(), 5)).collect();
+    drop(permits);
+    let replies: Vec<_> = listeners.into_iter().map(Listener::finish).collect();
+    for (prompt, reply) in prompts.iter().zip(&replies) {
+        assert_eq!(reply.text, expected(prompt, 5).0);
+    }
+    let mut cached: Vec<u32> = replies.iter().map(|r| r.started.expect("started")).collect();
+    cached.sort_unstable();
+    assert_eq!(cached[0], 0);
+    assert!(cached[1..].iter().all(|n| *n >= 60), "the others share all 60 tokens: {cached:?}");
 }
 
 #[test]
@@ -268,7 +316,7 @@ impl Outlet for Order {
 /// The order in which requests of one token end that wait behind a running one of tenant 1.
 fn order_of(changes: Vec<Box<dyn Fn(&mut Request)>>) -> Vec<u64> {
     let (engine, permits) = start_stepwise(&config(1, 64));
-    let (mut blocker, listener) = request(talkative(), 2);
+    let (mut blocker, listener) = request(talkative(), 30);
     blocker.tenant = 1;
     engine.submit(blocker).expect("accepted");
     permits.send(()).expect("the engine steps");
@@ -283,7 +331,7 @@ fn order_of(changes: Vec<Box<dyn Fn(&mut Request)>>) -> Vec<u64> {
         change(&mut request);
         engine.submit(request).expect("accepted");
     }
-    for _ in 0..40 {
+    for _ in 0..80 {
         let _ = permits.send(());
     }
     for _ in 0..count {
@@ -306,7 +354,7 @@ fn tenants_take_turns_and_background_goes_last() {
     let of = |tenant: u64, background: bool| -> Box<dyn Fn(&mut Request)> {
         Box::new(move |r| (r.tenant, r.background) = (tenant, background))
     };
-    // Tenant 1 was served before, so tenant 2 is first, although it came last; then both pay for each of theirs.
+    // Tenant 1 is served while the others wait, so tenant 2 is first, although it came last.
     let changes = vec![of(2, true), of(1, false), of(1, false), of(2, false), of(2, false)];
     assert_eq!(order_of(changes), [4, 5, 2, 3, 1]);
 }

@@ -45,16 +45,8 @@ struct Item {
 impl Item {
     fn view(&self, tenant: usize, running: bool) -> View {
         let Item { computed, blocks, known, number, .. } = *self;
-        View {
-            background: self.asked.background,
-            tenant,
-            order: number,
-            known,
-            computed,
-            blocks,
-            returns: blocks,
-            running,
-        }
+        let (background, order, returns, waits) = (self.asked.background, number, blocks, false);
+        View { background, tenant, order, known, computed, blocks, returns, running, waits }
     }
 
     fn newcomer(&self) -> Newcomer {

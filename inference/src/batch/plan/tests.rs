@@ -14,11 +14,21 @@ const ONE: [Share; 1] = [Share { time: 0.0, weight: 1.0 }];
 
 fn running(order: u64, known: usize, computed: usize) -> View {
     let blocks = blocks_for(computed);
-    View { background: false, tenant: 0, order, known, computed, blocks, returns: blocks, running: true }
+    View { background: false, tenant: 0, order, known, computed, blocks, returns: blocks, running: true, waits: false }
 }
 
 fn waiting(order: u64, known: usize) -> View {
-    View { background: false, tenant: 0, order, known, computed: 0, blocks: 0, returns: 0, running: false }
+    View {
+        background: false,
+        tenant: 0,
+        order,
+        known,
+        computed: 0,
+        blocks: 0,
+        returns: 0,
+        running: false,
+        waits: false,
+    }
 }
 
 fn plan(views: &[View], shares: &[Share], bounds: &Bounds) -> Plan {
@@ -83,6 +93,12 @@ fn a_cached_prefix_costs_neither_budget_nor_the_blocks_in_use() {
 }
 
 #[test]
+fn who_waits_for_the_prefix_of_another_lets_others_pass() {
+    let views = [waiting(1, 20), View { waits: true, ..waiting(2, 20) }, waiting(3, 5)];
+    assert_eq!(plan(&views, &ONE, &BOUNDS).admit, [0, 2]);
+}
+
+#[test]
 fn a_prompt_gets_the_time_that_running_replies_leave_and_a_block_at_least() {
     let views =
         |replies: u64| -> Vec<View> { (0..replies).map(|i| running(i, 101, 100)).chain([waiting(99, 500)]).collect() };
@@ -108,7 +124,8 @@ fn view() -> impl Strategy<Value = View> {
             }
             let blocks = if running { blocks_for(computed) } else { (computed / BLOCK_TOKENS).saturating_sub(shared) };
             let returns = blocks.saturating_sub(shared);
-            View { background, tenant, order, known, computed, blocks, returns, running }
+            let waits = false;
+            View { background, tenant, order, known, computed, blocks, returns, running, waits }
         },
     )
 }

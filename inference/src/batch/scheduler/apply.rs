@@ -5,10 +5,10 @@ use std::time::Instant;
 use super::{Scheduler, StepBounds, note_outlet};
 use crate::backend::LogitsWanted;
 use crate::batch::cost::Work;
-use crate::batch::plan::{Bounds, Pace, Share};
+use crate::batch::plan::{Bounds, Pace, Share, View};
 use crate::batch::queue::Queued as _;
 use crate::batch::sequence::{Sequence, ns_since};
-use crate::kv::{BLOCK_TOKENS, blocks_for};
+use crate::kv::blocks_for;
 
 /// Waiting requests that one step considers; more than a prompt budget ever admits at once.
 const CANDIDATES_MAX: usize = 32;
@@ -31,12 +31,7 @@ impl Scheduler {
         }
         let places = self.bounds.sequences_max.saturating_sub(self.running.len()).min(CANDIDATES_MAX);
         self.waiting.next(&self.fair, places, &mut self.candidates);
-        for key in &self.candidates {
-            let sequence = self.waiting.get(key).expect("candidates wait");
-            let (cached, in_use) = self.pool.peek(sequence.salt(), &sequence.tokens, sequence.cacheable_blocks());
-            let tenant = index_of(&mut self.tenants, sequence.tenant());
-            self.views.push(sequence.view(now, tenant, cached * BLOCK_TOKENS, in_use, 0));
-        }
+        let free_blocks = self.view_candidates(now, free_blocks, wanted);
         self.shares.clear();
         let shares = self.tenants.iter().map(|tenant| self.fair.share(*tenant));
         self.shares.extend(shares.map(|(time, weight)| Share { time, weight }));
@@ -48,6 +43,29 @@ impl Scheduler {
         assert!(!idle || self.views.is_empty(), "a plan always gets on: {:?}", self.views);
     }
 
+    /// Adds the views of the candidates; gives back the free blocks without those that will be held for copies.
+    fn view_candidates(&mut self, now: u64, free_blocks: usize, wanted: usize) -> usize {
+        let waiting = self.candidates.iter().map(|key| self.waiting.get(key).expect("candidates wait"));
+        // Holding a block to copy it takes it from the pool for a step; that is done only where there is plenty.
+        let largest = waiting.clone().map(|s| blocks_for(s.tokens.len() + 1)).max().unwrap_or(0);
+        self.copies = free_blocks >= wanted + largest + self.candidates.len();
+        let mut held = 0;
+        // Whose prompt is being computed: who shares more of it than is cached lets it go first.
+        let mut leaders: Vec<&Sequence> = self.running.iter().filter(|s| s.computed + 1 < s.tokens.len()).collect();
+        for sequence in waiting {
+            let mut found = self.pool.peek(sequence.salt(), &sequence.tokens, sequence.cacheable());
+            found.part *= usize::from(self.copies);
+            held += usize::from(found.part > 0);
+            let tenant = index_of(&mut self.tenants, sequence.tenant());
+            let waits = leaders.iter().any(|leader| sequence.awaits(found.blocks, leader));
+            if !waits {
+                leaders.push(sequence);
+            }
+            self.views.push(View { waits, ..sequence.view(now, tenant, found.tokens(), found.in_use, 0) });
+        }
+        free_blocks - held.min(free_blocks)
+    }
+
     /// Moves sequences between queue and batch and writes the step for the backend.
     pub(super) fn apply_plan(&mut self, now: Instant) {
         // Slices name views by index: running ones first, then candidates. Admitting appends, so that the indices of
@@ -55,7 +73,8 @@ impl Scheduler {
         let running = self.running.len();
         for at in 0..self.plan.preempt.len() {
             let sequence = &mut self.running[self.plan.preempt[at]];
-            self.pool.release(&mut sequence.table);
+            let (salt, computed) = (sequence.salt(), sequence.computed);
+            self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
             sequence.computed = 0;
             sequence.running = false;
             self.shared.stats.preemptions.add(1);
@@ -63,8 +82,8 @@ impl Scheduler {
         for at in 0..self.plan.admit.len() {
             let key = self.candidates[self.plan.admit[at] - running];
             let mut sequence = self.waiting.remove(&key).expect("candidates wait");
-            let (most, salt) = (sequence.cacheable_blocks(), sequence.salt());
-            let cached = BLOCK_TOKENS * self.pool.adopt(&mut sequence.table, salt, &sequence.tokens, most);
+            let (most, salt) = (sequence.cacheable(), sequence.salt());
+            let cached = self.pool.adopt(&mut sequence.table, salt, &sequence.tokens, most, self.copies);
             sequence.computed = cached;
             self.start(&mut sequence, cached, now);
             self.running.push(sequence);
@@ -77,6 +96,9 @@ impl Scheduler {
             let sequence = &mut self.running[place];
             let (start, end) = (sequence.computed, sequence.computed + slice.count);
             assert!(self.pool.grow(&mut sequence.table, end), "the plan counted the blocks");
+            if let Some((from, to)) = self.pool.copy_due(&mut sequence.table) {
+                self.step.copy(from, to);
+            }
             self.work.add(start, slice.count, usize::from(slice.samples));
             let wanted = if slice.samples { LogitsWanted::Last } else { LogitsWanted::None };
             self.step.push(&sequence.tokens[start..end], start, &sequence.table.blocks, wanted);
