@@ -313,8 +313,11 @@ impl Outlet for Order {
     fn wake(&self) {}
 }
 
+/// What makes a request of [`order_of`] different from the others.
+type Change = Box<dyn Fn(&mut Request)>;
+
 /// The order in which requests of one token end that wait behind a running one of tenant 1.
-fn order_of(changes: Vec<Box<dyn Fn(&mut Request)>>) -> Vec<u64> {
+fn order_of(changes: Vec<Change>) -> Vec<u64> {
     let (engine, permits) = start_stepwise(&config(1, 64));
     let (mut blocker, listener) = request(talkative(), 30);
     blocker.tenant = 1;
@@ -343,7 +346,7 @@ fn order_of(changes: Vec<Box<dyn Fn(&mut Request)>>) -> Vec<u64> {
 
 #[test]
 fn the_nearest_deadline_goes_first() {
-    let deadline = |seconds: Option<u64>| -> Box<dyn Fn(&mut Request)> {
+    let deadline = |seconds: Option<u64>| -> Change {
         Box::new(move |r| r.deadline = seconds.map(|s| Instant::now() + Duration::from_secs(s)))
     };
     assert_eq!(order_of(vec![deadline(None), deadline(Some(8)), deadline(Some(5))]), [3, 2, 1]);
@@ -351,7 +354,7 @@ fn the_nearest_deadline_goes_first() {
 
 #[test]
 fn tenants_take_turns_and_background_goes_last() {
-    let of = |tenant: u64, background: bool| -> Box<dyn Fn(&mut Request)> {
+    let of = |tenant: u64, background: bool| -> Change {
         Box::new(move |r| (r.tenant, r.background) = (tenant, background))
     };
     // Tenant 1 is served while the others wait, so tenant 2 is first, although it came last.
