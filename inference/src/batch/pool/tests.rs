@@ -123,10 +123,10 @@ impl Memory {
             self.contents[to.0 as usize] = self.contents[from.0 as usize];
             self.pool.copied(from);
         }
-        for at in start..text.len() {
+        for (at, token) in text.iter().enumerate().skip(start) {
             let block = table.blocks[at / BLOCK_TOKENS];
             assert_eq!(self.pool.allocator.holders(block), 1, "nobody else may read a block that is written");
-            self.contents[block.0 as usize][at % BLOCK_TOKENS] = (salt, text[at]);
+            self.contents[block.0 as usize][at % BLOCK_TOKENS] = (salt, *token);
         }
         self.check(salt, text, &table);
         self.pool.publish(&mut table, salt, text, text.len());
