@@ -131,7 +131,8 @@ fn the_text_of_another_tenant_never_appears() {
     let start = || {
         let model = Model::load(&path).expect("the model loads");
         let config = EngineConfig { sequences_max: 4, kv_bytes_max: 8 << 20, ..EngineConfig::default() };
-        Engine::start(model, config).expect("the engine starts")
+        let tokenizer = Arc::new(Tokenizer::from_gguf(model.gguf()).expect("a tokenizer"));
+        Engine::start(model, tokenizer, config).expect("the engine starts")
     };
     let (shared, clean) = (start(), start());
     let encode = |text: &str| shared.tokenizer().encode(text, true);
