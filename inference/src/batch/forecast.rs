@@ -12,7 +12,7 @@ use super::cost::{Rates, Work};
 use crate::kv::BLOCK_TOKENS;
 use crate::request::Request;
 
-/// Steps that a forecast plays at most; what is left then is extrapolated.
+/// Steps that a forecast plays one by one at most; what is left then is extrapolated.
 const STEPS_MAX: usize = 2_000;
 /// Weight of the latest request in the means.
 const LATEST: f64 = 0.05;
@@ -244,14 +244,14 @@ impl Play {
     /// Nanoseconds until nothing of the prompts is left.
     fn run(mut self) -> f64 {
         let prompts = self.prompts + self.waiting as f64 * self.each;
-        while self.waiting > 0 || self.prompts > 0.0 {
-            if self.step >= STEPS_MAX {
-                let left = self.prompts + self.waiting as f64 * self.each;
-                return self.ns * prompts / (prompts - left).max(1.0);
+        for _ in 0..STEPS_MAX {
+            if self.waiting == 0 && self.prompts <= 0.0 {
+                return self.ns;
             }
             self.one_step();
         }
-        self.ns
+        let left = self.prompts + self.waiting as f64 * self.each;
+        self.ns * prompts / (prompts - left).max(1.0)
     }
 
     fn one_step(&mut self) {
@@ -260,11 +260,17 @@ impl Play {
         }
         let replies = self.ends.len();
         let free = self.places.saturating_sub(replies + self.unfinished.ceil() as usize).min(self.waiting);
+        let decode = Work { sampled: replies, plain: 0, attended: (replies as f64 * self.context) as usize };
+        // While every place is taken by a reply, nothing changes until the next one ends.
+        if let (0, true, Some(Reverse(end))) = (free, self.prompts <= 0.0, self.ends.peek()) {
+            self.ns += (end - self.step) as f64 * self.rates.of(&decode);
+            self.step = *end;
+            return;
+        }
         // Only as many as the step can begin are admitted; whether more are makes no difference to the time.
         self.waiting -= free;
         self.unfinished += free as f64;
         self.prompts += free as f64 * self.each;
-        let decode = Work { sampled: replies, plain: 0, attended: (replies as f64 * self.context) as usize };
         let rows = (self.prompts.ceil() as usize).min(self.limits.prefill_tokens);
         let rows = if replies == 0 {
             rows

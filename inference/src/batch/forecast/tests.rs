@@ -223,6 +223,18 @@ fn the_light_tenant_is_not_told_the_wait_of_the_heavy_one() {
 }
 
 #[test]
+fn behind_one_long_reply_the_forecast_is_its_length() {
+    let mut demand = Demand::new(Limits { sequences_max: 1, ..LIMITS });
+    let rates = Rates { step: 1e6, sampled: 3e6, plain: 1e6, attended: 0.0 };
+    let running = Running { prompt: 0, context: 100, generated: 0, max_tokens: 4000 };
+    demand.publish(Some(rates), 0.0, [running].into_iter());
+    let new = Newcomer { background: false, tenant: 1, weight: 1, prompt: 30, max_tokens: 10 };
+    let told = demand.first_token(&new, Duration::ZERO).expect("rates are known").as_secs_f64();
+    // 4,000 steps of 4 ms, then a step of 30 prompt rows: more steps than are played one by one.
+    assert!((16.0..16.2).contains(&told), "{told} s");
+}
+
+#[test]
 fn nothing_is_foretold_before_the_first_step() {
     let new = Newcomer { background: false, tenant: 0, weight: 1, prompt: 10, max_tokens: 10 };
     assert_eq!(Demand::new(LIMITS).first_token(&new, Duration::ZERO), None);
