@@ -26,10 +26,10 @@ def percentile(values, share):
     return ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))] if ordered else float("nan")
 
 
-async def one(session, server, text, tokens):
+async def one(session, server, text, tokens, more=None):
     """One streamed chat: (error or None, tokens, time to first token, times of all pieces)."""
     body = {"model": "default", "stream": True, "stream_options": {"include_usage": True}, "temperature": 0, "max_tokens": tokens,
-            "ignore_eos": True, "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]}
+            "ignore_eos": True, "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}], **(more or {})}
     headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
     began, at, counted, finished = time.perf_counter(), [], 0, False
     try:
@@ -57,7 +57,7 @@ async def one(session, server, text, tokens):
     return None, counted or len(at), at[0] - began, at
 
 
-async def closed_loop(server, users, requests, tokens, seed=1):
+async def closed_loop(server, users, requests, tokens, seed=1, more=None):
     """`users` people who each ask again as soon as they are answered, until `requests` are done."""
     draw = random.Random(seed)
     texts = iter([question(draw) for _ in range(requests)])
@@ -66,7 +66,7 @@ async def closed_loop(server, users, requests, tokens, seed=1):
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=900)) as session:
         async def user():
             for text in texts:
-                results.append(await one(session, server, text, tokens))
+                results.append(await one(session, server, text, tokens, more))
         began = time.perf_counter()
         await asyncio.gather(*[user() for _ in range(users)])
         wall = time.perf_counter() - began
@@ -80,13 +80,13 @@ async def closed_loop(server, users, requests, tokens, seed=1):
     }
 
 
-async def alone(server, repeats, tokens):
-    """One user: median decode rate after the first token, and median time to the first token."""
+async def alone(server, repeats, tokens, more=None):
+    """One user: median decode rate after the first token, and median time to the first token. `more`: parameters."""
     draw = random.Random(7)
     rates, first = [], []
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         for number in range(repeats + 1):
-            error, count, ttft, at = await one(session, server, question(draw), tokens)
+            error, count, ttft, at = await one(session, server, question(draw), tokens, more)
             if error:
                 raise SystemExit(f"a single chat failed: {error}")
             if number:  # The first one warms caches.

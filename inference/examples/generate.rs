@@ -13,7 +13,8 @@ use std::time::Instant;
 
 use millrace_inference::model::Model;
 use millrace_inference::{
-    ChatTemplate, Engine, EngineConfig, Outlet, Output, Request, Sampling, TemplateMessage, Timings, Tokenizer, Usage,
+    ChatTemplate, Constraint, Engine, EngineConfig, Outlet, Output, Request, Sampling, TemplateMessage, Timings,
+    Tokenizer, Usage,
 };
 
 struct Options {
@@ -26,6 +27,7 @@ struct Options {
     seed: u64,
     raw: bool,
     ignore_eos: bool,
+    schema: Option<serde_json::Value>,
     distinct: bool,
 }
 
@@ -41,6 +43,7 @@ fn parse() -> Result<Options, String> {
         seed: 0,
         raw: false,
         ignore_eos: false,
+        schema: None,
         distinct: false,
     };
     let mut args = std::env::args().skip(1);
@@ -55,6 +58,7 @@ fn parse() -> Result<Options, String> {
             "--seed" => o.seed = number()?.parse().map_err(|e| bad(&e))?,
             "--raw" => o.raw = true,
             "--ignore-eos" => o.ignore_eos = true,
+            "--schema" => o.schema = Some(serde_json::from_str(&number()?).map_err(|e| bad(&e))?),
             "--distinct" => o.distinct = true,
             _ if arg.starts_with("--") => return Err(format!("unknown option {arg}")),
             _ => plain.push(arg),
@@ -116,6 +120,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             max_tokens: options.tokens,
             stop: Vec::new(),
             ignore_eos: options.ignore_eos,
+            constraint: options.schema.clone().map(Constraint::JsonSchema),
             top_logprobs: None,
             deadline: None,
             cache_salt: if options.distinct { ticket } else { 0 },

@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod constrain;
 pub mod encoder;
 pub mod gguf;
 pub mod kernel;
@@ -20,12 +21,13 @@ pub mod template;
 pub mod tokenizer;
 pub mod worker;
 
+pub use constrain::{Constraint, ConstraintError, Frame};
 pub use encoder::{EmbedError, EmbedRequest, EmbedWorker, Encoder, EncoderError};
 pub use request::{
     CancelHandle, FinishReason, Outlet, Output, ParameterError, Request, Sampling, SubmitError, Timings, TokenOut,
     Usage,
 };
 pub use stats::Stats;
-pub use template::{ChatTemplate, TemplateError, TemplateMessage};
+pub use template::{ChatTemplate, TemplateError, TemplateMessage, ToolFormat};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerError};
 pub use worker::{Engine, EngineConfig, EngineError};

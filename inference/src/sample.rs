@@ -1,6 +1,6 @@
 //! From one row of logits to one token.
 //!
-//! Order of the steps: penalties, temperature, min-p, top-k, top-p, draw; each works on what the former left,
+//! Order of the steps: the constraint's mask, penalties, temperature, min-p, top-k, top-p, draw; each works on what the former left,
 //! normalised again. Cost for a vocabulary of `n`: a few linear passes and a sort of the few tokens on the edge of
 //! the kept set, never of the vocabulary. Sketch for n = 49,152 on one core: greedy 5 us, the others 40 to 80 us.
 
@@ -249,6 +249,26 @@ impl Sampler {
             self.kept.push(candidate);
         }
     }
+}
+
+/// Takes out every token that a constraint does not allow: `mask` has one bit per token, least significant first, and
+/// tokens beyond it are not allowed. Minus infinity stays what it is under every later step, and is never chosen.
+pub fn restrict(logits: &mut [f32], mask: &[u32]) {
+    let mut rows = logits.chunks_mut(32);
+    for (word, row) in mask.iter().zip(&mut rows) {
+        match *word {
+            0 => row.fill(f32::NEG_INFINITY),
+            u32::MAX => {}
+            word => {
+                for (bit, logit) in row.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+    rows.for_each(|row| row.fill(f32::NEG_INFINITY));
 }
 
 /// Logarithm of the sum of the exponentials of a row: what turns logits into log-probabilities.

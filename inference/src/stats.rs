@@ -117,6 +117,16 @@ pub struct Stats {
     pub step_us: Number,
     /// Time spent outside the model between steps that had work, in microseconds.
     pub overhead_us: Number,
+    /// Constraints prepared for requests, those that were refused included.
+    pub constraints: Number,
+    /// Time until they were ready or refused, in microseconds.
+    pub constraint_us: Number,
+    /// Token masks that mask threads computed.
+    pub masks: Number,
+    /// Time they took on those threads, in microseconds.
+    pub mask_us: Number,
+    /// Time that the engine's thread waited for them, in microseconds.
+    pub mask_wait_us: Number,
     finished: [Number; FINISH_NAMES.len()],
     /// Predicted time to the first token, of requests that had a prediction and got one.
     pub forecast: Histogram,

@@ -6,8 +6,10 @@
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use crate::gguf::Gguf;
 
@@ -42,6 +44,17 @@ impl TemplateMessage {
     }
 }
 
+/// How a template writes tool calls; see `CallSyntax` of the API for the forms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolFormat {
+    /// `<tool_call>{...}</tool_call>` (Hermes, Qwen).
+    Tagged,
+    /// A JSON object with `name` and `parameters` (Llama 3).
+    Bare,
+    /// `[TOOL_CALLS]` and a list (Mistral).
+    List,
+}
+
 /// Why a template cannot be loaded or applied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -60,6 +73,7 @@ pub enum TemplateError {
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    tool_format: Option<ToolFormat>,
     bos: String,
     eos: String,
 }
@@ -101,10 +115,12 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: &str| strftime(format, now_seconds()));
+        environment.add_filter("tojson", to_json);
         environment
             .add_template_owned("chat", source.to_owned())
             .map_err(|error| TemplateError::Source(describe(&error)))?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        let tool_format = tool_format(&environment, source);
+        Ok(Self { environment, tool_format, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
     /// The template of a model file, or ChatML when it has none.
@@ -130,11 +146,43 @@ impl ChatTemplate {
 
     /// The prompt for these messages; with `add_generation_prompt` it ends where the reply begins.
     pub fn render(&self, messages: &[TemplateMessage], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        let template = self.environment.get_template("chat").map_err(|e| TemplateError::Source(describe(&e)))?;
         let text: usize = messages.iter().map(|m| m.content.len() + m.role.len() + FRAME_BYTES_MAX).sum();
+        self.render_values(Value::from_serialize(messages), Value::UNDEFINED, text, add_generation_prompt)
+    }
+
+    /// The prompt for messages that may have more fields (`tool_calls`, `tool_call_id`, `name`), with the tools that a
+    /// template with a [`Self::tool_format`] shows. Both are in the API's shape, except that the arguments of calls are
+    /// objects, as templates expect them.
+    pub fn render_with_tools(
+        &self,
+        messages: &[serde_json::Value],
+        tools: Option<&[serde_json::Value]>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let bytes = |values: &[serde_json::Value]| values.iter().map(|v| v.to_string().len() + FRAME_BYTES_MAX).sum();
+        let text: usize = bytes(messages) + tools.map_or(0, bytes);
+        let tools = tools.map_or(Value::UNDEFINED, Value::from_serialize);
+        self.render_values(Value::from_serialize(messages), tools, text, add_generation_prompt)
+    }
+
+    /// How the template writes tool calls; `None` when it knows no tools, or writes them in an unknown form.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.tool_format
+    }
+
+    /// `text`: bytes of everything that is rendered, with its frames.
+    fn render_values(
+        &self,
+        messages: Value,
+        tools: Value,
+        text: usize,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let template = self.environment.get_template("chat").map_err(|e| TemplateError::Source(describe(&e)))?;
         let mut out = Bounded { bytes: Vec::with_capacity(text.min(64 << 10)), max: 4 * text + EXPANSION_BYTES_MAX };
         let values = context! {
-            messages => Value::from_serialize(messages),
+            messages,
+            tools,
             add_generation_prompt,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
@@ -156,6 +204,62 @@ impl ChatTemplate {
             source = cause.source();
         }
         TemplateError::Render(describe(error))
+    }
+}
+
+/// The form in which a template that looks at `tools` writes calls, known by the marks in its source.
+fn tool_format(environment: &Environment<'_>, source: &str) -> Option<ToolFormat> {
+    let template = environment.get_template("chat").ok()?;
+    if !template.undeclared_variables(false).contains("tools") {
+        return None;
+    }
+    let marks = [
+        ("[TOOL_CALLS]", ToolFormat::List),
+        ("<tool_call>", ToolFormat::Tagged),
+        ("<|python_tag|>", ToolFormat::Bare),
+        ("\"parameters\"", ToolFormat::Bare),
+    ];
+    marks.into_iter().find(|(mark, _)| source.contains(mark)).map(|(_, format)| format)
+}
+
+/// JSON as the reference writes it: a space behind `,` and `:`, or indented lines, and no escapes for HTML.
+fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let fault = |error: serde_json::Error| {
+        Error::new(ErrorKind::BadSerialization, "a value cannot be written as JSON").with_source(error)
+    };
+    let indent: Option<usize> = options.get("indent")?;
+    // Other options of the reference's function change nothing that matters to a model.
+    let _: (Option<bool>, Option<bool>) = (options.get("ensure_ascii")?, options.get("sort_keys")?);
+    let mut out = Vec::new();
+    match indent {
+        Some(width) => {
+            let blanks = vec![b' '; width.min(INDENT_MAX)];
+            let mut writer = Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(&blanks));
+            value.serialize(&mut writer).map_err(fault)?;
+        }
+        None => value.serialize(&mut Serializer::with_formatter(&mut out, Spaced)).map_err(fault)?,
+    }
+    let text = String::from_utf8(out).map_err(|_| Error::new(ErrorKind::BadSerialization, "JSON is not UTF-8"))?;
+    Ok(Value::from_safe_string(text))
+}
+
+/// Widest indentation of `tojson`.
+const INDENT_MAX: usize = 16;
+
+/// One line with a space behind `,` and `:`.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
     }
 }
 
@@ -302,6 +406,23 @@ mod tests {
             assert!(matches!(template.render(&user(&text), true), Err(TemplateError::Render(_))), "{source}");
         }
         assert!(begun.elapsed().as_secs() < 20, "took {:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn tools_are_rendered_by_templates_that_know_them() {
+        let source = "{% if tools %}{% for t in tools %}{{ t | tojson }}\n{% endfor %}{% endif %}{% for m in messages %}\
+                      {{ m.role }}:{{ m.content }}{% for c in m.tool_calls %}<tool_call>{{ c.function.arguments | tojson }}{% endfor %}\n{% endfor %}";
+        let template = ChatTemplate::new(source, "", "").expect("compiles");
+        assert_eq!(template.tool_format(), Some(ToolFormat::Tagged));
+        let tools = [serde_json::json!({"name": "add", "about": "a < b & 'c' \u{e9}"})];
+        let messages = [
+            serde_json::json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"a": [1, 2]}}}]}),
+        ];
+        let prompt = template.render_with_tools(&messages, Some(&tools), false).expect("renders");
+        let wanted = "{\"name\": \"add\", \"about\": \"a < b & 'c' \u{e9}\"}\nassistant:<tool_call>{\"a\": [1, 2]}";
+        assert_eq!(prompt, wanted);
+        assert_eq!(template.render_with_tools(&messages[..0], None, false).expect("renders"), "");
+        assert_eq!(ChatTemplate::chatml().tool_format(), None);
     }
 
     #[test]

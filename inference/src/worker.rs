@@ -12,6 +12,7 @@ use crate::batch::admit::{self, RequestBounds};
 use crate::batch::forecast::{Demand, Limits, Newcomer};
 use crate::batch::job::Job;
 use crate::batch::scheduler::{Scheduler, StepBounds};
+use crate::constrain::Workshop;
 use crate::kv::BLOCK_TOKENS;
 use crate::model::Model;
 use crate::request::{CancelHandle, Request, SubmitError};
@@ -130,6 +131,7 @@ pub struct Engine {
     sender: Sender<Message>,
     thread: Mutex<Option<JoinHandle<()>>>,
     tokenizer: Arc<Tokenizer>,
+    workshop: Workshop,
     bounds: RequestBounds,
     queue_max: usize,
     first_token_max: Option<Duration>,
@@ -193,9 +195,16 @@ impl Engine {
         let scheduler = Scheduler::new(backend, Arc::clone(&tokenizer), Arc::clone(&shared), receiver, step);
         let thread = std::thread::Builder::new().name("engine".to_owned());
         let thread = thread.spawn(move || scheduler.run()).map_err(EngineError::Thread)?;
+        let workshop = Workshop::new(
+            Arc::clone(&tokenizer),
+            Arc::clone(&shared),
+            sender.clone(),
+            config.queue_max + config.sequences_max,
+            config.nice,
+        );
         let EngineConfig { queue_max, first_token_max, .. } = *config;
         let (thread, started) = (Mutex::new(Some(thread)), Instant::now());
-        Ok(Engine { shared, sender, thread, tokenizer, bounds, queue_max, first_token_max, started })
+        Ok(Engine { shared, sender, thread, tokenizer, workshop, bounds, queue_max, first_token_max, started })
     }
 
     /// The tokenizer of the model.
@@ -219,11 +228,15 @@ impl Engine {
         };
         let cancel = CancelHandle::default();
         let job = Box::new(Job::new(request, cancel.clone(), forecast));
-        match self.sender.try_send(Message::Job(job)) {
+        let sent = match job.request.constraint {
+            Some(_) => self.workshop.submit(job).map_err(Message::Job),
+            None => self.sender.try_send(Message::Job(job)).map_err(crossbeam::channel::TrySendError::into_inner),
+        };
+        match sent {
             Ok(()) => Ok(cancel),
             Err(back) => {
                 self.shared.demand().dequeue(&newcomer);
-                if let Message::Job(mut job) = back.into_inner() {
+                if let Message::Job(mut job) = back {
                     job.disarm();
                 }
                 refuse(self.check_open().err().unwrap_or(SubmitError::Closed))
@@ -249,6 +262,8 @@ impl Engine {
     /// Ends every request with `Cancelled` and waits for the thread. Later submissions are refused.
     pub fn shutdown(&self) {
         self.shared.closing.store(true, Ordering::Release);
+        // What is still being compiled ends; what it had time to hand over is ended by the engine.
+        self.workshop.close();
         // A full queue wakes the thread by itself.
         let _ = self.sender.try_send(Message::Wake);
         let thread = self.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();

@@ -20,4 +20,5 @@ pub mod record;
 pub mod retry;
 pub mod split;
 pub mod sse;
+pub mod toolcall;
 pub mod ws;

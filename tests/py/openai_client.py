@@ -5,6 +5,7 @@
 import asyncio
 import json
 import math
+import re
 import sys
 
 import openai
@@ -233,6 +234,193 @@ def many_streams_at_once():
 
     texts = asyncio.run(run())
     assert all(text.strip() for text in texts)
+
+
+CITY = {"type": "object", "additionalProperties": False, "required": ["name", "country", "rivers", "population"], "properties": {
+    "name": {"type": "string", "maxLength": 30}, "country": {"enum": ["France", "Spain", "Italy"]},
+    "rivers": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 3},
+    "population": {"type": "integer", "minimum": 0, "maximum": 20000000}}}
+CITY_QUESTION = [{"role": "user", "content": "Describe the city of Paris as JSON."}]
+
+
+def check_city(text):
+    city = json.loads(text)
+    assert set(city) == set(CITY["required"]), city
+    assert isinstance(city["name"], str) and len(city["name"]) <= 30, city
+    assert city["country"] in ("France", "Spain", "Italy"), city
+    assert isinstance(city["rivers"], list) and len(city["rivers"]) <= 3 and all(len(r) <= 20 for r in city["rivers"]), city
+    assert type(city["population"]) is int and 0 <= city["population"] <= 20_000_000, city
+
+
+def json_schema(schema, name="city"):
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
+
+
+def an_answer_follows_its_schema():
+    for changes in ({}, {"temperature": 1.5, "seed": 3}, {"temperature": 1.0, "seed": 4, "top_p": 0.8, "presence_penalty": 0.5}):
+        reply = chat(messages=CITY_QUESTION, max_tokens=300, response_format=json_schema(CITY), **changes)
+        assert reply.choices[0].finish_reason == "stop", reply
+        check_city(reply.choices[0].message.content)
+    one, two = (chat(messages=CITY_QUESTION, max_tokens=300, response_format=json_schema(CITY)).choices[0].message.content for _ in range(2))
+    assert one == two, "greedy answers under a schema repeat"
+    chunks = chat(messages=CITY_QUESTION, max_tokens=300, response_format=json_schema(CITY), stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == one, "the stream is the same text"
+
+
+def a_pydantic_model_is_parsed():
+    import pydantic
+
+    class Step(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        title: str = pydantic.Field(max_length=20)
+        minutes: int = pydantic.Field(ge=0, le=99)
+
+    class Plan(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        first: Step
+        others: list[Step] = pydantic.Field(max_length=2)
+
+    reply = client.chat.completions.parse(
+        model=model_name(), messages=[{"role": "user", "content": "Plan my morning."}], max_tokens=400, temperature=0, response_format=Plan)
+    plan = reply.choices[0].message.parsed
+    assert isinstance(plan, Plan) and len(plan.others) <= 2, reply
+
+
+def other_formats_are_followed():
+    reply = chat(messages=CITY_QUESTION, max_tokens=400, response_format={"type": "json_object"})
+    assert reply.choices[0].finish_reason == "length" or isinstance(json.loads(reply.choices[0].message.content), dict), reply
+    for expression, body in [
+        ("north|south", {"guided_choice": ["north", "south"]}),
+        ("north|south", {"structured_outputs": {"choice": ["north", "south"]}}),
+        (r"[0-9]{3}-[a-f]{2}", {"guided_regex": "[0-9]{3}-[a-f]{2}"}),
+        (r"(ha ){1,4}ha!", {"guided_grammar": 'start: "ha " laugh{0,3} "ha!"\nlaugh: "ha "'}),
+    ]:
+        text = chat(temperature=1.0, seed=5, max_tokens=40, extra_body=body).choices[0].message.content
+        assert re.fullmatch(expression, text), (body, text)
+    check_city(chat(messages=CITY_QUESTION, max_tokens=300, extra_body={"guided_json": CITY}).choices[0].message.content)
+    plain = client.completions.create(model=model_name(), prompt="A number:", max_tokens=20, extra_body={"guided_regex": "[0-9]{4}"})
+    assert re.fullmatch("[0-9]{4}", plain.choices[0].text), plain
+
+
+def formats_that_cannot_be_followed_are_refused():
+    def refused(param, code="invalid_constraint", **changes):
+        body = expect_error(openai.BadRequestError, code, lambda: chat(**changes))
+        assert body["param"] == param, body
+        return body["message"]
+
+    deep = {"type": "string"}
+    for _ in range(110):
+        deep = {"type": "array", "items": deep}
+    two = {"anyOf": [{"type": "string"}, {"type": "number"}]}
+    assert "deep" in refused("response_format", response_format=json_schema(deep))
+    assert "cases" in refused("response_format", response_format=json_schema({"allOf": [two] * 40}))
+    refused("response_format", response_format=json_schema({"type": "spaceship"}))
+    refused("response_format", response_format=json_schema({"type": "string", "minLength": 3, "maxLength": 1}))
+    refused("guided_regex", extra_body={"guided_regex": "a("})
+    refused("guided_regex", extra_body={"guided_regex": "(" * 2000 + ")" * 2000})
+    refused("guided_grammar", extra_body={"guided_grammar": "start: nowhere"})
+    refused("guided_grammar", "unsupported_parameter", extra_body={"guided_grammar": 'root ::= "a"'})
+    refused("response_format", "unsupported_parameter", response_format={"type": "structural_tag"})
+    refused("ignore_eos", "invalid_value", response_format={"type": "json_object"}, extra_body={"ignore_eos": True})
+    refused("response_format", "unsupported_parameter", response_format=json_schema(CITY), extra_body={"session": "structured"})
+    assert chat(max_tokens=4).usage.completion_tokens == 4, "the engine answers as before"
+
+
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a city.", "parameters": {
+    "type": "object", "additionalProperties": False, "required": ["city", "unit"],
+    "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"$ref": "#/$defs/unit"}}, "$defs": {"unit": {"enum": ["celsius", "fahrenheit"]}}}}}
+TIME = {"type": "function", "function": {"name": "get_time", "parameters": {
+    "type": "object", "additionalProperties": False, "required": ["zone"], "properties": {"zone": {"type": "string", "maxLength": 20}}}}}
+ASK_WEATHER = [{"role": "user", "content": "What is the weather in Paris, in celsius?"}]
+
+
+def check_call(call, names=("get_weather", "get_time")):
+    arguments = json.loads(call.function.arguments)
+    assert call.id and call.type == "function" and call.function.name in names, call
+    wanted = {"city", "unit"} if call.function.name == "get_weather" else {"zone"}
+    assert set(arguments) == wanted and arguments.get("unit", "celsius") in ("celsius", "fahrenheit"), call
+
+
+def a_demanded_tool_is_called():
+    for choice, names in (("required", ("get_weather", "get_time")), ({"type": "function", "function": {"name": "get_time"}}, ("get_time",))):
+        for changes in ({}, {"temperature": 1.2, "seed": 2}):
+            reply = chat(messages=ASK_WEATHER, tools=[WEATHER, TIME], tool_choice=choice, max_tokens=500, **changes)
+            message = reply.choices[0].message
+            assert reply.choices[0].finish_reason == "tool_calls" and message.tool_calls and not message.content, reply
+            for call in message.tool_calls:
+                check_call(call, names)
+            assert len({call.id for call in message.tool_calls}) == len(message.tool_calls)
+    single = chat(messages=ASK_WEATHER, tools=[WEATHER, TIME], tool_choice="required", parallel_tool_calls=False, max_tokens=200)
+    assert len(single.choices[0].message.tool_calls) == 1, single
+
+
+def streamed_calls_are_assembled():
+    calls, reasons = {}, []
+    for chunk in chat(messages=ASK_WEATHER, tools=[WEATHER, TIME], tool_choice="required", max_tokens=500, stream=True):
+        for choice in chunk.choices:
+            assert not choice.delta.content, "a demanded call brings no text"
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+            for delta in choice.delta.tool_calls or []:
+                call = calls.setdefault(delta.index, {"id": "", "name": "", "arguments": ""})
+                call["id"] += delta.id or ""
+                call["name"] += delta.function.name or ""
+                call["arguments"] += delta.function.arguments or ""
+    assert reasons == ["tool_calls"] and sorted(calls) == list(range(len(calls))) and calls, (reasons, calls)
+    whole = chat(messages=ASK_WEATHER, tools=[WEATHER, TIME], tool_choice="required", max_tokens=500).choices[0].message.tool_calls
+    assert [(c.function.name, c.function.arguments) for c in whole] == [(c["name"], c["arguments"]) for _, c in sorted(calls.items())]
+    with client.chat.completions.stream(model=model_name(), messages=ASK_WEATHER, tools=[WEATHER], tool_choice="required", max_tokens=500, temperature=0) as stream:
+        final = stream.get_final_completion()
+    check_call(final.choices[0].message.tool_calls[0])
+
+
+def the_result_of_a_tool_goes_back():
+    first = chat(messages=ASK_WEATHER, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, max_tokens=200)
+    call = first.choices[0].message.tool_calls[0]
+    messages = [*ASK_WEATHER, first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "It is 18 degrees and sunny."}]
+    reply = chat(messages=messages, tools=[WEATHER], tool_choice="none", max_tokens=60)
+    assert reply.choices[0].message.content.strip() and not reply.choices[0].message.tool_calls, reply
+    assert reply.choices[0].finish_reason in ("stop", "length")
+    auto = chat(messages=messages, tools=[WEATHER], max_tokens=60)
+    assert auto.usage.prompt_tokens > reply.usage.prompt_tokens, "with tools the prompt describes them"
+    wrong = [*messages[:2], {**messages[2], "tool_call_id": "call_unknown"}]
+    body = expect_error(openai.BadRequestError, "invalid_value", lambda: chat(messages=wrong, tools=[WEATHER]))
+    assert body["param"] == "messages.2.tool_call_id", body
+
+
+def wrong_tools_are_refused():
+    for param, code, changes in [
+        ("tool_choice", "invalid_value", {"tool_choice": "required"}),
+        ("tool_choice", "invalid_value", {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "missing"}}}),
+        ("tools", "invalid_value", {"tools": [WEATHER, WEATHER]}),
+        ("tools", "unsupported_parameter", {"tools": [{"type": "custom", "custom": {"name": "x"}}]}),
+        ("tools", "unsupported_parameter", {"tools": [WEATHER], "extra_body": {"session": "tools"}}),
+        ("response_format", "unsupported_parameter", {"tools": [WEATHER], "response_format": json_schema(CITY)}),
+        ("functions", "unsupported_parameter", {"extra_body": {"functions": [WEATHER["function"]]}}),
+    ]:
+        body = expect_error(openai.BadRequestError, code, lambda: chat(**changes))
+        assert body["param"] == param, body
+    broken = {"type": "function", "function": {"name": "broken", "parameters": {"type": "spaceship"}}}
+    body = expect_error(openai.BadRequestError, "invalid_constraint", lambda: chat(tools=[broken], tool_choice="required"))
+    assert body["param"] == "tools", body
+
+
+def hostile_formats_hold_nobody_up():
+    """While expressions are worked on that expand without end, ordinary chats go on as ever."""
+    async def run():
+        many = AsyncOpenAI(base_url=BASE + "/v1", api_key=KEY, max_retries=0, timeout=120)
+        model = model_name()
+        ask = lambda **more: many.chat.completions.create(model=model, messages=MESSAGES, max_tokens=24, temperature=0, **more)
+        hostile = [f"(((x{number}{{1,900}}){{1,900}}){{1,900}}){{1,900}}y" for number in range(8)]
+        answers = await asyncio.gather(ask(), *[ask(extra_body={"guided_regex": regex}) for regex in hostile], ask(), return_exceptions=True)
+        return answers[0], answers[1:-1], answers[-1]
+
+    before, bound, after = asyncio.run(run())
+    assert before.choices[0].message.content == after.choices[0].message.content == chat().choices[0].message.content
+    for answer in bound:
+        if isinstance(answer, openai.APIStatusError):
+            assert answer.body["code"] in ("invalid_constraint", "overloaded"), answer
+        else:
+            assert set(answer.choices[0].message.content) <= set("x01234567y"), answer
 
 
 def leaving_a_stream_early_frees_the_engine():

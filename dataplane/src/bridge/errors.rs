@@ -1,7 +1,7 @@
 //! From what went wrong inside to what the caller is told.
 
 use millrace_agent::{Fault, TurnError};
-use millrace_inference::SubmitError;
+use millrace_inference::{ConstraintError, SubmitError};
 use millrace_proto::api::ApiError;
 
 /// Advice when nothing better is known.
@@ -42,6 +42,17 @@ pub(super) fn storage_error(fault: &Fault) -> ApiError {
         // The cause may name files; it is for the log.
         Fault::Io(_) => ApiError::internal("The server's store failed; the log has the reason."),
     }
+}
+
+/// A constraint that cannot be compiled or followed.
+pub(super) fn constraint_error(param: &str, error: &ConstraintError) -> ApiError {
+    let text = format!("{param} cannot be used: {error}.");
+    if error.is_temporary() {
+        return ApiError::overloaded(text, RETRY_AFTER_S).with_param(param);
+    }
+    ApiError::bad_request("invalid_constraint", text)
+        .with_param(param)
+        .with_next_step("Change the schema, expression or grammar as the message says, and send it again.")
 }
 
 /// A generation that the engine refused at once.

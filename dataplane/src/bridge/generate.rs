@@ -17,6 +17,7 @@ use super::errors::submit_error;
 use super::inlet::Completion;
 use super::state::{Call, State, Submission, Target};
 use super::stream::{Once, Origin, StreamSender, TokenStream};
+use super::tools::{self, Constrained};
 use crate::gateway::Principal;
 use crate::models;
 use crate::shard::Shared;
@@ -137,10 +138,10 @@ impl State {
         request: &ChatRequest,
         bridge: Weak<Bridge>,
     ) -> Result<TokenStream, ApiError> {
-        let messages = request.messages.iter().map(|m| (m.role.template_name(), m.content.as_str()));
+        let used = request.tool_use();
         let prompt = self
             .prompter
-            .encode_roles(messages)
+            .encode_chat(&request.messages, used.as_ref().map_or(&[], |used| used.tools))
             .map_err(|why| ApiError::bad_request("template_refused", why).with_param("messages"))?;
         let options = options(
             &request.sampling(),
@@ -149,7 +150,10 @@ impl State {
             request.ignore_eos,
             request.logprobs_wanted(),
         );
-        self.start(principal, prompt, &options, bridge)
+        let demanded =
+            used.and_then(|used| tools::demanded(&used, self.prompter.call_syntax(), &self.shared.tokenizer));
+        let constrained = demanded.or(request.output_format()?.map(tools::constrained));
+        self.start(principal, prompt, &options, constrained, bridge)
     }
 
     pub fn complete(
@@ -170,7 +174,8 @@ impl State {
             request.ignore_eos,
             request.logprobs_wanted(),
         );
-        self.start(principal, prompt, &options, bridge)
+        let constrained = request.output_format()?.map(tools::constrained);
+        self.start(principal, prompt, &options, constrained, bridge)
     }
 
     fn start(
@@ -178,6 +183,7 @@ impl State {
         principal: &Principal,
         prompt: Vec<u32>,
         options: &GenerationOptions,
+        constrained: Option<Constrained>,
         bridge: Weak<Bridge>,
     ) -> Result<TokenStream, ApiError> {
         let context = self.shared.engine.context_max();
@@ -194,6 +200,7 @@ impl State {
             prompt,
             max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
             options,
+            constrained,
             deadline: Some(self.shared.config.limits.request_timeout),
             tenant: principal.tenant,
         };

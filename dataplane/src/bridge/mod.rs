@@ -16,6 +16,7 @@ mod outbox;
 mod prompt;
 mod state;
 mod stream;
+mod tools;
 mod translate;
 mod views;
 
@@ -29,6 +30,7 @@ use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest};
 use millrace_proto::channel::{Account, EventKind, InboundEvent};
 use millrace_proto::id::{ConversationId, UserId};
 use millrace_proto::record::{ChatAddress, SCOPE_ADMIN, SCOPE_IMPERSONATE};
+use millrace_proto::toolcall::CallSyntax;
 
 pub use message::{Ingested, ShardMessage};
 pub use prompt::ModelPrompter;
@@ -177,6 +179,11 @@ impl Bridge {
             .with_param("user")
             .with_next_step("Leave out `user`, or use a key with the scope impersonate.")),
         }
+    }
+
+    /// How the model writes tool calls.
+    pub fn call_syntax(&self) -> CallSyntax {
+        self.state.borrow().prompter.call_syntax()
     }
 
     /// Names of the chat model, the one to show first.

@@ -13,11 +13,12 @@ use millrace_proto::api::ApiError;
 use millrace_proto::id::{TenantId, virtual_shard};
 use millrace_storage::{CommitError, RecallQuery, Recalled};
 
-use super::errors::{storage_error, turn_error};
+use super::errors::{constraint_error, storage_error, turn_error};
 use super::inlet::{Completion, Inlet};
 use super::message::{Ingested, ShardMessage};
 use super::prompt::ModelPrompter;
 use super::stream::{Once, Origin, StreamEvent, StreamSender};
+use super::tools::Constrained;
 use super::translate::{
     TICKET_SHARD_SHIFT, agent_config, batch_of, fact, fault, finish, shard_of, stream_event, timings_of, usage_of,
 };
@@ -52,6 +53,8 @@ pub(super) struct Run {
     pub submitted: Instant,
     pub last_text: Option<Instant>,
     pub prompt_tokens: u32,
+    /// The parameter that its constraint comes from.
+    pub constrained_by: Option<&'static str>,
 }
 
 pub(super) enum Target {
@@ -340,8 +343,14 @@ impl State {
             }
             Effect::Generate { run, key, prompt, max_tokens, options, deadline_ms } => {
                 let deadline = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
-                let submission =
-                    Submission { prompt, max_tokens, options: &options, deadline: Some(deadline), tenant: key.tenant };
+                let submission = Submission {
+                    prompt,
+                    max_tokens,
+                    options: &options,
+                    constrained: None,
+                    deadline: Some(deadline),
+                    tenant: key.tenant,
+                };
                 match self.submit(submission, Target::Agent(run)) {
                     Ok(id) => {
                         self.agent_runs.insert(run, id);
@@ -519,6 +528,7 @@ impl State {
         let options = submission.options;
         let prompt_tokens = u32::try_from(submission.prompt.len()).unwrap_or(u32::MAX);
         let submitted = Instant::now();
+        let (constraint, constrained_by) = submission.constrained.map(|c| (c.constraint, c.param)).unzip();
         let cancel = self.shared.engine.submit(engine::Request {
             ticket: id,
             prompt: submission.prompt,
@@ -536,6 +546,7 @@ impl State {
             max_tokens: submission.max_tokens,
             stop: options.stop.clone(),
             ignore_eos: options.ignore_eos,
+            constraint,
             top_logprobs: options.top_logprobs,
             deadline: submission.deadline.map(|after| submitted + after),
             cache_salt: u64::from(submission.tenant.0),
@@ -544,7 +555,7 @@ impl State {
             background: false,
             outlet: Arc::clone(&self.inlet) as _,
         })?;
-        self.runs.insert(id, Run { target, cancel, submitted, last_text: None, prompt_tokens });
+        self.runs.insert(id, Run { target, cancel, submitted, last_text: None, prompt_tokens, constrained_by });
         Ok(id)
     }
 
@@ -592,6 +603,14 @@ impl State {
     fn output(&mut self, id: u64, output: engine::Output) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let metrics = self.shared.metrics.shard(self.index);
+        if let (engine::Output::Done { reason: engine::FinishReason::Constraint(error), .. }, Target::Stream(stream)) =
+            (&output, &run.target)
+        {
+            // The caller's own constraint: told in the caller's words, not as a failure of the engine.
+            stream.push(StreamEvent::Error(constraint_error(run.constrained_by.unwrap_or("response_format"), error)));
+            self.runs.remove(&id);
+            return;
+        }
         let output = match output {
             engine::Output::Started { cached_tokens } => Output::Started { cached_tokens },
             engine::Output::Delta { text, tokens } => {
@@ -687,6 +706,7 @@ pub(super) struct Submission<'a> {
     pub prompt: Vec<u32>,
     pub max_tokens: u32,
     pub options: &'a GenerationOptions,
+    pub constrained: Option<Constrained>,
     pub deadline: Option<Duration>,
     pub tenant: TenantId,
 }

@@ -92,6 +92,7 @@ pub(super) fn finish(reason: engine::FinishReason) -> Finish {
         engine::FinishReason::Length => Finish::Length,
         engine::FinishReason::Cancelled => Finish::Cancelled,
         engine::FinishReason::Deadline => Finish::Deadline,
+        engine::FinishReason::Constraint(error) => Finish::Failed(error.to_string()),
         engine::FinishReason::Error(why) => Finish::Failed(why),
     }
 }

@@ -9,6 +9,7 @@ use millrace_agent::{Finish, TokenInfo};
 use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest, EmbeddingRequest, Prompt};
 use millrace_proto::sse;
 
+use super::calls::Calls;
 use super::shape::{Shape, Style};
 use super::{Gateway, Principal, json, unix_ms};
 use crate::bridge::{StreamEvent, TokenStream};
@@ -46,8 +47,12 @@ enum Waited {
 impl Gateway {
     pub(super) async fn chat(&self, principal: &Principal, body: &[u8], cors: Option<String>, out: &mut Outgoing) {
         let begun = ChatRequest::parse(body).and_then(|request| {
-            let shape =
+            let mut shape =
                 self.shape(Style::Chat, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
+            if let Some(used) = request.tool_use() {
+                let names = used.tools.iter().map(|tool| tool.function.name.clone()).collect();
+                shape.expect_calls(Calls::new(self.bridge.call_syntax(), names, !used.parallel));
+            }
             let streams = request.wants_stream();
             self.bridge.chat(principal, request).map(|stream| Begun { shape, streams, stream, echo: None })
         });
@@ -189,7 +194,7 @@ impl Gateway {
 
     /// Collects a whole answer.
     async fn collect(&self, begun: Begun, cors: Option<String>, out: &mut Outgoing) {
-        let Begun { shape, mut stream, echo, .. } = begun;
+        let Begun { mut shape, mut stream, echo, .. } = begun;
         let mut text = echo.unwrap_or_default();
         let mut tokens: Vec<TokenInfo> = Vec::new();
         let mut notices = Vec::new();

@@ -7,6 +7,7 @@
 
 mod admin;
 pub mod auth;
+mod calls;
 mod console;
 mod generate;
 mod hook;

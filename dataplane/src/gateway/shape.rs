@@ -3,10 +3,13 @@
 use millrace_agent::{Finish, Timings, TokenInfo, Usage};
 use millrace_proto::api::{
     self, ApiError, ChatChoice, ChatChunk, ChatResponse, ChunkChoice, CompletionChoice, CompletionLogprobs,
-    CompletionResponse, Delta, Logprobs, ResponseMessage, TokenLogprob, TopLogprob,
+    CompletionResponse, Delta, FunctionDelta, Logprobs, ResponseMessage, TokenLogprob, ToolCall, ToolCallDelta,
+    TopLogprob,
 };
 use millrace_proto::sse;
 use serde::Serialize;
+
+use super::calls::{Calls, Part};
 
 /// Which endpoint's shapes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,10 @@ pub struct Shape {
     wants_logprobs: bool,
     /// Characters written so far: the older log-probability shape counts them.
     text_offset: u32,
+    /// What makes the id unique, for the ids of calls.
+    unique: String,
+    /// Set when the request has tools.
+    calls: Option<Calls>,
 }
 
 /// Where the time of an answer went, with the names that llama-server uses.
@@ -76,19 +83,20 @@ impl Shape {
             wants_usage,
             wants_logprobs,
             text_offset: 0,
+            unique: format!("{unique:016x}"),
+            calls: None,
         }
+    }
+
+    /// The answer may hold tool calls.
+    pub fn expect_calls(&mut self, calls: Calls) {
+        self.calls = Some(calls);
     }
 
     /// Appends the first chunk of a stream.
     pub fn open(&self, events: &mut Vec<u8>) {
         if self.style == Style::Chat {
-            let choice = ChunkChoice {
-                index: 0,
-                delta: Delta { role: Some("assistant"), content: Some("") },
-                logprobs: None,
-                finish_reason: None,
-            };
-            self.chat_chunk(events, &[choice], None, None, None);
+            self.chat_delta(events, Delta { role: Some("assistant"), content: Some(""), ..Delta::default() }, None);
         }
     }
 
@@ -97,13 +105,20 @@ impl Shape {
         match self.style {
             Style::Chat => {
                 let logprobs = self.wants_logprobs.then(|| chat_logprobs(tokens));
-                let choice = ChunkChoice {
-                    index: 0,
-                    delta: Delta { role: None, content: Some(text) },
-                    logprobs: logprobs.as_ref(),
-                    finish_reason: None,
+                let Some(mut calls) = self.calls.take() else {
+                    return self.chat_delta(
+                        events,
+                        Delta { content: Some(text), ..Delta::default() },
+                        logprobs.as_ref(),
+                    );
                 };
-                self.chat_chunk(events, &[choice], None, None, None);
+                let parts = calls.push(&self.unique, text);
+                if let Some(logprobs) = &logprobs {
+                    // They come with their tokens; the text of these may wait for what follows.
+                    self.chat_delta(events, Delta { content: Some(""), ..Delta::default() }, Some(logprobs));
+                }
+                self.parts(events, &calls, parts);
+                self.calls = Some(calls);
             }
             Style::Text => {
                 let logprobs = self.wants_logprobs.then(|| text_logprobs(tokens, self.text_offset));
@@ -122,9 +137,34 @@ impl Shape {
         }
     }
 
+    /// Appends text and calls as they were found.
+    fn parts(&self, events: &mut Vec<u8>, calls: &Calls, parts: Vec<Part>) {
+        for part in parts {
+            match part {
+                Part::Text(text) => self.chat_delta(events, Delta { content: Some(&text), ..Delta::default() }, None),
+                Part::Call(index) => {
+                    let ToolCall { id, kind, function } = &calls.made()[index];
+                    let index = u32::try_from(index).unwrap_or(u32::MAX);
+                    let name = FunctionDelta { name: Some(&function.name), arguments: Some("") };
+                    let begin = ToolCallDelta { index, id: Some(id), kind: Some(kind), function: name };
+                    let arguments = FunctionDelta { name: None, arguments: Some(&function.arguments) };
+                    let rest = ToolCallDelta { index, function: arguments, ..ToolCallDelta::default() };
+                    for call in [begin, rest] {
+                        self.chat_delta(events, Delta { tool_calls: Some(&[call]), ..Delta::default() }, None);
+                    }
+                }
+            }
+        }
+    }
+
     /// Appends the last chunks and `[DONE]`.
-    pub fn close(&self, events: &mut Vec<u8>, finish: &Finish, usage: Usage, timings: Timings) {
-        let reason = finish_reason(finish);
+    pub fn close(&mut self, events: &mut Vec<u8>, finish: &Finish, usage: Usage, timings: Timings) {
+        if let Some(mut calls) = self.calls.take() {
+            let parts = calls.finish(&self.unique);
+            self.parts(events, &calls, parts);
+            self.calls = Some(calls);
+        }
+        let reason = self.reason(finish);
         let counts = api_usage(usage);
         let times = Some(timings_object(usage, timings));
         match self.style {
@@ -162,17 +202,34 @@ impl Shape {
         events.extend_from_slice(sse::DONE);
     }
 
+    /// An answer that calls ends for the sake of its calls.
+    fn reason(&self, finish: &Finish) -> &'static str {
+        let called = self.calls.as_ref().is_some_and(|calls| !calls.made().is_empty());
+        if called && *finish == Finish::Stop { "tool_calls" } else { finish_reason(finish) }
+    }
+
     /// The whole answer as one JSON object.
     pub fn whole(
-        &self,
-        text: String,
+        &mut self,
+        mut text: String,
         tokens: &[TokenInfo],
         finish: &Finish,
         usage: Usage,
         timings: Timings,
         notices: &[String],
     ) -> Vec<u8> {
-        let reason = finish_reason(finish);
+        let mut tool_calls = Vec::new();
+        if let Some(calls) = &mut self.calls {
+            let mut parts = calls.push(&self.unique, &text);
+            parts.extend(calls.finish(&self.unique));
+            let texts = parts.into_iter().filter_map(|part| match part {
+                Part::Text(text) => Some(text),
+                Part::Call(_) => None,
+            });
+            text = texts.collect();
+            tool_calls = calls.made().to_vec();
+        }
+        let reason = self.reason(finish);
         let counts = api_usage(usage);
         let timings = Some(timings_object(usage, timings));
         match self.style {
@@ -184,7 +241,12 @@ impl Shape {
                     model: self.model.clone(),
                     choices: vec![ChatChoice {
                         index: 0,
-                        message: ResponseMessage { role: "assistant", content: text, refusal: None },
+                        message: ResponseMessage {
+                            role: "assistant",
+                            content: Some(text).filter(|text| tool_calls.is_empty() || !text.is_empty()),
+                            refusal: None,
+                            tool_calls,
+                        },
                         logprobs: self.wants_logprobs.then(|| chat_logprobs(tokens)),
                         finish_reason: reason,
                     }],
@@ -203,6 +265,11 @@ impl Shape {
                 to_json(&Timed { answer: &answer, timings, notices })
             }
         }
+    }
+
+    fn chat_delta(&self, events: &mut Vec<u8>, delta: Delta<'_>, logprobs: Option<&Logprobs>) {
+        let choice = ChunkChoice { index: 0, delta, logprobs, finish_reason: None };
+        self.chat_chunk(events, &[choice], None, None, None);
     }
 
     fn chat_chunk(
@@ -336,6 +403,7 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use millrace_proto::toolcall::CallSyntax;
     use serde_json::Value;
 
     const USAGE: Usage = Usage { prompt: 10, completion: 3, cached: 4 };
@@ -399,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_whole_answer_has_usage_and_timings() {
-        let shape = Shape::new(Style::Chat, 7, 1, "m".into(), false, false);
+        let mut shape = Shape::new(Style::Chat, 7, 1, "m".into(), false, false);
         let json = shape.whole("hi".into(), &[], &Finish::Length, USAGE, TIMINGS, &["older messages were cut".into()]);
         let value: Value = serde_json::from_slice(&json).expect("JSON");
         assert_eq!(value["object"], "chat.completion");
@@ -407,6 +475,44 @@ mod tests {
         assert_eq!(value["choices"][0]["finish_reason"], "length");
         assert_eq!(value["timings"]["prompt_n"], 6);
         assert_eq!(value["notices"][0], "older messages were cut");
+    }
+
+    #[test]
+    fn calls_come_as_deltas_with_ids_and_end_the_answer() {
+        let shape = || {
+            let mut shape = Shape::new(Style::Chat, 7, 1, "m".into(), false, false);
+            shape.expect_calls(Calls::new(CallSyntax::Tagged, vec!["add".into()], false));
+            shape
+        };
+        let reply = "Yes.\n<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}}</tool_call>";
+        let (mut streamed, mut sse) = (shape(), Vec::new());
+        for piece in [&reply[..10], &reply[10..30], &reply[30..]] {
+            streamed.delta(&mut sse, piece, &[]);
+        }
+        streamed.close(&mut sse, &Finish::Stop, USAGE, TIMINGS);
+        let events = events(&sse);
+        let chunks: Vec<Value> =
+            events[..events.len() - 1].iter().map(|e| serde_json::from_str(e).expect("JSON")).collect();
+        let deltas: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]).collect();
+        assert_eq!(deltas[0]["content"], "Yes.");
+        let call = |n: usize| &deltas[n]["tool_calls"][0];
+        assert_eq!((&call(1)["function"]["name"], &call(1)["type"]), (&Value::from("add"), &Value::from("function")));
+        assert!(call(1)["id"].as_str().is_some_and(|id| id.starts_with("call_")), "{}", call(1));
+        assert_eq!(
+            (&call(2)["index"], &call(2)["function"]["arguments"]),
+            (&Value::from(0), &Value::from("{\"a\":1}"))
+        );
+        assert_eq!(chunks.last().expect("some")["choices"][0]["finish_reason"], "tool_calls");
+
+        let whole = shape().whole(reply.into(), &[], &Finish::Stop, USAGE, TIMINGS, &[]);
+        let whole: Value = serde_json::from_slice(&whole).expect("JSON");
+        let message = &whole["choices"][0]["message"];
+        assert_eq!((&message["content"], &message["tool_calls"][0]["id"]), (&Value::from("Yes."), &call(1)["id"]));
+        assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls");
+        let plain = shape().whole("no call".into(), &[], &Finish::Stop, USAGE, TIMINGS, &[]);
+        let plain: Value = serde_json::from_slice(&plain).expect("JSON");
+        assert_eq!(plain["choices"][0]["finish_reason"], "stop");
+        assert!(plain["choices"][0]["message"].get("tool_calls").is_none());
     }
 
     #[test]

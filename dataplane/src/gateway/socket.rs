@@ -338,7 +338,7 @@ impl Talk<'_> {
         check_session(&session)?;
         let request = ChatRequest {
             session: Some(session),
-            messages: vec![ChatMessage { role: ChatRole::User, content: text, name: None }],
+            messages: vec![ChatMessage::new(ChatRole::User, text)],
             stream: Some(true),
             ..ChatRequest::default()
         };

@@ -334,6 +334,16 @@ pub struct EngineSnapshot {
     pub forecast_error_seconds: f64,
     /// Predictions within a factor of two.
     pub forecast_good: u64,
+    /// Constraints (schemas, grammars) prepared for requests.
+    pub constraints: u64,
+    /// Seconds until they were ready or refused.
+    pub constraint_seconds: f64,
+    /// Token masks computed for constrained requests.
+    pub masks: u64,
+    /// Seconds that mask threads spent on them.
+    pub mask_seconds: f64,
+    /// Seconds that the engine waited for them.
+    pub mask_wait_seconds: f64,
     /// Bytes of the chat model's weights, packed in memory.
     pub weights_bytes: u64,
     /// Bytes of the encoder's weights in memory.

@@ -179,7 +179,7 @@ fn channels(page: &mut Page, metrics: &Metrics) {
 
 fn engine_counters(page: &mut Page, engine: &EngineSnapshot) {
     let model = [("model_name", engine.model.as_str())];
-    let gauges: [(&str, &str, &str, f64); 13] = [
+    let gauges: [(&str, &str, &str, f64); 18] = [
         ("vllm:num_requests_running", "gauge", "Requests in the batch.", engine.running as f64),
         ("vllm:num_requests_waiting", "gauge", "Requests waiting for a place in the batch.", engine.waiting as f64),
         ("vllm:kv_cache_usage_perc", "gauge", "KV cache in use; 1 is full.", engine.kv_usage),
@@ -193,6 +193,11 @@ fn engine_counters(page: &mut Page, engine: &EngineSnapshot) {
         ("millrace_ttft_forecast_seconds_total", "counter", "Sum of predicted times.", engine.forecast_seconds),
         ("millrace_ttft_forecast_error_seconds_total", "counter", "Sum of distances.", engine.forecast_error_seconds),
         ("millrace_ttft_forecasts_good_total", "counter", "Within a factor of two.", engine.forecast_good as f64),
+        ("millrace_constraints_total", "counter", "Schemas and grammars prepared.", engine.constraints as f64),
+        ("millrace_constraint_seconds_total", "counter", "Time until they were ready.", engine.constraint_seconds),
+        ("millrace_masks_total", "counter", "Token masks of constrained requests.", engine.masks as f64),
+        ("millrace_mask_seconds_total", "counter", "Time of mask threads for them.", engine.mask_seconds),
+        ("millrace_mask_wait_seconds_total", "counter", "Time the engine waited for them.", engine.mask_wait_seconds),
     ];
     for (name, kind, help, value) in gauges {
         page.family(name, kind, help);

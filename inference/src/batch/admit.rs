@@ -42,6 +42,10 @@ pub(crate) fn check(request: &Request, bounds: &RequestBounds) -> Result<(), Sub
     if let Some(n) = request.top_logprobs.filter(|n| *n > TOP_LOGPROBS_MAX) {
         return Err(parameter("top_logprobs", n, format!("0 to {TOP_LOGPROBS_MAX}")));
     }
+    if request.constraint.is_some() && request.ignore_eos {
+        // Such a reply could only end in the middle.
+        return Err(parameter("ignore_eos", true, "false together with a constraint"));
+    }
     Ok(request.sampling.check()?)
 }
 
@@ -91,6 +95,7 @@ mod tests {
             max_tokens,
             stop: Vec::new(),
             ignore_eos: false,
+            constraint: None,
             top_logprobs: None,
             deadline: None,
             cache_salt: 0,

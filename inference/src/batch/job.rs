@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::constrain::Guide;
 use crate::request::{CancelHandle, FinishReason, Outlet, Output, Request, Timings, Usage};
 
 /// A request, its cancel flag and when it came.
 pub(crate) struct Job {
     pub request: Request,
+    /// The compiled form of the request's constraint.
+    pub guide: Option<Guide>,
     pub cancel: CancelHandle,
     pub submitted: Instant,
     /// Predicted time to the first token, where a prediction was possible.
@@ -18,7 +21,7 @@ pub(crate) struct Job {
 
 impl Job {
     pub fn new(request: Request, cancel: CancelHandle, forecast: Option<Duration>) -> Self {
-        Self { request, cancel, submitted: Instant::now(), forecast, armed: true }
+        Self { request, guide: None, cancel, submitted: Instant::now(), forecast, armed: true }
     }
 
     pub fn outlet(&self) -> &Arc<dyn Outlet> {

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 
@@ -16,12 +16,16 @@ use super::pool::Pool;
 use super::queue::{Key, Queue, Queued as _};
 use super::sequence::{Sequence, ns_since};
 use crate::backend::{Backend, LogitsBuf, StepPlan};
+use crate::constrain::STEP_PATIENCE;
 use crate::request::{FinishReason, Outlet, TokenOut};
-use crate::sample::{Sampler, best_log_probs, log_prob, log_sum};
+use crate::sample::{self, Sampler, best_log_probs, log_prob, log_sum};
 use crate::tokenizer::Tokenizer;
 use crate::worker::{Message, Shared};
 
 mod apply;
+
+/// How soon an engine without other work looks again at sequences that wait for a mask.
+const PARKED_LOOK: Duration = Duration::from_millis(2);
 
 /// The numbers of `EngineConfig` that steps depend on.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +49,10 @@ pub(crate) struct Scheduler {
     waiting: Queue<Sequence>,
     fair: Fair,
     meter: Meter,
+    /// Constrained sequences that wait for a slow mask: without blocks, outside batch and queue.
+    parked: Vec<Sequence>,
+    /// What is left in this step of the time to wait for masks.
+    patience: Duration,
     sampler: Sampler,
     logits: LogitsBuf,
     // Buffers that are filled again in every step.
@@ -86,6 +94,8 @@ impl Scheduler {
             waiting: Queue::new(),
             fair: Fair::default(),
             meter: Meter::default(),
+            parked: Vec::new(),
+            patience: STEP_PATIENCE,
             plan: Plan::default(),
             views: Vec::new(),
             tenants: Vec::new(),
@@ -155,17 +165,22 @@ impl Scheduler {
     /// Takes in what was submitted; sleeps while there is nothing to do. False when it is time to end.
     fn receive(&mut self) -> bool {
         if self.running.is_empty() && self.waiting.is_empty() {
-            if self.shared.closing.load(Ordering::Acquire) {
+            if self.shared.closing.load(Ordering::Acquire) && self.parked.is_empty() {
                 return false;
             }
-            match self.receiver.recv() {
-                Ok(message) => self.accept(message),
-                Err(_) => return false,
+            if self.parked.is_empty() {
+                match self.receiver.recv() {
+                    Ok(message) => self.accept(message),
+                    Err(_) => return false,
+                }
+            } else if let Ok(message) = self.receiver.recv_timeout(PARKED_LOOK) {
+                self.accept(message);
             }
         }
         while let Ok(message) = self.receiver.try_recv() {
             self.accept(message);
         }
+        self.unpark();
         true
     }
 
@@ -173,7 +188,25 @@ impl Scheduler {
         if let Message::Job(job) = message {
             let sequence = Sequence::new(*job, self.epoch);
             self.fair.join(sequence.tenant(), sequence.job.request.weight);
-            self.waiting.insert(sequence, ns_since(self.epoch, Instant::now()));
+            self.enqueue(sequence, Instant::now());
+        }
+    }
+
+    fn enqueue(&mut self, sequence: Sequence, now: Instant) {
+        self.waiting.insert(sequence, ns_since(self.epoch, now));
+    }
+
+    /// Sequences whose mask has come go back to the queue.
+    fn unpark(&mut self) {
+        let mut at = 0;
+        while at < self.parked.len() {
+            match self.parked[at].job.guide.as_mut().is_some_and(|guide| guide.is_away(&self.shared.stats)) {
+                true => at += 1,
+                false => {
+                    let sequence = self.parked.swap_remove(at);
+                    self.enqueue(sequence, Instant::now());
+                }
+            }
         }
     }
 
@@ -184,6 +217,16 @@ impl Scheduler {
         while at < self.running.len() {
             match self.running[at].interrupted(now, closing) {
                 Some(reason) => self.end_running(at, reason, now),
+                None => at += 1,
+            }
+        }
+        let mut at = 0;
+        while at < self.parked.len() {
+            match self.parked[at].interrupted(now, closing) {
+                Some(reason) => {
+                    let mut sequence = self.parked.swap_remove(at);
+                    self.finish(&mut sequence, reason, now);
+                }
                 None => at += 1,
             }
         }
@@ -207,6 +250,7 @@ impl Scheduler {
     fn take_results(&mut self, now: Instant) {
         let planned = self.running.len() - self.plan.admit.len();
         let mut row = 0;
+        self.patience = STEP_PATIENCE;
         for at in 0..self.plan.slices.len() {
             let slice = self.plan.slices[at];
             let place = self.place_of(slice.index, planned);
@@ -229,6 +273,20 @@ impl Scheduler {
         let sequence = &mut self.running[place];
         let request = &sequence.job.request;
         let logits = self.logits.row_mut(row);
+        let mask = match &mut sequence.job.guide {
+            None => None,
+            Some(guide) => match guide.mask(&mut self.patience, &self.shared.stats) {
+                Ok(Some(mask)) => Some(mask),
+                Ok(None) => {
+                    // It leaves the batch and comes back through the queue; what it computed stays findable.
+                    let (salt, computed) = (sequence.salt(), sequence.computed);
+                    self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
+                    (sequence.computed, sequence.running) = (0, false);
+                    return None;
+                }
+                Err(error) => return Some(FinishReason::Constraint(error)),
+            },
+        };
         // Log-probabilities are those of the model's own distribution, and penalties change the row.
         let best = request.top_logprobs.map(|n| {
             self.unmodified.clear();
@@ -236,6 +294,9 @@ impl Scheduler {
             let log_sum = log_sum(logits);
             (log_sum, best_log_probs(logits, log_sum, usize::from(n)))
         });
+        if let Some(mask) = mask {
+            sample::restrict(logits, mask);
+        }
         let id = match self.sampler.pick(logits, &request.sampling, &sequence.tokens, sequence.prompt) {
             Ok(id) => id,
             Err(error) => return Some(FinishReason::Error(error.to_string())),
@@ -267,6 +328,9 @@ impl Scheduler {
         if full {
             return Some(FinishReason::Length);
         }
+        if let Some(guide) = &mut sequence.job.guide {
+            guide.accept(id);
+        }
         if sequence.flush() {
             note_outlet(&mut self.wake, &sequence.job);
         }
@@ -280,8 +344,11 @@ impl Scheduler {
             if let Some(reason) = self.running[at].ended.take() {
                 self.end_running(at, reason, now);
             } else if !self.running[at].running {
-                let sequence = self.running.remove(at);
-                self.waiting.insert(sequence, ns_since(self.epoch, now));
+                let mut sequence = self.running.remove(at);
+                match sequence.job.guide.as_mut().is_some_and(|guide| guide.is_away(&self.shared.stats)) {
+                    true => self.parked.push(sequence),
+                    false => self.enqueue(sequence, now),
+                }
             } else {
                 at += 1;
             }
@@ -315,7 +382,7 @@ impl Scheduler {
     fn publish_load(&self) {
         let stats = &self.shared.stats;
         stats.waiting.set((self.waiting.len() + self.receiver.len()) as u64);
-        stats.running.set(self.running.len() as u64);
+        stats.running.set((self.running.len() + self.parked.len()) as u64);
         stats.kv_blocks_used.set(self.pool.used() as u64);
         self.shared.demand().publish(self.meter.rates(), 0.0, self.running.iter().map(Sequence::load));
     }
@@ -324,7 +391,8 @@ impl Scheduler {
     fn end_everything(&mut self, reason: &FinishReason) {
         let now = Instant::now();
         let waiting = std::mem::replace(&mut self.waiting, Queue::new()).into_items();
-        let live: Vec<Sequence> = std::mem::take(&mut self.running).into_iter().chain(waiting).collect();
+        let begun = std::mem::take(&mut self.running).into_iter().chain(std::mem::take(&mut self.parked));
+        let live: Vec<Sequence> = begun.chain(waiting).collect();
         for mut sequence in live {
             let told = catch_unwind(AssertUnwindSafe(|| self.finish(&mut sequence, reason.clone(), now)));
             let dropped = catch_unwind(AssertUnwindSafe(|| drop(sequence)));

@@ -4,6 +4,7 @@
 //! Tests on real models look for them in `MILLRACE_MODELS`, else in `~/.cache/millrace/models`; without them they say
 //! so and pass.
 
+mod constrain;
 mod encoder;
 mod model;
 mod scheduler;

@@ -36,7 +36,7 @@ fn follow(text: &[u32]) -> u32 {
 }
 
 /// The reply that a request must get, whatever runs beside it.
-fn expected(prompt: &[u32], max_tokens: u32) -> (String, FinishReason) {
+pub(crate) fn expected(prompt: &[u32], max_tokens: u32) -> (String, FinishReason) {
     let (mut text, mut reply) = (prompt.to_vec(), String::new());
     for _ in 0..max_tokens {
         let token = follow(&text);
@@ -50,7 +50,7 @@ fn expected(prompt: &[u32], max_tokens: u32) -> (String, FinishReason) {
 }
 
 #[derive(Default)]
-struct Script {
+pub(crate) struct Script {
     /// Panic in this step.
     panic_at: Option<usize>,
     /// Give no finite logit in this step.
@@ -112,11 +112,11 @@ impl Backend for Paper {
     }
 }
 
-fn config(sequences_max: usize, prefill_chunk: usize) -> EngineConfig {
+pub(crate) fn config(sequences_max: usize, prefill_chunk: usize) -> EngineConfig {
     EngineConfig { sequences_max, prefill_chunk, queue_max: 64, ..EngineConfig::default() }
 }
 
-fn start(blocks: usize, config: &EngineConfig, script: Script) -> (Engine, Arc<Mutex<usize>>) {
+pub(crate) fn start(blocks: usize, config: &EngineConfig, script: Script) -> (Engine, Arc<Mutex<usize>>) {
     let limits = BackendLimits {
         blocks,
         step_tokens_max: config.sequences_max + config.prefill_chunk,
@@ -136,18 +136,18 @@ fn start_stepwise(config: &EngineConfig) -> (Engine, Sender<()>) {
     (start(64, config, Script { permits: Some(permits), ..Script::default() }).0, sender)
 }
 
-fn prompt(seed: u32, length: usize) -> Vec<u32> {
+pub(crate) fn prompt(seed: u32, length: usize) -> Vec<u32> {
     (0..length as u32).map(|i| (i * 7 + seed * 13 + i * i * seed) % LETTERS).collect()
 }
 
-fn submit(engine: &Engine, prompt: Vec<u32>, max_tokens: u32) -> Listener {
+pub(crate) fn submit(engine: &Engine, prompt: Vec<u32>, max_tokens: u32) -> Listener {
     let (request, listener) = request(prompt, max_tokens);
     engine.submit(request).expect("accepted");
     listener
 }
 
 /// A prompt whose reply is long.
-fn talkative() -> Vec<u32> {
+pub(crate) fn talkative() -> Vec<u32> {
     let long = |p: &Vec<u32>| expected(p, 100).0.len() == 100;
     (1..10_000).map(|seed| prompt(seed, 5)).find(long).expect("one of them goes on")
 }

@@ -139,6 +139,7 @@ pub fn request(prompt: Vec<u32>, max_tokens: u32) -> (Request, Listener) {
         max_tokens,
         stop: Vec::new(),
         ignore_eos: false,
+        constraint: None,
         top_logprobs: None,
         deadline: None,
         cache_salt: 0,

@@ -1,9 +1,12 @@
 //! `POST /v1/chat/completions`.
 
 use super::read::{self, Kind, SamplingOptions, StopStrings, check_name, check_stream_options, whole_in_range};
+use super::structured::{AskedFormat, FormatFields};
+use super::tool::{self, Tool, ToolCall, ToolChoice, ToolUse};
 use super::{ApiError, Usage};
 use crate::limits::{CHAT_MESSAGES_MAX, MAX_TOKENS_MAX, TOP_LOGPROBS_MAX};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 /// A chat request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -55,6 +58,27 @@ pub struct ChatRequest {
     pub n: Option<i64>,
     /// Extension: go on after the end-of-text token (for measurements).
     pub ignore_eos: Option<bool>,
+    /// The format of the answer; see [`ChatRequest::output_format`].
+    pub response_format: Option<Value>,
+    /// Extension of vLLM, the same in other words.
+    pub structured_outputs: Option<Value>,
+    /// Extension of vLLM (older name).
+    pub guided_json: Option<Value>,
+    /// Extension of vLLM (older name).
+    pub guided_regex: Option<Value>,
+    /// Extension of vLLM (older name).
+    pub guided_choice: Option<Value>,
+    /// Extension of vLLM (older name).
+    pub guided_grammar: Option<Value>,
+    /// What the model may call.
+    #[serde(deserialize_with = "null_is_default")]
+    pub tools: Vec<Tool>,
+    /// Whether and what it has to call.
+    pub tool_choice: Option<Value>,
+    /// Whether one answer may call several tools; true unless said otherwise.
+    pub parallel_tool_calls: Option<bool>,
+    /// The form of `tools` before there were tools; refused.
+    pub functions: Option<Value>,
 }
 
 /// Options of a stream.
@@ -104,6 +128,19 @@ pub struct ChatMessage {
     /// Name of the speaker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What the assistant called.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+impl ChatMessage {
+    /// A message of text.
+    pub fn new(role: ChatRole, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), name: None, tool_calls: Vec::new(), tool_call_id: None }
+    }
 }
 
 /// The text of a part type that this server does not read; looked for by the error path.
@@ -162,6 +199,13 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// Which of the nested parameters cannot be read: only the error path asks.
+fn nested_param(body: &[u8]) -> &'static str {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let tools = body.get("tools").filter(|tools| !tools.is_null());
+    if tools.is_some_and(|tools| Vec::<Tool>::deserialize(tools).is_err()) { "tools" } else { "messages" }
+}
+
 const FIELDS: &[(&str, Kind)] = &[
     ("model", Kind::Text),
     ("messages", Kind::List),
@@ -185,6 +229,10 @@ const FIELDS: &[(&str, Kind)] = &[
     ("top_logprobs", Kind::Whole),
     ("n", Kind::Whole),
     ("ignore_eos", Kind::Flag),
+    ("response_format", Kind::Object),
+    ("structured_outputs", Kind::Object),
+    ("tools", Kind::List),
+    ("parallel_tool_calls", Kind::Flag),
 ];
 
 impl ChatRequest {
@@ -193,7 +241,7 @@ impl ChatRequest {
         let request: Self =
             read::parse(body, FIELDS).map_err(|error| match error.message.contains(PART_TYPE_ERROR) {
                 true => ApiError { code: "unsupported_content", ..error }.with_param("messages"),
-                false if error.param.is_none() && error.code == "invalid_type" => error.with_param("messages"),
+                false if error.param.is_none() && error.code == "invalid_type" => error.with_param(nested_param(body)),
                 false => error,
             })?;
         request.validate()?;
@@ -226,7 +274,56 @@ impl ChatRequest {
             let message = format!("n is {}; this server gives one answer per request.", self.n.unwrap_or_default());
             return Err(ApiError::invalid_param("n", message));
         }
+        self.validate_tools()
+    }
+
+    fn validate_tools(&self) -> Result<(), ApiError> {
+        if self.functions.is_some() {
+            return Err(ApiError::unsupported(
+                "functions",
+                "functions is the older form of tools and is not supported.",
+            )
+            .with_next_step("Send tools and tool_choice."));
+        }
+        let choice = tool::choice(self.tool_choice.as_ref())?;
+        tool::check(&self.tools, &choice, self.tool_choice.is_some())?;
+        tool::check_messages(&self.messages)?;
+        let format = self.output_format()?;
+        if let (Some(asked), Some(_)) = (&format, self.tool_use()) {
+            let message = format!("{} and tools exclude each other: a call has a format of its own.", asked.param);
+            return Err(ApiError::unsupported(asked.param, message)
+                .with_next_step("Leave one of them out, or set tool_choice to none."));
+        }
+        if self.session.is_some() {
+            let param = if self.tools.is_empty() { format.map(|asked| asked.param) } else { Some("tools") };
+            if let Some(param) = param {
+                let message =
+                    format!("{param} is not possible in a session, whose history the server keeps as plain text.");
+                return Err(ApiError::unsupported(param, message)
+                    .with_next_step("Leave out `session` and send the whole conversation."));
+            }
+        }
         Ok(())
+    }
+
+    /// The tools that the model gets to see; a validated request never gives an error here.
+    pub fn tool_use(&self) -> Option<ToolUse<'_>> {
+        let choice = tool::choice(self.tool_choice.as_ref()).ok()?;
+        let wanted = !self.tools.is_empty() && choice != ToolChoice::None;
+        wanted.then(|| ToolUse { tools: &self.tools, choice, parallel: self.parallel_tool_calls != Some(false) })
+    }
+
+    /// What the answer has to be, if the request says so.
+    pub fn output_format(&self) -> Result<Option<AskedFormat>, ApiError> {
+        FormatFields {
+            response_format: self.response_format.as_ref(),
+            structured_outputs: self.structured_outputs.as_ref(),
+            guided_json: self.guided_json.as_ref(),
+            guided_regex: self.guided_regex.as_ref(),
+            guided_choice: self.guided_choice.as_ref(),
+            guided_grammar: self.guided_grammar.as_ref(),
+        }
+        .read()
     }
 
     /// The sampling parameters.
@@ -295,7 +392,7 @@ pub struct ChatChoice {
     pub message: ResponseMessage,
     /// Log probabilities if asked for.
     pub logprobs: Option<Logprobs>,
-    /// Why it ended: `stop` or `length`.
+    /// Why it ended: `stop`, `length` or `tool_calls`.
     pub finish_reason: &'static str,
 }
 
@@ -304,10 +401,13 @@ pub struct ChatChoice {
 pub struct ResponseMessage {
     /// `assistant`.
     pub role: &'static str,
-    /// The text.
-    pub content: String,
+    /// The text; null when there are only calls.
+    pub content: Option<String>,
     /// Always null; present because clients read it.
     pub refusal: Option<String>,
+    /// What is to be called.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
 }
 
 /// One chunk of a streamed answer. Borrows, because one is written for every token.
@@ -353,6 +453,35 @@ pub struct Delta<'a> {
     /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    /// More of the calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<&'a [ToolCallDelta<'a>]>,
+}
+
+/// What a chunk adds to a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ToolCallDelta<'a> {
+    /// Which call of the answer.
+    pub index: u32,
+    /// In the first piece of a call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    /// `function`, in the first piece of a call.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'a str>,
+    /// Name and arguments.
+    pub function: FunctionDelta<'a>,
+}
+
+/// What a chunk adds to name and arguments of a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct FunctionDelta<'a> {
+    /// The name, in the first piece of a call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    /// More JSON text of the arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<&'a str>,
 }
 
 /// Log probabilities of the tokens of an answer or chunk.
@@ -514,7 +643,7 @@ mod tests {
     fn chunks_have_the_official_shape() {
         let choices = [ChunkChoice {
             index: 0,
-            delta: Delta { role: None, content: Some("hé") },
+            delta: Delta { content: Some("hé"), ..Delta::default() },
             logprobs: None,
             finish_reason: None,
         }];

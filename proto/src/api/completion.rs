@@ -2,9 +2,11 @@
 
 use super::chat::null_is_default;
 use super::read::{self, Kind, SamplingOptions, StopStrings, check_name, check_stream_options, whole_in_range};
+use super::structured::{AskedFormat, FormatFields};
 use super::{ApiError, StreamOptions, Usage};
 use crate::limits::MAX_TOKENS_MAX;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Length of an answer when the request names none: the official default.
 const MAX_TOKENS_DEFAULT: u32 = 16;
@@ -56,6 +58,18 @@ pub struct CompletionRequest {
     pub n: Option<i64>,
     /// Extension: go on after the end-of-text token (for measurements).
     pub ignore_eos: Option<bool>,
+    /// The format of the answer; see [`CompletionRequest::output_format`].
+    pub response_format: Option<Value>,
+    /// Extension of vLLM, the same in other words.
+    pub structured_outputs: Option<Value>,
+    /// Extension of vLLM (older name).
+    pub guided_json: Option<Value>,
+    /// Extension of vLLM (older name).
+    pub guided_regex: Option<Value>,
+    /// Extension of vLLM (older name).
+    pub guided_choice: Option<Value>,
+    /// Extension of vLLM (older name).
+    pub guided_grammar: Option<Value>,
 }
 
 /// What to continue: one text or one list of tokens. A list with one of either is read as that one.
@@ -93,6 +107,8 @@ const FIELDS: &[(&str, Kind)] = &[
     ("logprobs", Kind::Whole),
     ("n", Kind::Whole),
     ("ignore_eos", Kind::Flag),
+    ("response_format", Kind::Object),
+    ("structured_outputs", Kind::Object),
 ];
 
 impl CompletionRequest {
@@ -130,7 +146,20 @@ impl CompletionRequest {
             let message = format!("n is {}; this server gives one answer per request.", self.n.unwrap_or_default());
             return Err(ApiError::invalid_param("n", message));
         }
-        Ok(())
+        self.output_format().map(drop)
+    }
+
+    /// What the answer has to be, if the request says so.
+    pub fn output_format(&self) -> Result<Option<AskedFormat>, ApiError> {
+        FormatFields {
+            response_format: self.response_format.as_ref(),
+            structured_outputs: self.structured_outputs.as_ref(),
+            guided_json: self.guided_json.as_ref(),
+            guided_regex: self.guided_regex.as_ref(),
+            guided_choice: self.guided_choice.as_ref(),
+            guided_grammar: self.guided_grammar.as_ref(),
+        }
+        .read()
     }
 
     /// The sampling parameters.

@@ -9,10 +9,12 @@ mod embedding;
 mod error;
 mod model;
 mod read;
+mod structured;
+mod tool;
 
 pub use chat::{
-    ChatChoice, ChatChunk, ChatMessage, ChatRequest, ChatResponse, ChatRole, ChunkChoice, Delta, Logprobs,
-    ResponseMessage, StreamOptions, TokenLogprob, TopLogprob,
+    ChatChoice, ChatChunk, ChatMessage, ChatRequest, ChatResponse, ChatRole, ChunkChoice, Delta, FunctionDelta,
+    Logprobs, ResponseMessage, StreamOptions, TokenLogprob, ToolCallDelta, TopLogprob,
 };
 pub use completion::{CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse, Prompt};
 pub use embedding::{
@@ -21,6 +23,8 @@ pub use embedding::{
 pub use error::ApiError;
 pub use model::{ModelList, ModelObject};
 pub use read::{SamplingOptions, StopStrings};
+pub use structured::{AskedFormat, OutputFormat};
+pub use tool::{CalledFunction, Tool, ToolCall, ToolChoice, ToolFunction, ToolUse};
 
 use serde::{Deserialize, Serialize};
 
