@@ -39,7 +39,7 @@ fn json(c: &mut Criterion) {
     group.bench_function("chat request", |b| b.iter(|| ChatRequest::parse(black_box(CHAT_JSON.as_bytes()))));
     let choices = [ChunkChoice {
         index: 0,
-        delta: Delta { role: None, content: Some(" printer") },
+        delta: Delta { role: None, content: Some(" printer"), tool_calls: None },
         logprobs: None,
         finish_reason: None,
     }];
