@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 mod args;
+mod attend;
 mod avx2;
 mod avx512;
 mod generic;
