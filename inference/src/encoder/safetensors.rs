@@ -103,26 +103,28 @@ impl<R: Read + Seek> Safetensors<R> {
 
     /// The numbers of a tensor of exactly this shape, row after row.
     pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, SafetensorsError> {
-        let tensor = self.locate(name, shape)?;
-        let mut out = vec![0.0; tensor.numbers];
-        let mut rest = &mut out[..];
-        self.read_parts(&tensor, |part| {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.len());
-            head.copy_from_slice(part);
-            rest = tail;
-        })?;
-        Ok(out)
+        self.read_as(name, shape, 0.0, |to, from| to.copy_from_slice(from))
     }
 
     /// As [`Safetensors::read`], rounded to half precision without holding the tensor in full precision; what does not
     /// fit becomes infinite.
     pub fn read_half(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f16>, SafetensorsError> {
+        self.read_as(name, shape, f16::ZERO, |to, from| to.convert_from_f32_slice(from))
+    }
+
+    fn read_as<T: Copy>(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        zero: T,
+        put: impl Fn(&mut [T], &[f32]),
+    ) -> Result<Vec<T>, SafetensorsError> {
         let tensor = self.locate(name, shape)?;
-        let mut out = vec![f16::ZERO; tensor.numbers];
+        let mut out = vec![zero; tensor.numbers];
         let mut rest = &mut out[..];
         self.read_parts(&tensor, |part| {
             let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.len());
-            head.convert_from_f32_slice(part);
+            put(head, part);
             rest = tail;
         })?;
         Ok(out)

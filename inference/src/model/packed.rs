@@ -142,10 +142,14 @@ impl Packed {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
-            let packed = entry.path().extension().is_some_and(|extension| extension == "packed");
-            if packed && entry.path() != self.path() {
+            let path = entry.path();
+            let ends_in = |extension: &str| path.extension().is_some_and(|found| found == extension);
+            if ends_in("tmp") {
+                // One process owns the folder, and its own file has been moved: a crash left this one.
+                fs::remove_file(&path)?;
+            } else if ends_in("packed") && path != self.path() {
                 let metadata = entry.metadata()?;
-                files.push((metadata.accessed().or_else(|_| metadata.modified())?, entry.path()));
+                files.push((metadata.accessed().or_else(|_| metadata.modified())?, path));
             }
         }
         files.sort();
@@ -214,6 +218,7 @@ mod tests {
     #[test]
     fn only_the_last_few_files_are_kept() {
         let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("left-by-a-crash.7.tmp"), b"half").expect("written");
         for modified in 0..FILES_MAX as u64 + 3 {
             packed(folder.path(), modified).write(b"weights").expect("written");
         }
