@@ -81,50 +81,23 @@ def decode():
 
 
 def many():
-    """64 people at once, each asking once."""
-    if not wanted("skeleton.chat64"):
-        return
-    with servers.millrace() as server:
-        ours = asyncio.run(chats.closed_loop(server, 64, 64, 64))
-    peer = {}
-    if servers.llama_server_binary():
-        with servers.llama_server(64) as server:
-            peer = asyncio.run(chats.closed_loop(server, 64, 64, 64))
-    for error in ours["samples"]:
-        note(f"chat64: {error}")
-    show("skeleton.chat64.errors", ours["errors"], "errors", 0, peer.get("errors"), LOWER)
-    show("skeleton.chat64.out_tok_s", ours["tokens_s"], "tok/s", None, peer.get("tokens_s"))
-    for name in ("ttft_p50_ms", "ttft_p99_ms", "gap_p50_ms", "gap_p99_ms"):
-        show(f"skeleton.chat64.{name}", ours[name], "ms", None, peer.get(name), LOWER)
-
-
-# Long enough for any measured reply: it ends by its token limit, as the one without a schema does.
-TICKETS = {"type": "array", "minItems": 40, "items": {"type": "object", "additionalProperties": False, "properties": {
-    "title": {"type": "string", "maxLength": 60}, "priority": {"enum": ["low", "normal", "high"]},
-    "minutes": {"type": "integer", "minimum": 0, "maximum": 480}, "tags": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 4},
-}, "required": ["title", "priority", "minutes", "tags"]}}
-
-
-def structured():
-    """What a JSON schema costs: decoding with one beside decoding without, in the same server."""
-    if not wanted("engine.structured"):
-        return
-    schema = {"ignore_eos": False, "response_format": {"type": "json_schema", "json_schema": {"name": "tickets", "schema": TICKETS}}}
-    with servers.millrace() as server:
-        free = asyncio.run(chats.alone(server, OPTIONS.repeat, 128))
-        bound = asyncio.run(chats.alone(server, OPTIONS.repeat, 128, schema))
-        many_free = asyncio.run(chats.closed_loop(server, 8, 16, 64))
-        many_bound = asyncio.run(chats.closed_loop(server, 8, 16, 64, more=schema))
-        per = lambda what, of: servers.metric(server, what) / max(servers.metric(server, of), 1)
-        mask_us = per("millrace_mask_seconds_total", "millrace_masks_total") * 1e6
-        wait_us = per("millrace_mask_wait_seconds_total", "millrace_masks_total") * 1e6
-        ready_ms = per("millrace_constraint_seconds_total", "millrace_constraints_total") * 1e3
-    show("engine.structured.decode.b1_tok_s", bound["tokens_s"], "tok/s", round(free["tokens_s"], 1), free["tokens_s"])
-    show("engine.structured.chat8.out_tok_s", many_bound["tokens_s"], "tok/s", round(many_free["tokens_s"], 1), many_free["tokens_s"])
-    show("engine.structured.chat8.errors", many_bound["errors"], "errors", 0, many_free["errors"], LOWER)
-    show("engine.structured.mask_us", mask_us, "us", None, better=LOWER)
-    show("engine.structured.mask_wait_us", wait_us, "us", None, better=LOWER)
-    show("engine.structured.ready_ms", ready_ms, "ms", None, better=LOWER)
+    """8, 32 and 64 people at once, who ask again as soon as they are answered; 64 of them ask once."""
+    for users, requests in ((8, 48), (32, 96), (64, 64)):
+        group = f"skeleton.chat{users}"
+        if not wanted(group):
+            continue
+        with servers.millrace() as server:
+            ours = asyncio.run(chats.closed_loop(server, users, requests, 64))
+        peer = {}
+        if servers.llama_server_binary():
+            with servers.llama_server(users) as server:
+                peer = asyncio.run(chats.closed_loop(server, users, requests, 64))
+        for error in ours["samples"]:
+            note(f"{group}: {error}")
+        show(f"{group}.errors", ours["errors"], "errors", 0, peer.get("errors"), LOWER)
+        show(f"{group}.out_tok_s", ours["tokens_s"], "tok/s", None, peer.get("tokens_s"))
+        for name in ("ttft_p50_ms", "ttft_p99_ms", "gap_p50_ms", "gap_p99_ms"):
+            show(f"{group}.{name}", ours[name], "ms", None, peer.get(name), LOWER)
 
 
 def load_requests(url, connections, seconds):

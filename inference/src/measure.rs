@@ -26,6 +26,17 @@ pub struct Extent {
     pub steps: usize,
 }
 
+impl Extent {
+    fn blocks(&self) -> usize {
+        blocks_for(self.prefill_max).max(self.sequences_max * blocks_for(self.context + self.steps))
+    }
+
+    /// Memory that keys and values will take, for a model that needs so much for a token.
+    pub fn kv_bytes(&self, kv_token_bytes: usize) -> usize {
+        self.blocks() * BLOCK_TOKENS * kv_token_bytes
+    }
+}
+
 /// Times of equal runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
@@ -65,13 +76,11 @@ pub struct Meter {
 impl Meter {
     /// Starts a backend with so many threads and memory for the extent.
     pub fn new(model: Arc<Model>, threads: usize, extent: &Extent) -> Result<Meter, BackendStartError> {
-        let blocks =
-            blocks_for(extent.prefill_max).max(extent.sequences_max * blocks_for(extent.context + extent.steps));
         let config = CpuConfig {
             threads,
             cpus: None,
             nice: 0,
-            kv_bytes_max: blocks * BLOCK_TOKENS * model.info().kv_token_bytes,
+            kv_bytes_max: extent.kv_bytes(model.info().kv_token_bytes),
             context_max: extent.prefill_max.max(extent.context + extent.steps),
             step_tokens_max: extent.prefill_max.max(extent.sequences_max),
             step_logits_max: extent.sequences_max,

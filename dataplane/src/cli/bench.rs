@@ -66,6 +66,12 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode, Trouble> {
         context: args.context as usize,
         steps: args.steps as usize,
     };
+    let (needed, limit) = (extent.kv_bytes(model.info().kv_token_bytes) as u64, config.memory_limit);
+    if needed > limit {
+        let what = format!("{} sequences of {} tokens", extent.sequences_max, extent.context + extent.steps);
+        let why = format!("keys and values would take {} MiB, MEMORY_LIMIT is {} MiB", needed >> 20, limit >> 20);
+        return Err(Trouble::new(format!("{what} cannot be measured"), why, "ask for fewer, or raise --memory-limit"));
+    }
     let mut meter = Meter::new(Arc::clone(&model), threads, &extent).map_err(|error| failed(&error))?;
     let mut report = Report { rows: Vec::new(), json: args.json };
     for &tokens in &args.prefill {
