@@ -17,6 +17,9 @@ ROCKSDB_KEY := $(shell sed -n '/^name = "librocksdb-sys"/{n;s/.*"\(.*\)"/\1/p;}'
 export ROCKSDB_LIB_DIR ?= $(XDG_CACHE_HOME)/millrace/native/rocksdb-$(ROCKSDB_KEY)
 export ROCKSDB_STATIC ?= 1
 
+# The gate asks the same questions every time; `make test PROPTEST_RNG_SEED=$$RANDOM` asks new ones.
+export PROPTEST_RNG_SEED ?= 1
+
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 BINARY := $(TARGET_DIR)/release/millrace

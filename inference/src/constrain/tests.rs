@@ -113,7 +113,11 @@ fn satisfies(schema: &Value, document: &Value) -> bool {
         |n: i64, low: &str, high: &str| whole(low).is_none_or(|l| l <= n) && whole(high).is_none_or(|h| n <= h);
     match (schema["type"].as_str().expect("each schema has a type"), document) {
         ("boolean", Value::Bool(_)) | ("null", Value::Null) => true,
-        ("integer", Value::Number(number)) => number.as_i64().is_some_and(|n| within(n, "minimum", "maximum")),
+        // An integer is a number without a fraction, however it is written: `-0` too.
+        ("integer", Value::Number(number)) => {
+            let number = number.as_f64().filter(|n| n.fract() == 0.0);
+            number.is_some_and(|n| within(n as i64, "minimum", "maximum"))
+        }
         ("string", Value::String(text)) => {
             let pattern_fits = schema["pattern"].is_null() || fits_pattern(text);
             pattern_fits && within(text.chars().count() as i64, "minLength", "maxLength")

@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 
 use super::*;
-use proptest::prelude::*;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::batch::cost::Meter;
 use crate::batch::fair::Fair;
@@ -240,22 +241,31 @@ fn nothing_is_foretold_before_the_first_step() {
     assert_eq!(Demand::new(LIMITS).first_token(&new, Duration::ZERO), None);
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
-    /// Random loads from idle to overload: with one tenant nine of ten forecasts are within a factor of two, with
-    /// several, whose later requests change the order, six of ten always and nine of ten mostly; on the whole they
-    /// neither frighten nor flatter.
-    #[test]
-    fn forecasts_are_honest(
-        tenants in 1_u64..5,
-        pause_ms in 30.0_f64..400.0,
-        gaps in proptest::collection::vec((0.001_f64..1.0, 10_usize..300, 20_usize..64, 0_u64..1000), 250),
-    ) {
-        let seen = replay(&load(tenants, pause_ms, &gaps), 50);
-        let (good, bias) = judge(&seen);
-        let least = if tenants == 1 { 0.9 } else { 0.6 };
-        prop_assert!(good >= least, "{good} within a factor of {FACTOR}; bias {bias}");
-        prop_assert!((0.75..1.33).contains(&bias), "{bias} of the actual wait; {good} within {FACTOR}");
+/// Random loads from idle to overload. With one tenant nearly all forecasts are within the factor; with several, whose
+/// later requests change the order, a single load may fool a third of them, all loads together not a tenth. On the
+/// whole they neither frighten nor flatter.
+#[test]
+fn forecasts_are_honest() {
+    const LOADS: u64 = 40;
+    for tenants in 1..=4 {
+        let mut all = Vec::new();
+        for seed in 0..LOADS {
+            let mut random = SmallRng::seed_from_u64(seed);
+            let pause_ms = random.random_range(30.0..400.0);
+            let gaps: Vec<(f64, usize, usize, u64)> = (0..250)
+                .map(|_| {
+                    let (gap, tenant) = (random.random_range(0.001..1.0), random.random_range(0..tenants));
+                    (gap, random.random_range(10..300), random.random_range(20..64), tenant)
+                })
+                .collect();
+            let seen = replay(&load(tenants, pause_ms, &gaps), 50);
+            let (good, bias) = judge(&seen);
+            let at = format!("{tenants} tenants, seed {seed}: {good} within a factor of {FACTOR}, bias {bias}");
+            assert!(good >= if tenants == 1 { 0.9 } else { 0.5 }, "{at}");
+            assert!((0.75..1.33).contains(&bias), "{at}");
+            all.extend(seen);
+        }
+        let (good, bias) = judge(&all);
+        assert!(good >= 0.9 && (0.8..1.25).contains(&bias), "{tenants} tenants: {good} within {FACTOR}, bias {bias}");
     }
 }
