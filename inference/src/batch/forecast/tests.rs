@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::*;
 use rand::rngs::SmallRng;
-use rand::{RngExt as _, SeedableRng as _};
+use rand::{Rng as _, SeedableRng as _};
 
 use crate::batch::cost::Meter;
 use crate::batch::fair::Fair;
