@@ -14,7 +14,7 @@
 pub mod synthetic;
 
 use millrace_inference::backend::{Backend, CpuBackend, CpuConfig, LogitsBuf, LogitsWanted, StepPlan};
-use millrace_inference::kv::{BlockId, blocks_for};
+use millrace_inference::kv::{BlockId, KvFormat, blocks_for};
 use millrace_inference::model::Model;
 use millrace_proto::id::{ConversationId, TenantId, UserId};
 use millrace_proto::record::{ChatAddress, InboxRecord};
@@ -71,11 +71,13 @@ pub const DECODE_CONTEXT: usize = 128;
 impl Steps {
     /// A backend on all processors with room for `sequences` sequences of 256 tokens.
     pub fn new(model: Arc<Model>, sequences: usize) -> Self {
-        let kv_bytes_max = model.info().kv_token_bytes * 256 * sequences;
+        let kv_format = KvFormat::F16;
+        let kv_bytes_max = model.info().kv_token_bytes(kv_format) * 256 * sequences;
         let config = CpuConfig {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             cpus: None,
             nice: 0,
+            kv_format,
             kv_bytes_max,
             context_max: 256,
             step_tokens_max: 256,

@@ -404,6 +404,7 @@ fn start_engine(config: &Config, chat: &Chat) -> Result<Arc<Engine>, Trouble> {
         threads: options.threads,
         cpus: None,
         nice: ENGINE_NICE,
+        kv_format: options.kv_type,
         kv_bytes_max: options.kv_mib << 20,
         context_max: options.context_max,
         sequences_max: options.sequences_max,

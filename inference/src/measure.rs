@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::backend::{
     Backend, BackendError, BackendStartError, CpuBackend, CpuConfig, LogitsBuf, LogitsWanted, StepPlan,
 };
-use crate::kv::{BLOCK_TOKENS, BlockId, blocks_for};
-use crate::model::Model;
+use crate::kv::{BLOCK_TOKENS, BlockId, KvFormat, blocks_for};
+use crate::model::{Model, ModelInfo};
 
 /// What is going to be measured: memory is taken for it once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Extent {
     pub context: usize,
     /// Tokens that each of them decodes.
     pub steps: usize,
+    /// How keys and values are kept.
+    pub kv_format: KvFormat,
 }
 
 impl Extent {
@@ -31,9 +33,9 @@ impl Extent {
         blocks_for(self.prefill_max).max(self.sequences_max * blocks_for(self.context + self.steps))
     }
 
-    /// Memory that keys and values will take, for a model that needs so much for a token.
-    pub fn kv_bytes(&self, kv_token_bytes: usize) -> usize {
-        self.blocks() * BLOCK_TOKENS * kv_token_bytes
+    /// Memory that keys and values of a model will take.
+    pub fn kv_bytes(&self, model: &ModelInfo) -> usize {
+        self.blocks() * BLOCK_TOKENS * model.kv_token_bytes(self.kv_format)
     }
 }
 
@@ -80,7 +82,8 @@ impl Meter {
             threads,
             cpus: None,
             nice: 0,
-            kv_bytes_max: extent.kv_bytes(model.info().kv_token_bytes),
+            kv_format: extent.kv_format,
+            kv_bytes_max: extent.kv_bytes(model.info()),
             context_max: extent.prefill_max.max(extent.context + extent.steps),
             step_tokens_max: extent.prefill_max.max(extent.sequences_max),
             step_logits_max: extent.sequences_max,

@@ -13,7 +13,7 @@ use crate::batch::forecast::{Demand, Limits, Newcomer};
 use crate::batch::job::Job;
 use crate::batch::scheduler::{Scheduler, StepBounds};
 use crate::constrain::Workshop;
-use crate::kv::BLOCK_TOKENS;
+use crate::kv::{BLOCK_TOKENS, KvFormat};
 use crate::model::Model;
 use crate::request::{CancelHandle, Request, SubmitError};
 use crate::stats::Stats;
@@ -28,6 +28,8 @@ pub struct EngineConfig {
     pub cpus: Option<Vec<usize>>,
     /// Priority of the threads, 0 (as other threads) to 19 (only when nobody else wants the core).
     pub nice: i32,
+    /// How keys and values are kept.
+    pub kv_format: KvFormat,
     /// Memory for keys and values. A request needs it for prompt and reply while it runs.
     pub kv_bytes_max: usize,
     /// Most tokens of prompt and reply of one request; 0 takes the model's own limit.
@@ -51,6 +53,7 @@ impl Default for EngineConfig {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             cpus: None,
             nice: 5,
+            kv_format: KvFormat::F16,
             kv_bytes_max: 512 << 20,
             context_max: 0,
             sequences_max: 64,
@@ -159,6 +162,7 @@ impl Engine {
             threads: config.threads,
             cpus: config.cpus.clone(),
             nice: config.nice,
+            kv_format: config.kv_format,
             kv_bytes_max: config.kv_bytes_max,
             context_max,
             step_tokens_max: config.sequences_max + config.prefill_chunk,

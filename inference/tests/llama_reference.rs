@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use millrace_inference::backend::{Backend, CpuBackend, CpuConfig, LogitsBuf, LogitsWanted, StepPlan};
-use millrace_inference::kv::{BlockAllocator, BlockId, blocks_for};
+use millrace_inference::kv::{BlockAllocator, BlockId, KvFormat, blocks_for};
 use millrace_inference::model::Model;
 
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -107,6 +107,7 @@ impl Runner {
             threads,
             cpus: None,
             nice: 0,
+            kv_format: KvFormat::F16,
             kv_bytes_max: 64 << 20,
             context_max: 2048,
             step_tokens_max: 256,

@@ -65,8 +65,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode, Trouble> {
         sequences_max: largest(&args.decode),
         context: args.context as usize,
         steps: args.steps as usize,
+        kv_format: config.engine.kv_type,
     };
-    let (needed, limit) = (extent.kv_bytes(model.info().kv_token_bytes) as u64, config.memory_limit);
+    let (needed, limit) = (extent.kv_bytes(model.info()) as u64, config.memory_limit);
     if needed > limit {
         let what = format!("{} sequences of {} tokens", extent.sequences_max, extent.context + extent.steps);
         let why = format!("keys and values would take {} MiB, MEMORY_LIMIT is {} MiB", needed >> 20, limit >> 20);

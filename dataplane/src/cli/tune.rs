@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use millrace_inference::kv::KvFormat;
 use millrace_inference::measure::{Extent, Meter};
 use millrace_inference::model::Model;
 use serde_json::json;
@@ -70,7 +71,9 @@ pub(super) fn run(args: &TuneArgs) -> Result<ExitCode, Trouble> {
     let config = config::load(&args.settings.flags)?.config;
     let (model, name) = load(&config)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let speeds = candidates(cores).map(|threads| measure(&model, threads)).collect::<Result<Vec<_>, Trouble>>()?;
+    let speeds = candidates(cores)
+        .map(|threads| measure(&model, threads, config.engine.kv_type))
+        .collect::<Result<Vec<_>, Trouble>>()?;
     let speed = choose(&speeds);
     let chunk = chunk(&speed, args);
     let memory = Memory::of(&config, &model, chunk, args)?;
@@ -101,8 +104,8 @@ fn candidates(cores: usize) -> impl Iterator<Item = usize> {
         .chain([cores])
 }
 
-fn measure(model: &Arc<Model>, threads: usize) -> Result<Speed, Trouble> {
-    let extent = Extent { prefill_max: PREFILL, sequences_max: BATCH, context: CONTEXT, steps: STEPS };
+fn measure(model: &Arc<Model>, threads: usize, kv_format: KvFormat) -> Result<Speed, Trouble> {
+    let extent = Extent { prefill_max: PREFILL, sequences_max: BATCH, context: CONTEXT, steps: STEPS, kv_format };
     let mut meter = Meter::new(Arc::clone(model), threads, &extent).map_err(|error| failed(&error))?;
     let mut decode = |sequences| meter.decode(sequences, CONTEXT, STEPS, REPEATS).map_err(|error| failed(&error));
     let (alone, batch) = (decode(1)?.best_per_second(), decode(BATCH)?.best_per_second());
@@ -152,7 +155,7 @@ impl Memory {
         Ok(Memory {
             limit: config.memory_limit,
             others: total(0),
-            request: u64::from(args.request_tokens) * model.info().kv_token_bytes as u64,
+            request: u64::from(args.request_tokens) * model.info().kv_token_bytes(config.engine.kv_type) as u64,
             scratch: total(1) - total(0),
         })
     }

@@ -131,6 +131,7 @@ fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<Eng
         threads: texts.whole_or_auto("engine.threads", 1, 512, machine.cpus as u64)?,
         context_max: texts.whole("engine.context_max", 64, 1 << 20)?,
         sequences_max: texts.whole("engine.sequences_max", 1, 1024)?,
+        kv_type: texts.read("engine.kv_type", str::parse)?,
         kv_mib: texts.whole_or_auto("engine.kv_mib", 16, 1 << 20, kv_auto)?,
         queue_max: texts.whole("engine.queue_max", 1, 65_536)?,
         prefill_chunk: texts.whole("engine.prefill_chunk", 16, 8192)?,

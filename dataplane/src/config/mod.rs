@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use millrace_inference::kv::KvFormat;
 use millrace_proto::channel::Account;
 use millrace_proto::retry::RetryPolicy;
 
@@ -55,6 +56,8 @@ pub struct EngineOptions {
     pub context_max: usize,
     /// Sequences in one batch.
     pub sequences_max: usize,
+    /// How keys and values are kept.
+    pub kv_type: KvFormat,
     /// KV pool in MiB.
     pub kv_mib: usize,
     /// Requests waiting for the batch.

@@ -10,7 +10,7 @@ use super::moe::Mixture;
 use super::team::Team;
 use super::{Backend, BackendError, BackendLimits, BackendStartError, LogitsBuf, LogitsWanted, StepPlan};
 use crate::kernel::{self, BLOCK, Kernels};
-use crate::kv::{BLOCK_TOKENS, blocks_for};
+use crate::kv::{BLOCK_TOKENS, KvFormat, blocks_for};
 use crate::model::{Model, RopeTable};
 
 /// How the CPU backend uses the machine.
@@ -22,6 +22,8 @@ pub struct CpuConfig {
     pub cpus: Option<Vec<usize>>,
     /// Scheduling priority of the computing threads: 0 is normal, 19 yields to everybody.
     pub nice: i32,
+    /// How keys and values are kept.
+    pub kv_format: KvFormat,
     /// Bytes for keys and values. Raising it costs exactly that much memory once it has been used.
     pub kv_bytes_max: usize,
     /// Highest position + 1 of a token; capped by what the model was trained for.
@@ -44,6 +46,7 @@ pub struct CpuBackend {
     limits: BackendLimits,
     team: Team,
     kv: MmapMut,
+    kv_format: KvFormat,
     work: Work,
 }
 
@@ -125,7 +128,10 @@ impl CpuBackend {
         within("context_max", config.context_max, 1, usize::MAX)?;
         within("step_tokens_max", config.step_tokens_max, 1, STEP_TOKENS_MAX)?;
         within("step_logits_max", config.step_logits_max, 1, config.step_tokens_max)?;
-        let block_bytes = hyper.kv_token_bytes() * BLOCK_TOKENS;
+        if !config.kv_format.fits(hyper.head_dim) {
+            return Err(BackendStartError::KvFormat { format: config.kv_format, head_dim: hyper.head_dim });
+        }
+        let block_bytes = config.kv_format.bytes(hyper.kv_elements() * BLOCK_TOKENS);
         let blocks = (config.kv_bytes_max / block_bytes).min(BLOCKS_MAX);
         if blocks == 0 {
             return Err(BackendStartError::KvBudget { bytes: config.kv_bytes_max, block_bytes, blocks, min: 1 });
@@ -144,7 +150,7 @@ impl CpuBackend {
         };
         let work = Work::new(&model, config, limits.context_max);
         let team = Team::start(config)?;
-        Ok(CpuBackend { kernels, limits, team, kv, work, model })
+        Ok(CpuBackend { kernels, limits, team, kv, kv_format: config.kv_format, work, model })
     }
 }
 
@@ -229,7 +235,7 @@ impl Backend for CpuBackend {
 
     fn step(&mut self, plan: &StepPlan, logits: &mut LogitsBuf) -> Result<(), BackendError> {
         plan.check(&self.limits)?;
-        let block_bytes = self.model.hyper().kv_token_bytes() * BLOCK_TOKENS;
+        let block_bytes = self.kv_format.bytes(self.model.hyper().kv_elements() * BLOCK_TOKENS);
         for (from, to) in plan.copies() {
             // All layers of a block lie side by side.
             let from = from.0 as usize * block_bytes;
@@ -237,7 +243,8 @@ impl Backend for CpuBackend {
         }
         let stride = logits.stride();
         let logits = logits.begin(plan.logits_rows());
-        let frame = Frame::new(&self.model, self.kernels, plan, &mut self.work, &mut self.kv, (logits, stride));
+        let kv = (&mut self.kv[..], self.kv_format);
+        let frame = Frame::new(&self.model, self.kernels, plan, &mut self.work, kv, (logits, stride));
         self.team.run(&|member, barrier| frame.run(member, barrier));
         Ok(())
     }

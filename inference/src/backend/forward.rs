@@ -28,15 +28,13 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use half::f16;
-
 use super::StepPlan;
 use super::cpu::Work;
 use super::head::{add_normalised, normalise_head, rotate};
 use super::moe::MixtureView;
 use super::team::Barrier;
-use crate::kernel::{Acts, AttendArgs, BLOCK, GemmArgs, Kernels, Matrix, NormArgs, SwigluArgs, TILE_ROWS};
-use crate::kv::BLOCK_TOKENS;
+use crate::kernel::{Acts, AttendArgs, BLOCK, GemmArgs, Kernels, Matrix, NormArgs, SwigluArgs, TILE_ROWS, store_kv};
+use crate::kv::{BLOCK_TOKENS, KvFormat};
 use crate::model::{Activation, FeedForward, Gated, Hyper, Layer, Model, RopeTable};
 
 /// Query rows of one attention unit: enough to use each block of keys several times, few enough to stay in the cache.
@@ -82,7 +80,8 @@ pub(super) struct Frame<'a> {
     rope_tables: &'a [RopeTable],
     scratch: *mut f32,
     scratch_len: usize,
-    kv: *mut u16,
+    kv: *mut u8,
+    kv_format: KvFormat,
     logits: *mut f32,
     logits_stride: usize,
 }
@@ -98,7 +97,7 @@ impl<'a> Frame<'a> {
         kernels: &'static Kernels,
         plan: &'a StepPlan,
         work: &'a mut Work,
-        kv: &'a mut [u8],
+        (kv, kv_format): (&'a mut [u8], KvFormat),
         (logits, logits_stride): (&'a mut [f32], usize),
     ) -> Frame<'a> {
         let hyper = model.hyper();
@@ -130,7 +129,8 @@ impl<'a> Frame<'a> {
             logits_rows: &work.logits_rows,
             units: &work.units,
             taken: &work.taken,
-            kv: kv.as_mut_ptr().cast(),
+            kv: kv.as_mut_ptr(),
+            kv_format,
             logits: logits.as_mut_ptr(),
             logits_stride,
         }
@@ -377,26 +377,21 @@ impl<'a> Frame<'a> {
                 let key = head(q_width + kv_head * head_dim);
                 turn(key, &layer.k_norm, rope);
                 let value = head(q_width + kv_width + kv_head * head_dim);
-                let keys = self.kv_head(block as usize, index, kv_head).add(slot as usize);
-                let values = keys.sub(slot as usize).add(head_dim * BLOCK_TOKENS + slot as usize * head_dim);
-                for i in 0..head_dim {
-                    *keys.add(i * BLOCK_TOKENS) = f16::from_f32(key[i]).to_bits();
-                    *values.add(i) = f16::from_f32(value[i]).to_bits();
-                }
+                store_kv(self.kv_format, self.kv_head(block as usize, index, kv_head), slot as usize, key, value);
             }
         }
     }
 
-    /// Half floats of one block over all layers.
-    fn block_len(&self) -> usize {
-        self.hyper.layers * self.hyper.kv_width() * 2 * BLOCK_TOKENS
+    /// Bytes of one block over all layers.
+    fn block_bytes(&self) -> usize {
+        self.kv_format.bytes(self.hyper.kv_elements() * BLOCK_TOKENS)
     }
 
-    /// Keys, then values, of one block, layer and head. Memory order: block, layer, head, keys or values.
-    fn kv_head(&self, block: usize, layer: usize, head: usize) -> *mut u16 {
-        let head_len = 2 * self.hyper.head_dim * BLOCK_TOKENS;
+    /// Keys and values of one block, layer and head. Memory order: block, layer, head.
+    fn kv_head(&self, block: usize, layer: usize, head: usize) -> *mut u8 {
+        let head_bytes = self.kv_format.block_bytes(self.hyper.head_dim);
         // SAFETY: callers name existing blocks, layers and heads.
-        unsafe { self.kv.add(block * self.block_len() + (layer * self.hyper.kv_heads + head) * head_len) }
+        unsafe { self.kv.add(block * self.block_bytes() + (layer * self.hyper.kv_heads + head) * head_bytes) }
     }
 
     fn attend(&self, layer: usize, member: usize) {
@@ -424,7 +419,8 @@ impl<'a> Frame<'a> {
                     window: self.hyper.windows[layer],
                     blocks: slice.blocks,
                     kv: self.kv_head(0, layer, unit.kv_head),
-                    kv_stride: self.block_len(),
+                    kv_stride: self.block_bytes(),
+                    format: self.kv_format,
                     scratch: self.scratch(member),
                 });
             }

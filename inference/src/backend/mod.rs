@@ -93,6 +93,16 @@ pub enum BackendStartError {
         /// The least that is useful.
         min: usize,
     },
+    /// Keys and values of this model cannot be kept so.
+    #[error(
+        "keys and values cannot be kept as {format}: a head has {head_dim} elements, no multiple of 32; choose f16"
+    )]
+    KvFormat {
+        /// The format.
+        format: crate::kv::KvFormat,
+        /// Elements of a head.
+        head_dim: usize,
+    },
     /// A number in the configuration is outside its range.
     #[error("backend setting {name} is {value}, it must be from {min} to {max}")]
     Setting {

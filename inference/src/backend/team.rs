@@ -243,6 +243,7 @@ mod tests {
             threads,
             cpus: None,
             nice: 0,
+            kv_format: crate::kv::KvFormat::F16,
             kv_bytes_max: 0,
             context_max: 0,
             step_tokens_max: 0,

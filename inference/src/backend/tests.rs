@@ -11,7 +11,7 @@ use super::*;
 use crate::gguf::TensorType;
 use crate::gguf::testing::{Writer, string};
 use crate::kernel;
-use crate::kv::{BLOCK_TOKENS, BlockId};
+use crate::kv::{BLOCK_TOKENS, BlockId, KvFormat};
 use crate::model::Model;
 use crate::quant;
 
@@ -174,15 +174,22 @@ fn attend(q: &[f64], past: &[(Vec<f64>, Vec<f64>)], head: usize) -> Vec<f64> {
 }
 
 fn backend(model: &Arc<Model>, threads: usize, set: &'static kernel::Kernels) -> CpuBackend {
-    backend_for(model, threads, set, 256)
+    backend_for(model, threads, set, 256, KvFormat::F16)
 }
 
-fn backend_for(model: &Arc<Model>, threads: usize, set: &'static kernel::Kernels, context_max: usize) -> CpuBackend {
+fn backend_for(
+    model: &Arc<Model>,
+    threads: usize,
+    set: &'static kernel::Kernels,
+    context_max: usize,
+    kv_format: KvFormat,
+) -> CpuBackend {
     let config = CpuConfig {
         threads,
         cpus: None,
         nice: 0,
-        kv_bytes_max: 32 * BLOCK_TOKENS * model.info().kv_token_bytes,
+        kv_format,
+        kv_bytes_max: kv_format.bytes(32 * BLOCK_TOKENS * model.info().kv_elements),
         context_max,
         step_tokens_max: 128,
         step_logits_max: 128,
@@ -322,6 +329,7 @@ fn impossible_settings_are_refused() {
         threads: 1,
         cpus: None,
         nice: 0,
+        kv_format: KvFormat::F16,
         kv_bytes_max: 1 << 20,
         context_max: 64,
         step_tokens_max: 8,

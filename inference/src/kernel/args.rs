@@ -1,6 +1,6 @@
 //! Arguments of the kernel functions: raw views, because threads write disjoint parts of shared buffers.
 
-use crate::kv::BlockId;
+use crate::kv::{BlockId, KvFormat};
 
 /// Quantised rows of activations, token after token.
 ///
@@ -98,10 +98,12 @@ pub(crate) struct AttendArgs<'a> {
     pub(crate) window: usize,
     /// Blocks of the sequence.
     pub(crate) blocks: &'a [BlockId],
-    /// Keys of block 0 of this layer and head: `[head_dim][16]` half floats; values follow: `[16][head_dim]`.
-    pub(crate) kv: *const u16,
-    /// Distance between blocks in half floats.
+    /// Keys and values of block 0 of this layer and head, laid out as [`KvFormat`] says.
+    pub(crate) kv: *const u8,
+    /// Distance between blocks in bytes.
     pub(crate) kv_stride: usize,
+    /// Format of keys and values.
+    pub(crate) format: KvFormat,
     /// Work space of this thread: [`AttendArgs::scratch_len`] floats.
     pub(crate) scratch: *mut f32,
 }

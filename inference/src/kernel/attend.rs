@@ -3,14 +3,47 @@
 // Indices with constant bounds unroll into registers; iterators over two arrays at once do not always.
 #![allow(clippy::needless_range_loop)]
 
-use super::TILE_ROWS;
 use super::args::AttendArgs;
+use super::cache::{Format, Half, Q8};
 use super::generic::{exp, soft_cap};
 use super::vector::Vector;
-use crate::kv::BLOCK_TOKENS;
+use crate::kv::{BLOCK_TOKENS, KvFormat};
 
 /// Query rows that go through a block of keys together.
 const ATTEND_ROWS: usize = 6;
+
+/// A call for each number of rows up to [`ATTEND_ROWS`], so that their sums stay in registers.
+macro_rules! by_count {
+    ($count:expr, $rows:ident => $call:expr) => {
+        match $count {
+            6 => by_count!(@ 6, $rows, $call),
+            5 => by_count!(@ 5, $rows, $call),
+            4 => by_count!(@ 4, $rows, $call),
+            3 => by_count!(@ 3, $rows, $call),
+            2 => by_count!(@ 2, $rows, $call),
+            _ => by_count!(@ 1, $rows, $call),
+        }
+    };
+    (@ $number:literal, $rows:ident, $call:expr) => {{
+        const $rows: usize = $number;
+        $call
+    }};
+}
+
+/// [`attend_blocks`] over the format of the keys and values.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
+    // SAFETY: the caller's duties are passed on.
+    unsafe {
+        match args.format {
+            KvFormat::F16 => attend_blocks::<V, Half>(args),
+            KvFormat::Q8_0 => attend_blocks::<V, Q8>(args),
+        }
+    }
+}
 
 /// Attention with online softmax, one block of 16 tokens after the other. Blocks always begin at multiples of 16
 /// positions, so a row's result does not depend on how its prompt was cut into steps.
@@ -18,7 +51,7 @@ const ATTEND_ROWS: usize = 6;
 /// # Safety
 /// As for [`Vector`]; `args` names existing rows and blocks, and keys and values are written up to each row's position.
 #[inline(always)]
-pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
+unsafe fn attend_blocks<V: Vector, K: Format<V>>(args: &AttendArgs<'_>) {
     let (rows, dim) = (args.tokens * args.group, args.head_dim);
     // SAFETY: the work space is laid out as `AttendArgs::scratch_len` says; the caller keeps the rest.
     unsafe {
@@ -27,11 +60,10 @@ pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
         let scores = o.add(rows * dim);
         let maximum = scores.add(rows * BLOCK_TOKENS);
         let total = maximum.add(rows);
-        let scale = V::splat(args.scale);
         for row in 0..rows {
             let from = args.q.add(row / args.group * args.q_stride + row % args.group * dim);
+            K::query(from, args.scale, dim, q.add(row * dim));
             for at in (0..dim).step_by(V::ROWS) {
-                V::store(q.add(row * dim + at), V::mul(V::load(from.add(at)), scale));
                 V::store(o.add(row * dim + at), V::zero());
             }
             *maximum.add(row) = f32::NEG_INFINITY;
@@ -41,8 +73,7 @@ pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
         let last = (args.position + args.tokens - 1) / BLOCK_TOKENS;
         for index in first..=last {
             let begin = index * BLOCK_TOKENS;
-            let keys = args.kv.add(args.blocks[index].0 as usize * args.kv_stride);
-            let values = keys.add(dim * BLOCK_TOKENS);
+            let block = args.kv.add(args.blocks[index].0 as usize * args.kv_stride);
             // Earlier rows of a chunk may end before this block, and the windows of later ones may begin behind it.
             let skip = begin.saturating_sub(args.position) * args.group;
             let reach = (begin + BLOCK_TOKENS - 1).saturating_add(args.window) - args.position;
@@ -51,7 +82,8 @@ pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
             while row < rows {
                 let count = (rows - row).min(ATTEND_ROWS);
                 let s = scores.add(row * BLOCK_TOKENS);
-                panel::<V, false>(count, dim, q.add(row * dim), dim, keys, BLOCK_TOKENS, s, BLOCK_TOKENS);
+                let queries = q.add(row * dim).cast_const();
+                by_count!(count, R => K::scores::<R>(dim, queries, block, s));
                 let mut visible_most = 0;
                 for r in row..row + count {
                     let end = args.position + r / args.group + 1;
@@ -67,10 +99,8 @@ pub(super) unsafe fn attend<V: Vector>(args: &AttendArgs<'_>) {
                     }
                     softmax_block::<V>(s, visible, &mut *maximum.add(r), &mut *total.add(r), o.add(r * dim), dim);
                 }
-                for at in (0..dim).step_by(TILE_ROWS) {
-                    let o = o.add(row * dim + at);
-                    panel::<V, true>(count, visible_most, s, BLOCK_TOKENS, values.add(at), dim, o, dim);
-                }
+                let results = o.add(row * dim);
+                by_count!(count, R => K::weigh::<R>(dim, visible_most, s, block, results));
                 row += count;
             }
         }
@@ -137,61 +167,5 @@ unsafe fn softmax_block<V: Vector>(
             sum = V::add(sum, x);
         }
         *total += V::total(sum);
-    }
-}
-
-/// C (rows × 16) = A (rows × n) × B (n × 16 half floats), or added to C. `rows` is at most [`ATTEND_ROWS`].
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn panel<V: Vector, const ADD: bool>(
-    rows: usize,
-    n: usize,
-    a: *const f32,
-    a_stride: usize,
-    b: *const u16,
-    b_stride: usize,
-    c: *mut f32,
-    c_stride: usize,
-) {
-    // SAFETY: the caller names whole panels.
-    unsafe {
-        match rows {
-            6 => panel_rows::<V, ADD, 6>(n, a, a_stride, b, b_stride, c, c_stride),
-            5 => panel_rows::<V, ADD, 5>(n, a, a_stride, b, b_stride, c, c_stride),
-            4 => panel_rows::<V, ADD, 4>(n, a, a_stride, b, b_stride, c, c_stride),
-            3 => panel_rows::<V, ADD, 3>(n, a, a_stride, b, b_stride, c, c_stride),
-            2 => panel_rows::<V, ADD, 2>(n, a, a_stride, b, b_stride, c, c_stride),
-            _ => panel_rows::<V, ADD, 1>(n, a, a_stride, b, b_stride, c, c_stride),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn panel_rows<V: Vector, const ADD: bool, const R: usize>(
-    n: usize,
-    a: *const f32,
-    a_stride: usize,
-    b: *const u16,
-    b_stride: usize,
-    c: *mut f32,
-    c_stride: usize,
-) {
-    // SAFETY: the caller names whole panels. At most two registers cover 16 columns.
-    unsafe {
-        let mut acc = [[V::zero(); 2]; R];
-        for k in 0..n {
-            for part in 0..V::PARTS {
-                let b = V::load_half(b.add(k * b_stride + part * V::ROWS));
-                for r in 0..R {
-                    acc[r][part] = V::fmadd(b, V::splat(*a.add(r * a_stride + k)), acc[r][part]);
-                }
-            }
-        }
-        for (r, acc) in acc.iter().enumerate() {
-            for part in 0..V::PARTS {
-                let c = c.add(r * c_stride + part * V::ROWS);
-                V::store(c, if ADD { V::add(V::load(c), acc[part]) } else { acc[part] });
-            }
-        }
     }
 }

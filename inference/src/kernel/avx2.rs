@@ -37,6 +37,9 @@ impl Vector for Avx2 {
         fn load(from: *const f32) -> __m256 { _mm256_loadu_ps(from) }
         fn store(to: *mut f32, value: __m256) { _mm256_storeu_ps(to, value) }
         fn load_half(from: *const u16) -> __m256 { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        fn load_signed(from: *const i8) -> __m256 {
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))
+        }
         fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
         fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
         fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }

@@ -27,6 +27,9 @@ macro_rules! common {
             fn load(from: *const f32) -> __m512 { _mm512_loadu_ps(from) }
             fn store(to: *mut f32, value: __m512) { _mm512_storeu_ps(to, value) }
             fn load_half(from: *const u16) -> __m512 { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+            fn load_signed(from: *const i8) -> __m512 {
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))
+            }
             fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
             fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
             fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }

@@ -12,6 +12,7 @@ mod args;
 mod attend;
 mod avx2;
 mod avx512;
+mod cache;
 mod generic;
 mod scalar;
 mod tile;
@@ -21,6 +22,7 @@ mod vector;
 mod tests;
 
 pub(crate) use args::{Acts, AttendArgs, GemmArgs, NormArgs, SwigluArgs};
+pub(crate) use cache::store as store_kv;
 pub(crate) use tile::{Matrix, TileKind, pack_rows, unpack_row};
 
 use std::sync::OnceLock;

@@ -2,8 +2,8 @@
 
 use super::args::{Acts, AttendArgs, GemmArgs, NormArgs, SwigluArgs};
 use super::tile::{TileF16, TileF32, TileQ2K, TileQ4, TileQ4K, TileQ8, TileWide, nibble};
-use super::{BLOCK, GELU_CUBE, GELU_SCALE, Kernels, TILE_ROWS};
-use crate::kv::BLOCK_TOKENS;
+use super::{BLOCK, GELU_CUBE, GELU_SCALE, Kernels, TILE_ROWS, cache};
+use crate::kv::{BLOCK_TOKENS, GROUP, KvFormat};
 use crate::quant::half;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -191,6 +191,16 @@ unsafe fn soft_cap(values: *mut f32, cap: f32) {
     values.iter_mut().for_each(|value| *value = cap * (*value / cap).tanh());
 }
 
+/// What quantising leaves of a row.
+fn rounded(row: &[f32]) -> Vec<f32> {
+    let group = |x: &[f32]| {
+        let magnitude = x.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let inverse = if magnitude > 0.0 { 127.0 / magnitude } else { 0.0 };
+        x.iter().map(|x| (x * inverse).round_ties_even() * (magnitude / 127.0)).collect::<Vec<_>>()
+    };
+    row.chunks(GROUP).flat_map(group).collect()
+}
+
 /// # Safety
 /// `args` names existing rows and blocks; keys and values are written up to each row's position.
 unsafe fn attend(args: &AttendArgs<'_>) {
@@ -201,19 +211,18 @@ unsafe fn attend(args: &AttendArgs<'_>) {
             let block = args.blocks[token / BLOCK_TOKENS].0 as usize;
             (args.kv.add(block * args.kv_stride), token % BLOCK_TOKENS)
         };
-        let key = |token: usize, i: usize| {
-            let (block, slot) = place(token);
-            half(*block.add(i * BLOCK_TOKENS + slot))
-        };
         let value = |token: usize, i: usize| {
             let (block, slot) = place(token);
-            half(*block.add(dim * BLOCK_TOKENS + slot * dim + i))
+            cache::value(args.format, block, dim, slot, i)
         };
         for row in 0..args.tokens * args.group {
             let (token, head) = (row / args.group, row % args.group);
-            let q = args.q.add(token * args.q_stride + head * dim);
+            let q = std::slice::from_raw_parts(args.q.add(token * args.q_stride + head * dim), dim);
+            let q = if args.format == KvFormat::Q8_0 { rounded(q) } else { q.to_vec() };
             let score = |other: usize| {
-                let score = (0..dim).map(|i| *q.add(i) * key(other, i)).sum::<f32>() * args.scale;
+                let (block, slot) = place(other);
+                let key = |i: usize| cache::key(args.format, block, dim, slot, i);
+                let score = (0..dim).map(|i| q[i] * key(i)).sum::<f32>() * args.scale;
                 if args.cap > 0.0 { args.cap * (score / args.cap).tanh() } else { score }
             };
             let position = args.position + token;

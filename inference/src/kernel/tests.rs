@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 use crate::gguf::TensorType;
-use crate::kv::{BLOCK_TOKENS, BlockId};
+use crate::kv::{BLOCK_TOKENS, BlockId, KvFormat, blocks_for};
 use crate::quant;
 
 /// Largest difference between two sets, relative to the sum of magnitudes: different order of float additions.
@@ -366,62 +366,120 @@ fn every_set_attends_alike_and_independently_of_chunks() {
     let mut random = random("every_set_attends");
     let all = usize::MAX;
     for (group, dim, window, cap) in
-        [(3, 64, all, 0.0), (1, 16, all, 1.5), (8, 128, all, 0.0), (2, 16, 1, 0.0), (3, 32, 21, 0.0), (1, 64, 32, 1.5)]
+        [(3, 64, all, 0.0), (1, 32, all, 1.5), (8, 128, all, 0.0), (2, 32, 1, 0.0), (3, 32, 21, 0.0), (1, 64, 32, 1.5)]
     {
         let context = 75;
-        let blocks: Vec<BlockId> = (0..5).rev().map(BlockId).collect();
-        // Two heads per block in memory; the kernel sees the second.
-        let kv_stride = 2 * 2 * dim * BLOCK_TOKENS;
-        let kv: Vec<u16> =
-            (0..5 * kv_stride).map(|_| half::f16::from_f32(random.random_range(-1.0..1.0)).to_bits()).collect();
-        let mut kv = kv;
+        let keys = floats(&mut random, context * dim);
+        let values = floats(&mut random, context * dim);
+        let queries: Vec<f32> = floats(&mut random, context * group * dim).iter().map(|x| x * 4.0).collect();
+        let shape = Heads { group, dim, window, cap };
+        let exact = shape.attend_exactly(&keys, &values, &queries);
+        for (format, tolerance) in [(KvFormat::F16, 0.004), (KvFormat::Q8_0, 0.04)] {
+            let cache = Cache::of(format, dim, &keys, &values);
+            let plain = shape.attend(&scalar::KERNELS, &cache, &queries, 0, context);
+            for (got, exact) in plain.iter().zip(&exact) {
+                assert!((got - exact).abs() <= tolerance, "{format}: {got} {exact}");
+            }
+            for set in available() {
+                let whole = shape.attend(set, &cache, &queries, 0, context);
+                for (got, plain) in whole.iter().zip(&plain) {
+                    assert!((got - plain).abs() <= ATTEND_TOLERANCE, "{} {format}: {got} {plain}", set.name);
+                }
+                let mut position = 0;
+                while position < context {
+                    let tokens = random.random_range(1..=16).min(context - position);
+                    let part = shape.attend(set, &cache, &queries, position, tokens);
+                    let whole = &whole[position * group * dim..][..part.len()];
+                    assert_eq!(part, whole, "{} {format} from {position}", set.name);
+                    position += tokens;
+                }
+            }
+        }
+    }
+}
+
+/// Keys and values of one sequence in blocks that lie in any order. Each block holds two heads; the second is used.
+struct Cache {
+    format: KvFormat,
+    blocks: Vec<BlockId>,
+    bytes: Vec<u8>,
+    stride: usize,
+}
+
+impl Cache {
+    fn of(format: KvFormat, dim: usize, keys: &[f32], values: &[f32]) -> Self {
+        let context = keys.len() / dim;
+        let blocks: Vec<BlockId> = (0..blocks_for(context) as u32).rev().map(BlockId).collect();
+        let stride = 2 * format.block_bytes(dim);
         // Slots past the context hold what an earlier owner of the block left, here the worst case.
-        let last = blocks[context / BLOCK_TOKENS].0 as usize * kv_stride + kv_stride / 2;
-        for slot in context % BLOCK_TOKENS..BLOCK_TOKENS {
-            for i in 0..dim {
-                kv[last + i * BLOCK_TOKENS + slot] = half::f16::NAN.to_bits();
-                kv[last + dim * BLOCK_TOKENS + slot * dim + i] = half::f16::NAN.to_bits();
-            }
+        let mut bytes = vec![0xff; blocks.len() * stride];
+        for (token, (key, value)) in keys.chunks(dim).zip(values.chunks(dim)).enumerate() {
+            let block = blocks[token / BLOCK_TOKENS].0 as usize;
+            let head = bytes[block * stride + stride / 2..][..stride / 2].as_mut_ptr();
+            // SAFETY: the head's memory has its format's size.
+            unsafe { store_kv(format, head, token % BLOCK_TOKENS, key, value) };
         }
-        let q: Vec<f32> = floats(&mut random, context * group * dim).iter().map(|x| x * 4.0).collect();
-        let run = |set: &Kernels, position: usize, tokens: usize| {
-            let stride = group * dim;
-            let mut out = vec![0.0f32; tokens * stride];
-            let mut scratch = vec![f32::NAN; AttendArgs::scratch_len(tokens * group, dim)];
-            let args = AttendArgs {
-                q: q[position * stride..].as_ptr(),
-                q_stride: stride,
-                out: out.as_mut_ptr(),
-                out_stride: stride,
-                position,
-                tokens,
-                group,
-                head_dim: dim,
-                scale: 1.0 / (dim as f32).sqrt(),
-                cap,
-                window,
-                blocks: &blocks,
-                kv: kv[kv_stride / 2..].as_ptr(),
-                kv_stride,
-                scratch: scratch.as_mut_ptr(),
-            };
-            // SAFETY: all views were sized for these arguments.
-            unsafe { (set.attend)(&args) };
-            out
+        Self { format, blocks, bytes, stride }
+    }
+}
+
+struct Heads {
+    group: usize,
+    dim: usize,
+    window: usize,
+    cap: f32,
+}
+
+impl Heads {
+    fn scale(&self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+
+    fn attend(&self, set: &Kernels, cache: &Cache, queries: &[f32], position: usize, tokens: usize) -> Vec<f32> {
+        let stride = self.group * self.dim;
+        let mut out = vec![0.0f32; tokens * stride];
+        let mut scratch = vec![f32::NAN; AttendArgs::scratch_len(tokens * self.group, self.dim)];
+        let args = AttendArgs {
+            q: queries[position * stride..].as_ptr(),
+            q_stride: stride,
+            out: out.as_mut_ptr(),
+            out_stride: stride,
+            position,
+            tokens,
+            group: self.group,
+            head_dim: self.dim,
+            scale: self.scale(),
+            cap: self.cap,
+            window: self.window,
+            blocks: &cache.blocks,
+            kv: cache.bytes[cache.stride / 2..].as_ptr(),
+            kv_stride: cache.stride,
+            format: cache.format,
+            scratch: scratch.as_mut_ptr(),
         };
-        let plain = run(&scalar::KERNELS, 0, context);
-        for set in available() {
-            let whole = run(set, 0, context);
-            for (got, plain) in whole.iter().zip(&plain) {
-                assert!((got - plain).abs() <= ATTEND_TOLERANCE, "{}: {got} {plain}", set.name);
-            }
-            let mut position = 0;
-            while position < context {
-                let tokens = random.random_range(1..=16).min(context - position);
-                let part = run(set, position, tokens);
-                assert_eq!(part, whole[position * group * dim..][..part.len()], "{} from {position}", set.name);
-                position += tokens;
-            }
-        }
+        // SAFETY: all views were sized for these arguments.
+        unsafe { (set.attend)(&args) };
+        out
+    }
+
+    /// Attention by its definition, in double precision and on keys and values as they are.
+    fn attend_exactly(&self, keys: &[f32], values: &[f32], queries: &[f32]) -> Vec<f32> {
+        let Self { dim, group, window, cap, .. } = *self;
+        let row = |(row, query): (usize, &[f32])| -> Vec<f32> {
+            let position = row / group;
+            let visible = (position + 1).saturating_sub(window)..position + 1;
+            let score = |token: usize| {
+                let key = &keys[token * dim..][..dim];
+                let score = query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
+                let score = score * f64::from(self.scale());
+                if cap > 0.0 { f64::from(cap) * (score / f64::from(cap)).tanh() } else { score }
+            };
+            let weights: Vec<f64> = visible.clone().map(|token| score(token).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let value =
+                |i: usize| visible.clone().zip(&weights).map(|(t, w)| w * f64::from(values[t * dim + i])).sum::<f64>();
+            (0..dim).map(|i| (value(i) / total) as f32).collect()
+        };
+        queries.chunks(dim).enumerate().flat_map(row).collect()
     }
 }

@@ -30,6 +30,8 @@ pub(super) trait Vector {
     unsafe fn store(to: *mut f32, value: Self::F);
     /// Loads half floats and widens them.
     unsafe fn load_half(from: *const u16) -> Self::F;
+    /// Loads signed bytes and widens them.
+    unsafe fn load_signed(from: *const i8) -> Self::F;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;

@@ -4,5 +4,8 @@
 //! numbers. A block may be held by several sequences (a shared prefix), hence the reference counts.
 
 mod block;
+mod format;
 
 pub use block::{BLOCK_TOKENS, BlockAllocator, BlockId, blocks_for};
+pub(crate) use format::GROUP;
+pub use format::KvFormat;

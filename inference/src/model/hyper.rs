@@ -149,10 +149,10 @@ impl Hyper {
         self.kv_heads * self.head_dim
     }
 
-    /// Bytes of keys and values of one token over all layers, stored as half floats. Layers with a window keep all of
-    /// them too: their blocks are shared with the layers that need them.
-    pub fn kv_token_bytes(&self) -> usize {
-        self.layers * 2 * self.kv_width() * 2
+    /// Elements of the keys (or the values) of one token over all layers. Layers with a window keep all of them too:
+    /// their blocks are shared with the layers that need them.
+    pub fn kv_elements(&self) -> usize {
+        self.layers * self.kv_width()
     }
 
     /// Which of the rotation's tables a layer uses.

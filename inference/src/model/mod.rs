@@ -22,6 +22,7 @@ pub(crate) use weights::{FeedForward, Gated, Layer, Weights};
 
 use crate::backend::LoadError;
 use crate::gguf::{Gguf, GgufError};
+use crate::kv::KvFormat;
 
 /// What a loaded model is, for listings and limits.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,8 +41,15 @@ pub struct ModelInfo {
     pub layers: usize,
     /// Bytes of the model file.
     pub file_bytes: u64,
-    /// Bytes of keys and values per token over all layers.
-    pub kv_token_bytes: usize,
+    /// Elements of the keys (or the values) of a token over all layers.
+    pub kv_elements: usize,
+}
+
+impl ModelInfo {
+    /// Bytes of keys and values of a token over all layers.
+    pub fn kv_token_bytes(&self, format: KvFormat) -> usize {
+        format.bytes(self.kv_elements)
+    }
 }
 
 /// A model ready to run. Shared by all that read it; never changes.
@@ -93,7 +101,7 @@ impl Model {
             vocab: hyper.vocab,
             layers: hyper.layers,
             file_bytes: gguf.len_bytes() as u64,
-            kv_token_bytes: hyper.kv_token_bytes(),
+            kv_elements: hyper.kv_elements(),
         };
         let weights = Weights::load(&gguf, &hyper, &wrap, cache)?;
         tracing::info!(model = info.name, bytes = weights.bytes(), "weights packed");

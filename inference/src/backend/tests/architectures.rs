@@ -58,7 +58,7 @@ fn compare(folder: &Path) {
         for set in kernel::available() {
             let mut apart = Vec::new();
             for Prompt { tokens, context } in &prompts {
-                let mut backend = backend_for(&model, 2, set, *context);
+                let mut backend = backend_for(&model, 2, set, *context, KvFormat::F16);
                 let got = run(&mut backend, tokens, &[5, 1, 7, 2].map(BlockId), &[tokens.len()]);
                 let expected = &expected[apart.len()..];
                 apart.extend(got.iter().flatten().zip(expected).map(|(got, expected)| (got - expected).abs() / spread));
