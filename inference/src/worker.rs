@@ -16,6 +16,7 @@ use crate::constrain::Workshop;
 use crate::kv::BLOCK_TOKENS;
 use crate::model::Model;
 use crate::request::{CancelHandle, Request, SubmitError};
+use crate::speculate::{DRAFT_MAX, Lookup, Speculation};
 use crate::stats::Stats;
 use crate::tokenizer::Tokenizer;
 
@@ -43,6 +44,8 @@ pub struct EngineConfig {
     /// Refuse requests whose first token is predicted later than this; `None` only refuses what would miss its own
     /// deadline.
     pub first_token_max: Option<Duration>,
+    /// Whether tokens are guessed and verified beside others; replies are the same either way.
+    pub speculation: Speculation,
 }
 
 impl Default for EngineConfig {
@@ -58,11 +61,21 @@ impl Default for EngineConfig {
             prefill_chunk: 256,
             inter_token_target: Duration::from_millis(100),
             first_token_max: None,
+            speculation: Speculation::Auto,
         }
     }
 }
 
 impl EngineConfig {
+    /// Rows of logits for which a backend needs room. Guesses use those that running sequences leave, so that a batch
+    /// that is not full needs no more memory for them than a full one without.
+    fn logits_rows(&self) -> usize {
+        match self.speculation {
+            Speculation::Off => self.sequences_max,
+            _ => self.sequences_max.max(1 + DRAFT_MAX),
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<(), EngineError> {
         let ranges: [(&'static str, usize, usize, usize); 6] = [
             ("threads", self.threads, 1, 1024),
@@ -161,8 +174,8 @@ impl Engine {
             nice: config.nice,
             kv_bytes_max: config.kv_bytes_max,
             context_max,
-            step_tokens_max: config.sequences_max + config.prefill_chunk,
-            step_logits_max: config.sequences_max,
+            step_tokens_max: config.logits_rows() + config.prefill_chunk,
+            step_logits_max: config.logits_rows(),
         };
         let backend = CpuBackend::new(model, &cpu)?;
         Self::start_on(Box::new(backend), tokenizer, &config)
@@ -179,20 +192,24 @@ impl Engine {
         // The last token of a reply is never fed back, so a pool that holds all but one token is enough; keep it whole.
         let context_max = limits.context_max.min(limits.blocks * BLOCK_TOKENS);
         let bounds = RequestBounds { context_max, vocabulary: limits.vocab };
+        let sequences_max = config.sequences_max.min(limits.step_logits_max);
+        let prefill_tokens =
+            config.prefill_chunk.min(limits.step_tokens_max.saturating_sub(config.sequences_max)).max(1);
+        let target_ns = config.inter_token_target.as_nanos() as f64;
         let step = StepBounds {
-            sequences_max: config.sequences_max.min(limits.step_logits_max),
-            prefill_tokens: config
-                .prefill_chunk
-                .min(limits.step_tokens_max.saturating_sub(config.sequences_max))
-                .max(1),
-            target_ns: config.inter_token_target.as_nanos() as f64,
+            sequences_max,
+            prefill_tokens,
+            // What rows of logits and prompt rows together leave of a step's tokens.
+            logits_rows: limits.step_logits_max.min(limits.step_tokens_max - prefill_tokens).max(sequences_max),
+            speculation: config.speculation,
+            target_ns,
         };
-        let StepBounds { sequences_max, prefill_tokens, target_ns } = step;
         let demand = Demand::new(Limits { sequences_max, prefill_tokens, target_ns, blocks: limits.blocks });
         let shared = Arc::new(Shared { demand: Mutex::new(demand), ..Shared::default() });
         // One more than the queue, so that a wake-up finds a place.
         let (sender, receiver) = bounded(config.queue_max + 1);
-        let scheduler = Scheduler::new(backend, Arc::clone(&tokenizer), Arc::clone(&shared), receiver, step);
+        let drafter = Box::new(Lookup::default());
+        let scheduler = Scheduler::new(backend, Arc::clone(&tokenizer), Arc::clone(&shared), receiver, step, drafter);
         let thread = std::thread::Builder::new().name("engine".to_owned());
         let thread = thread.spawn(move || scheduler.run()).map_err(EngineError::Thread)?;
         let workshop = Workshop::new(

@@ -19,10 +19,12 @@ use crate::backend::{Backend, LogitsBuf, StepPlan};
 use crate::constrain::STEP_PATIENCE;
 use crate::request::{FinishReason, Outlet, TokenOut};
 use crate::sample::{self, Sampler, best_log_probs, log_prob, log_sum};
+use crate::speculate::{Drafter, Odds, Speculation};
 use crate::tokenizer::Tokenizer;
 use crate::worker::{Message, Shared};
 
 mod apply;
+mod guess;
 
 /// How soon an engine without other work looks again at sequences that wait for a mask.
 const PARKED_LOOK: Duration = Duration::from_millis(2);
@@ -32,6 +34,9 @@ const PARKED_LOOK: Duration = Duration::from_millis(2);
 pub(crate) struct StepBounds {
     pub sequences_max: usize,
     pub prefill_tokens: usize,
+    /// Most rows of logits; at least `sequences_max`.
+    pub logits_rows: usize,
+    pub speculation: Speculation,
     /// Longest step while replies run.
     pub target_ns: f64,
 }
@@ -55,6 +60,11 @@ pub(crate) struct Scheduler {
     patience: Duration,
     sampler: Sampler,
     logits: LogitsBuf,
+    drafter: Box<dyn Drafter>,
+    /// How often guesses were right, over all sequences.
+    odds: Odds,
+    /// Sequences that came so far; names the next one.
+    sequences: u64,
     // Buffers that are filled again in every step.
     plan: Plan,
     views: Vec<View>,
@@ -77,6 +87,7 @@ impl Scheduler {
         shared: Arc<Shared>,
         receiver: Receiver<Message>,
         bounds: StepBounds,
+        drafter: Box<dyn Drafter>,
     ) -> Self {
         let limits = backend.limits();
         shared.stats.kv_blocks_total.set(limits.blocks as u64);
@@ -84,6 +95,9 @@ impl Scheduler {
             pool: Pool::new(limits.blocks),
             sampler: Sampler::new(limits.vocab),
             logits: LogitsBuf::new(&limits),
+            drafter,
+            odds: Odds::default(),
+            sequences: 0,
             backend,
             tokenizer,
             shared,
@@ -137,6 +151,7 @@ impl Scheduler {
             }
             let begun = Instant::now();
             self.interrupt(begun);
+            self.guess();
             self.plan_step(begun);
             self.apply_plan(begun);
             if self.plan.slices.is_empty() {
@@ -186,7 +201,8 @@ impl Scheduler {
 
     fn accept(&mut self, message: Message) {
         if let Message::Job(job) = message {
-            let sequence = Sequence::new(*job, self.epoch);
+            self.sequences += 1;
+            let sequence = Sequence::new(*job, self.sequences, self.epoch);
             self.fair.join(sequence.tenant(), sequence.job.request.weight);
             self.enqueue(sequence, Instant::now());
         }
@@ -260,12 +276,33 @@ impl Scheduler {
             let (salt, computed) = (sequence.salt(), sequence.computed);
             self.pool.publish(&mut sequence.table, salt, &sequence.tokens, computed);
             if slice.samples {
-                let ended = self.next_token(place, row, now);
-                self.running[place].ended = ended;
-                row += 1;
+                self.next_tokens(place, row, slice.drafts, now);
+                row += slice.sampled();
             }
         }
         self.leave_batch(now);
+    }
+
+    /// Samples a token from the row of the last known one, and from those of guesses for as long as they are right.
+    fn next_tokens(&mut self, place: usize, row: usize, drafts: usize, now: Instant) {
+        let mut right = 0;
+        let ended = loop {
+            let ended = self.next_token(place, row + right, now);
+            let sequence = &mut self.running[place];
+            let guessed = sequence.draft.tokens[..drafts].get(right);
+            if ended.is_some() || guessed.is_none() || guessed != sequence.tokens.last() {
+                break ended;
+            }
+            // The token's own row was computed in this step.
+            sequence.computed += 1;
+            right += 1;
+        };
+        self.note_guesses(place, drafts, right);
+        let sequence = &mut self.running[place];
+        sequence.ended = ended;
+        if sequence.ended.is_none() && sequence.flush() {
+            note_outlet(&mut self.wake, &sequence.job);
+        }
     }
 
     /// Samples the next token of a sequence; returns why it is over, if it is.
@@ -281,6 +318,7 @@ impl Scheduler {
                     // It leaves the batch and comes back through the queue; what it computed stays findable.
                     let (salt, computed) = (sequence.salt(), sequence.computed);
                     self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
+                    self.drafter.forget(sequence.id);
                     (sequence.computed, sequence.running) = (0, false);
                     return None;
                 }
@@ -315,7 +353,8 @@ impl Scheduler {
             if let Some((predicted, actual)) = sequence.forecast() {
                 stats.count_forecast(predicted, actual);
             }
-        } else {
+        } else if !since.is_zero() {
+            // What came with the token before it, because it was guessed, had no time of its own.
             stats.inter_token.record(since)
         }
         if end {
@@ -330,9 +369,6 @@ impl Scheduler {
         }
         if let Some(guide) = &mut sequence.job.guide {
             guide.accept(id);
-        }
-        if sequence.flush() {
-            note_outlet(&mut self.wake, &sequence.job);
         }
         None
     }
@@ -364,6 +400,7 @@ impl Scheduler {
 
     fn finish(&mut self, sequence: &mut Sequence, reason: FinishReason, now: Instant) {
         self.shared.stats.count_finish(&reason);
+        self.drafter.forget(sequence.id);
         note_outlet(&mut self.wake, &sequence.job);
         self.fair.leave(sequence.tenant());
         if matches!(reason, FinishReason::Stop | FinishReason::Length) {
@@ -402,7 +439,7 @@ impl Scheduler {
         }
         while let Ok(message) = self.receiver.try_recv() {
             if let Message::Job(job) = message {
-                let mut sequence = Sequence::new(*job, self.epoch);
+                let mut sequence = Sequence::new(*job, 0, self.epoch);
                 self.fair.join(sequence.tenant(), 1);
                 let _ = catch_unwind(AssertUnwindSafe(|| self.finish(&mut sequence, reason.clone(), now)));
             }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use millrace_inference::backend::{Backend, BackendError, BackendLimits, LogitsBuf, LogitsWanted, StepPlan};
 use millrace_inference::kv::{BLOCK_TOKENS, BlockId};
+use millrace_inference::speculate::DRAFT_MAX;
 use millrace_inference::tokenizer::TokenizerParts;
 use millrace_inference::{
-    Engine, EngineConfig, FinishReason, Outlet, Output, Request, Sampling, SubmitError, Tokenizer,
+    Engine, EngineConfig, FinishReason, Outlet, Output, Request, Sampling, Speculation, SubmitError, Tokenizer,
 };
 
 use crate::support::{Listener, eventually, request};
@@ -28,18 +29,41 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::new(parts).expect("a complete vocabulary"))
 }
 
-/// What follows a text; about one in 150 texts ends.
-fn follow(text: &[u32]) -> u32 {
+/// How the backend goes on with a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Voice {
+    /// Never twice the same way.
+    #[default]
+    Fresh,
+    /// Mostly as after the last two tokens before, so that guesses from the text are often right.
+    Habit,
+}
+
+fn hash(text: &[u32]) -> u64 {
     let mix = |h: u64, t: &u32| (h ^ u64::from(*t)).wrapping_mul(0x100_0000_01b3).rotate_left(23);
-    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325, mix) >> 7;
-    if hash.is_multiple_of(151) { END } else { (hash % u64::from(LETTERS)) as u32 }
+    text.iter().fold(0xcbf2_9ce4_8422_2325, mix) >> 7
+}
+
+/// What follows a text; about one in 150 texts ends.
+fn follow(text: &[u32], voice: Voice) -> u32 {
+    let whole = hash(text);
+    if whole.is_multiple_of(151) {
+        return END;
+    }
+    let of_habit = voice == Voice::Habit && !whole.is_multiple_of(9);
+    let from = if of_habit { hash(&text[text.len().saturating_sub(2)..]) } else { whole };
+    (from % u64::from(LETTERS)) as u32
 }
 
 /// The reply that a request must get, whatever runs beside it.
 pub(crate) fn expected(prompt: &[u32], max_tokens: u32) -> (String, FinishReason) {
+    expected_of(prompt, max_tokens, Voice::Fresh)
+}
+
+pub(crate) fn expected_of(prompt: &[u32], max_tokens: u32, voice: Voice) -> (String, FinishReason) {
     let (mut text, mut reply) = (prompt.to_vec(), String::new());
     for _ in 0..max_tokens {
-        let token = follow(&text);
+        let token = follow(&text, voice);
         if token == END {
             return (reply, FinishReason::Stop);
         }
@@ -52,11 +76,12 @@ pub(crate) fn expected(prompt: &[u32], max_tokens: u32) -> (String, FinishReason
 #[derive(Default)]
 pub(crate) struct Script {
     /// Panic in this step.
-    panic_at: Option<usize>,
+    pub(crate) panic_at: Option<usize>,
     /// Give no finite logit in this step.
-    silent_at: Option<usize>,
+    pub(crate) silent_at: Option<usize>,
     /// Every step waits for one permit.
-    permits: Option<Receiver<()>>,
+    pub(crate) permits: Option<Receiver<()>>,
+    pub(crate) voice: Voice,
 }
 
 struct Paper {
@@ -99,13 +124,23 @@ impl Backend for Paper {
         let stride = logits.stride();
         let rows = logits.begin(plan.logits_rows());
         rows.fill(0.0);
-        let sampled = plan.slices().filter(|slice| slice.logits == LogitsWanted::Last);
-        for (row, slice) in sampled.enumerate() {
-            let text: Vec<u32> =
-                (0..slice.start + slice.tokens.len()).map(|at| self.memory[place(slice.blocks, at)]).collect();
-            rows[row * stride + follow(&text) as usize] = 5.0;
+        let sampled = plan.slices().flat_map(|slice| {
+            let end = slice.start + slice.tokens.len();
+            let first = match slice.logits {
+                LogitsWanted::None => end,
+                LogitsWanted::Last => end - 1,
+                LogitsWanted::All => slice.start,
+            };
+            (first..end).map(move |last| (slice.blocks, last + 1))
+        });
+        for (row, (blocks, length)) in sampled.enumerate() {
+            let text: Vec<u32> = (0..length).map(|at| self.memory[place(blocks, at)]).collect();
+            let row = &mut rows[row * stride..][..VOCABULARY];
+            // Others are possible too, for those who sample.
+            (0..3).for_each(|other| row[(hash(&text) as usize >> (8 * other)) % VOCABULARY] = 3.0);
+            row[follow(&text, self.script.voice) as usize] = 5.0;
             if Some(self.steps) == self.script.silent_at {
-                rows[row * stride..][..VOCABULARY].fill(f32::NAN);
+                row.fill(f32::NAN);
             }
         }
         Ok(())
@@ -113,14 +148,16 @@ impl Backend for Paper {
 }
 
 pub(crate) fn config(sequences_max: usize, prefill_chunk: usize) -> EngineConfig {
-    EngineConfig { sequences_max, prefill_chunk, queue_max: 64, ..EngineConfig::default() }
+    let speculation = Speculation::Off;
+    EngineConfig { sequences_max, prefill_chunk, queue_max: 64, speculation, ..EngineConfig::default() }
 }
 
 pub(crate) fn start(blocks: usize, config: &EngineConfig, script: Script) -> (Engine, Arc<Mutex<usize>>) {
+    let logits = config.sequences_max.max(1 + DRAFT_MAX);
     let limits = BackendLimits {
         blocks,
-        step_tokens_max: config.sequences_max + config.prefill_chunk,
-        step_logits_max: config.sequences_max,
+        step_tokens_max: logits + config.prefill_chunk,
+        step_logits_max: logits,
         context_max: 400,
         vocab: VOCABULARY,
     };
