@@ -411,6 +411,7 @@ fn start_engine(config: &Config, chat: &Chat) -> Result<Arc<Engine>, Trouble> {
         prefill_chunk: options.prefill_chunk,
         inter_token_target: options.inter_token_target,
         first_token_max: options.first_token_max,
+        speculation: options.speculation,
     };
     let began = Instant::now();
     let engine = Engine::start(Arc::clone(&chat.model), Arc::clone(&chat.tokenizer), settings);
@@ -449,6 +450,9 @@ fn observe(metrics: &Metrics, engine: &Arc<Engine>, parts: &Parts, config: &Conf
             refused: stats.refused.get(),
             steps: stats.steps.get(),
             preemptions: stats.preemptions.get(),
+            drafts: stats.drafts.get(),
+            draft_tokens: stats.draft_tokens.get(),
+            accepted_tokens: stats.accepted_tokens.get(),
             forecasts: forecast.count,
             forecast_seconds: forecast.sum_seconds,
             forecast_error_seconds: stats.forecast_error.snapshot().sum_seconds,

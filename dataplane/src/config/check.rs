@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use millrace_inference::Speculation;
+
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
 use super::{AgentOptions, Config, EngineOptions, IoMode, Limits, StorageOptions, StorageType, units};
@@ -137,6 +139,7 @@ fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<Eng
         inter_token_target: texts.duration("engine.inter_token_target", Duration::from_millis(1), minute)?,
         first_token_max: Some(texts.duration("engine.first_token_max", Duration::ZERO, 60 * minute)?)
             .filter(|limit| !limit.is_zero()),
+        speculation: texts.choice("engine.speculation", &[("auto", Speculation::Auto), ("off", Speculation::Off)])?,
     })
 }
 

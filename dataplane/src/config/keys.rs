@@ -113,6 +113,9 @@ keys! {
     "engine.first_token_max", "MILLRACE_ENGINE_FIRST_TOKEN_MAX", "0s",
         "Refuse requests (429) whose first token is predicted later than this, up to 1h; 0s refuses only what would miss its own deadline",
         "A longer time turns overload into long waits instead of early refusals.";
+    "engine.speculation", "MILLRACE_ENGINE_SPECULATION", "auto",
+        "Guess tokens and verify several in one step: auto where it is predicted to be faster, or off; answers are the same either way",
+        "off makes answers slower that repeat parts of their context, while few run at once.";
     "storage.cache_mib", "MILLRACE_STORAGE_CACHE_MIB", "64",
         "Block cache and write buffers of the store in MiB, 8 to 1048576",
         "Counts in the memory plan.";

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use millrace_inference::Speculation;
 use millrace_proto::channel::Account;
 use millrace_proto::retry::RetryPolicy;
 
@@ -65,6 +66,8 @@ pub struct EngineOptions {
     pub inter_token_target: Duration,
     /// Longest predicted time to the first token that is accepted; `None` is any.
     pub first_token_max: Option<Duration>,
+    /// Whether the engine guesses tokens.
+    pub speculation: Speculation,
 }
 
 /// Settings of the store.
