@@ -4,7 +4,7 @@
 //!
 //! Options: `--tokens N` (128), `--threads N`, `--copies N` (ask N times at once), `--temperature T` (0), `--seed S`,
 //! `--raw` (no chat template), `--ignore-eos`, `--distinct` (copies share no prefix), `--speculation off|auto|always`
-//! (auto). A prompt that begins with `@` is read from the file of that name.
+//! (auto), `--draft SMALLER.gguf`. A prompt that begins with `@` is read from the file of that name.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -31,6 +31,7 @@ struct Options {
     schema: Option<serde_json::Value>,
     distinct: bool,
     speculation: Speculation,
+    draft: Option<PathBuf>,
 }
 
 fn parse() -> Result<Options, String> {
@@ -48,6 +49,7 @@ fn parse() -> Result<Options, String> {
         schema: None,
         distinct: false,
         speculation: Speculation::Auto,
+        draft: None,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -63,6 +65,7 @@ fn parse() -> Result<Options, String> {
             "--ignore-eos" => o.ignore_eos = true,
             "--schema" => o.schema = Some(serde_json::from_str(&number()?).map_err(|e| bad(&e))?),
             "--distinct" => o.distinct = true,
+            "--draft" => o.draft = Some(number()?.into()),
             "--speculation" => {
                 o.speculation = match number()?.as_str() {
                     "off" => Speculation::Off,
@@ -113,7 +116,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = EngineConfig { nice: 0, speculation, ..EngineConfig::default() };
     config.threads = options.threads.unwrap_or(config.threads);
     let tokenizer = Arc::new(Tokenizer::from_gguf(model.gguf())?);
-    let engine = Engine::start(model, tokenizer, config)?;
+    let draft = options.draft.as_deref().map(Model::load).transpose()?;
+    let engine = Engine::start_with_draft(model, draft, tokenizer, config)?;
     let prompt = match options.prompt.strip_prefix('@') {
         Some(file) => std::fs::read_to_string(file)?,
         None => options.prompt.clone(),

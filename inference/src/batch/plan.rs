@@ -22,7 +22,7 @@
 
 use super::cost::{Rates, Work};
 use crate::kv::{BLOCK_TOKENS, blocks_for};
-use crate::speculate::{Chances, Speculation};
+use crate::speculate::{Chances, DRAFT_MAX, Speculation};
 
 /// What a guessed row must bring, in tokens for its time, relative to the step without it: costs are estimates.
 const DRAFT_GAIN_MIN: f64 = 1.1;
@@ -119,6 +119,23 @@ impl Slice {
     pub fn sampled(&self) -> usize {
         if self.samples { 1 + self.drafts } else { 0 }
     }
+}
+
+/// How many tokens to guess for a reply whose guesses are this likely right, by a drafter that takes `price` nanoseconds
+/// for one token of each of so many replies; `work` is the step without guesses.
+pub fn worth_guessing(rates: &Rates, work: &Work, replies: usize, odds: f64, price: f64) -> usize {
+    let (mut time, mut tokens, mut chance) = (rates.of(work), work.sampled as f64, 1.0);
+    let round = rates.sampled * replies as f64 + price;
+    for count in 0..DRAFT_MAX {
+        chance *= odds;
+        let gain = chance * replies as f64;
+        if gain * time <= DRAFT_GAIN_MIN * round * tokens {
+            return count;
+        }
+        tokens += gain;
+        time += round;
+    }
+    DRAFT_MAX
 }
 
 /// What to do. Kept and reused, so that planning does not allocate.

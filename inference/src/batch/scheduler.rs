@@ -60,7 +60,10 @@ pub(crate) struct Scheduler {
     patience: Duration,
     sampler: Sampler,
     logits: LogitsBuf,
-    drafter: Box<dyn Drafter>,
+    /// The cheapest first.
+    drafters: Vec<Box<dyn Drafter>>,
+    /// Time that guessing took in this step.
+    guessing: Duration,
     /// How often guesses were right, over all sequences.
     odds: Odds,
     /// Sequences that came so far; names the next one.
@@ -87,7 +90,7 @@ impl Scheduler {
         shared: Arc<Shared>,
         receiver: Receiver<Message>,
         bounds: StepBounds,
-        drafter: Box<dyn Drafter>,
+        drafters: Vec<Box<dyn Drafter>>,
     ) -> Self {
         let limits = backend.limits();
         shared.stats.kv_blocks_total.set(limits.blocks as u64);
@@ -95,7 +98,8 @@ impl Scheduler {
             pool: Pool::new(limits.blocks),
             sampler: Sampler::new(limits.vocab),
             logits: LogitsBuf::new(&limits),
-            drafter,
+            drafters,
+            guessing: Duration::ZERO,
             odds: Odds::default(),
             sequences: 0,
             backend,
@@ -128,6 +132,7 @@ impl Scheduler {
     pub fn run(mut self) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.backend.attach();
+            self.drafters.iter_mut().for_each(|drafter| drafter.attach());
             self.steps()
         }));
         let reason = match outcome {
@@ -173,7 +178,7 @@ impl Scheduler {
             stats.rows.add(self.step.tokens().len() as u64);
             stats.step_us.add((computed - computing).as_micros() as u64);
             stats.overhead_us.add(((computing - begun) + computed.elapsed()).as_micros() as u64);
-            self.meter.note(&self.work, begun.elapsed());
+            self.meter.note(&self.work, begun.elapsed().saturating_sub(self.guessing));
         }
     }
 
@@ -318,7 +323,7 @@ impl Scheduler {
                     // It leaves the batch and comes back through the queue; what it computed stays findable.
                     let (salt, computed) = (sequence.salt(), sequence.computed);
                     self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
-                    self.drafter.forget(sequence.id);
+                    self.drafters.iter_mut().for_each(|drafter| drafter.forget(sequence.id));
                     (sequence.computed, sequence.running) = (0, false);
                     return None;
                 }
@@ -400,7 +405,7 @@ impl Scheduler {
 
     fn finish(&mut self, sequence: &mut Sequence, reason: FinishReason, now: Instant) {
         self.shared.stats.count_finish(&reason);
-        self.drafter.forget(sequence.id);
+        self.drafters.iter_mut().for_each(|drafter| drafter.forget(sequence.id));
         note_outlet(&mut self.wake, &sequence.job);
         self.fair.leave(sequence.tenant());
         if matches!(reason, FinishReason::Stop | FinishReason::Length) {

@@ -40,8 +40,8 @@ impl Drafter for Lookup {
         self.indexes.remove(&sequence);
     }
 
-    fn price(&self, _wishes: usize) -> f64 {
-        0.0
+    fn price(&self, _wishes: usize) -> Option<f64> {
+        None
     }
 }
 
@@ -78,6 +78,7 @@ impl Index {
             return;
         };
         self.source = Some((from, text.len()));
+        draft.tokens.clear();
         draft.ground = Ground::Match(length);
         for place in from..from + most {
             // What is copied may reach into the copy: a text that goes round in circles.

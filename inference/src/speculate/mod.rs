@@ -15,9 +15,11 @@
 //! how often such guesses were right. Beside a full batch a row costs its full price, and nothing is guessed.
 
 mod lookup;
+mod model;
 mod odds;
 
 pub use lookup::Lookup;
+pub use model::DraftModel;
 pub use odds::{Chances, Ground, Odds};
 
 /// Most guesses for one sequence in one step. Copying reaches this; each costs a row of logits.
@@ -37,14 +39,19 @@ pub enum Speculation {
 
 /// Guesses how texts go on. One thread owns a drafter; what it keeps for a sequence is bounded by the sequence.
 pub trait Drafter: Send {
-    /// Fills the draft of every wish with at most as many tokens as it asks for; no guess is an empty draft.
+    /// To be called once on the thread that will draft.
+    fn attach(&mut self) {}
+
+    /// Puts its guess in the draft of every wish, in place of what is there: at most as many tokens as are wanted. Where
+    /// it has none it leaves the draft as it is.
     fn draft(&mut self, wishes: &mut [Wish<'_>]);
 
     /// The sequence has left the batch. It may come back, and is then new.
     fn forget(&mut self, sequence: u64);
 
-    /// Nanoseconds that one more token costs in a call with so many wishes.
-    fn price(&self, wishes: usize) -> f64;
+    /// Nanoseconds that one more token for each of so many wishes costs; `None` where that is next to nothing. Zero
+    /// before it is known.
+    fn price(&self, wishes: usize) -> Option<f64>;
 }
 
 /// What a drafter is asked for one sequence.
@@ -56,7 +63,7 @@ pub struct Wish<'a> {
     pub history: &'a [u32],
     /// Most tokens wanted, at most [`DRAFT_MAX`].
     pub most: usize,
-    /// Where the guess goes; empty before.
+    /// Where the guess goes.
     pub draft: &'a mut Draft,
 }
 

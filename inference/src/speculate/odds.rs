@@ -82,13 +82,21 @@ impl Odds {
         }
     }
 
+    /// How likely a token on this ground is right for a sequence with these counts, beside what was seen of all.
+    pub fn of(&self, all: &Odds, ground: Ground) -> f64 {
+        f64::from(self.class(all, ground.class(0)))
+    }
+
+    fn class(&self, all: &Odds, class: usize) -> f32 {
+        self.tallies[class].odds(all.tallies[class].odds(FIRST_GUESS[class]))
+    }
+
     /// Chances of a draft for a sequence with these counts, beside what was seen of all sequences.
     pub fn chances(&self, all: &Odds, draft: &Draft) -> Chances {
         let mut chances = Chances::default();
         let mut chance = 1.0;
         for at in 0..draft.tokens.len().min(DRAFT_MAX) {
-            let class = draft.ground.class(at);
-            chance *= self.tallies[class].odds(all.tallies[class].odds(FIRST_GUESS[class]));
+            chance *= self.class(all, draft.ground.class(at));
             chances.values[at] = chance;
             chances.count += 1;
         }

@@ -82,6 +82,8 @@ pub(crate) struct Script {
     /// Every step waits for one permit.
     pub(crate) permits: Option<Receiver<()>>,
     pub(crate) voice: Voice,
+    /// Refuse every step.
+    pub(crate) refuses: bool,
 }
 
 struct Paper {
@@ -101,6 +103,9 @@ impl Backend for Paper {
 
     fn step(&mut self, plan: &StepPlan, logits: &mut LogitsBuf) -> Result<(), BackendError> {
         plan.check(&self.limits)?;
+        if self.script.refuses {
+            return Err(BackendError::Empty);
+        }
         if let Some(permits) = &self.script.permits {
             // A test that went away lets the engine run on.
             let _ = permits.recv();
@@ -153,6 +158,23 @@ pub(crate) fn config(sequences_max: usize, prefill_chunk: usize) -> EngineConfig
 }
 
 pub(crate) fn start(blocks: usize, config: &EngineConfig, script: Script) -> (Engine, Arc<Mutex<usize>>) {
+    let (backend, widest) = paper(blocks, config, script);
+    (Engine::start_on(backend, None, tokenizer(), config).expect("starts"), widest)
+}
+
+/// With a draft model that speaks with a voice of its own.
+pub(crate) fn start_with_draft(
+    blocks: [usize; 2],
+    config: &EngineConfig,
+    scripts: [Script; 2],
+) -> (Engine, Arc<Mutex<usize>>) {
+    let [script, draft_script] = scripts;
+    let (backend, _) = paper(blocks[0], config, script);
+    let (draft, widest) = paper(blocks[1], config, draft_script);
+    (Engine::start_on(backend, Some(draft), tokenizer(), config).expect("starts"), widest)
+}
+
+fn paper(blocks: usize, config: &EngineConfig, script: Script) -> (Box<dyn Backend>, Arc<Mutex<usize>>) {
     let logits = config.sequences_max.max(1 + DRAFT_MAX);
     let limits = BackendLimits {
         blocks,
@@ -163,8 +185,7 @@ pub(crate) fn start(blocks: usize, config: &EngineConfig, script: Script) -> (En
     };
     let widest = Arc::new(Mutex::new(0));
     let memory = vec![u32::MAX; blocks * BLOCK_TOKENS];
-    let backend = Paper { limits, memory, script, steps: 0, widest: Arc::clone(&widest) };
-    (Engine::start_on(Box::new(backend), tokenizer(), config).expect("starts"), widest)
+    (Box::new(Paper { limits, memory, script, steps: 0, widest: Arc::clone(&widest) }), widest)
 }
 
 /// An engine whose steps wait for permits.

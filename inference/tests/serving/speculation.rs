@@ -6,7 +6,7 @@ use millrace_inference::{
 };
 use std::sync::Arc;
 
-use crate::scheduler::{Script, Voice, config, expected_of, prompt, start, talkative};
+use crate::scheduler::{Script, Voice, config, expected_of, prompt, start, start_with_draft, talkative};
 use crate::support::{LANGUAGE_MODEL, Listener, Reply, eventually, model_path, request};
 
 /// An engine with this setting on the backend that has habits.
@@ -69,8 +69,11 @@ fn what_guesses_left_behind_is_never_found() {
     assert!(engine.stats().accepted_tokens.get() > 0);
 }
 
+/// A name and what makes a request different.
+type Way = (&'static str, Box<dyn Fn(&mut Request)>);
+
 /// Ways to ask whose replies depend on everything that is done with a row.
-fn ways() -> Vec<(&'static str, Box<dyn Fn(&mut Request)>)> {
+fn ways() -> Vec<Way> {
     let sampled = |sampling: Sampling| -> Box<dyn Fn(&mut Request)> {
         Box::new(move |r| {
             r.sampling = sampling.clone();
@@ -105,6 +108,49 @@ fn seeds_penalties_stop_strings_and_log_probabilities_are_untouched() {
     let accepted = guessing.stats().accepted_tokens.get();
     assert!(accepted > 100, "only {accepted} guesses were right");
     assert!(guessing.stats().steps.get() < plain.stats().steps.get());
+}
+
+#[test]
+fn a_draft_model_changes_nothing_either_whatever_it_says_and_however_little_it_holds() {
+    let script = |voice, silent_at| Script { voice, silent_at, ..Script::default() };
+    // It says the same; often the same; nothing in one step; it holds two texts at most; it is read in small pieces.
+    for (voice, silent_at, blocks, sequences, chunk) in [
+        (Voice::Fresh, None, 200, 6, 64),
+        (Voice::Habit, None, 200, 6, 64),
+        (Voice::Fresh, Some(7), 200, 6, 64),
+        (Voice::Fresh, None, 25, 6, 64),
+        (Voice::Fresh, None, 200, 3, 2),
+    ] {
+        let config = EngineConfig { speculation: Speculation::Always, ..config(sequences, chunk) };
+        let scripts = [script(Voice::Fresh, None), script(voice, silent_at)];
+        let (engine, widest) = start_with_draft([60, blocks], &config, scripts);
+        let prompts: Vec<Vec<u32>> =
+            (0..18).map(|i| [prompt(i % 3, 40), prompt(i, 1 + i as usize * 5 % 60)].concat()).collect();
+        let listeners: Vec<Listener> = prompts.iter().map(|p| ask(&engine, p, 60, |_| {})).collect();
+        for (prompt, listener) in prompts.iter().zip(listeners) {
+            assert_eq!(listener.finish().text, expected_of(prompt, 60, Voice::Fresh).0);
+        }
+        let last = ask(&engine, &talkative(), 90, |r| r.top_logprobs = Some(1)).finish();
+        assert_eq!((last.text.len(), last.tokens.len()), (90, 90));
+        let stats = engine.stats();
+        let (drafted, accepted) = (stats.draft_tokens.get(), stats.accepted_tokens.get());
+        assert!(*widest.lock().expect("not poisoned") > 0, "it was asked");
+        assert!(accepted > 0 && accepted < drafted, "{accepted} of {drafted}");
+        if (voice, silent_at, blocks, chunk) == (Voice::Fresh, None, 200, 64) {
+            assert!(accepted * 4 > drafted * 3, "it says the same, but only {accepted} of {drafted} were right");
+        }
+        println!("{voice:?} {silent_at:?} {blocks} blocks, {chunk} tokens a step: {accepted} of {drafted}");
+        eventually("the batch is empty", || stats.running.get() == 0 && stats.kv_blocks_used.get() == 0);
+    }
+}
+
+#[test]
+fn a_draft_model_that_fails_is_done_without() {
+    let config = EngineConfig { speculation: Speculation::Always, ..config(4, 64) };
+    let scripts = [Script::default(), Script { refuses: true, ..Script::default() }];
+    let (engine, _) = start_with_draft([60, 60], &config, scripts);
+    assert_eq!(ask(&engine, &talkative(), 90, |_| {}).finish().text.len(), 90);
+    assert!(engine.fault().is_none());
 }
 
 /// The real model, with a prompt that asks for a repetition and one that does not.

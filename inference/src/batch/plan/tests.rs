@@ -4,7 +4,6 @@ use super::*;
 use proptest::prelude::*;
 
 use crate::batch::fair::Fair;
-use crate::speculate::DRAFT_MAX;
 
 /// Random schedules per property.
 const SCHEDULES: u32 = 10_000;
@@ -180,6 +179,15 @@ fn guesses_keep_to_rows_blocks_and_the_target() {
     assert_eq!(of(Bounds { speculation: Speculation::Off, ..all }), 0);
     assert_eq!(of(Bounds { pace: None, ..BOUNDS }), 0);
     assert_eq!(of(Bounds { speculation: Speculation::Always, ..BOUNDS }), 12);
+}
+
+#[test]
+fn guessing_that_costs_time_is_bounded_by_it() {
+    let alone = Work { sampled: 1, plain: 0, attended: 100 };
+    let of = |odds, price| worth_guessing(&RATES, &alone, 1, odds, price);
+    assert_eq!([of(0.9, 0.0), of(0.9, 1e6), of(0.9, 3e6), of(0.5, 2e6), of(0.1, 0.0)], [7, 4, 1, 0, 0]);
+    let crowd = Work { sampled: 40, plain: 0, attended: 4000 };
+    assert_eq!(worth_guessing(&RATES, &crowd, 40, 0.9, 1e6), 0);
 }
 
 fn view() -> impl Strategy<Value = View> {

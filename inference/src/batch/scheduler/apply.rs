@@ -75,7 +75,7 @@ impl Scheduler {
         let running = self.running.len();
         for at in 0..self.plan.preempt.len() {
             let sequence = &mut self.running[self.plan.preempt[at]];
-            self.drafter.forget(sequence.id);
+            self.drafters.iter_mut().for_each(|drafter| drafter.forget(sequence.id));
             let (salt, computed) = (sequence.salt(), sequence.computed);
             self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
             sequence.computed = 0;
