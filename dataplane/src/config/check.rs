@@ -90,6 +90,7 @@ pub(super) fn check(
         model: texts.optional("model"),
         embeddings: embedding_model.as_deref() != Some("none"),
         embedding_model: embedding_model.filter(|name| name != "none"),
+        draft_model: texts.optional("draft_model"),
         workers: texts.whole_or_auto("workers", 1, 256, machine.cpus.min(16) as u64)?,
         io: texts.choice("io", &[("auto", IoMode::Auto), ("uring", IoMode::Uring), ("epoll", IoMode::Epoll)])?,
         memory_limit,

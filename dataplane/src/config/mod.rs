@@ -124,6 +124,8 @@ pub struct Config {
     pub model: Option<String>,
     /// Encoder by name or path; `None` takes the only one there is.
     pub embedding_model: Option<String>,
+    /// Model that guesses for the chat model: file name or path.
+    pub draft_model: Option<String>,
     /// False when the embedding model was turned off (`none`).
     pub embeddings: bool,
     /// Reactor threads (`MAX_WORKERS`).
