@@ -21,7 +21,7 @@ const LETTERS: u32 = 26;
 const END: u32 = LETTERS;
 const VOCABULARY: usize = 28;
 
-fn tokenizer() -> Arc<Tokenizer> {
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     let mut tokens: Vec<String> = ('a'..='z').map(String::from).collect();
     tokens.extend(["<|im_end|>".to_owned(), "<|pad|>".to_owned()]);
     let types = tokens.iter().map(|t| if t.len() > 1 { 3 } else { 1 }).collect();

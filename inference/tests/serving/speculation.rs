@@ -2,11 +2,12 @@
 
 use millrace_inference::model::Model;
 use millrace_inference::{
-    ChatTemplate, Engine, EngineConfig, FinishReason, Request, Sampling, Speculation, TemplateMessage, Tokenizer,
+    ChatTemplate, Engine, EngineConfig, EngineError, FinishReason, Request, Sampling, Speculation, TemplateMessage,
+    Tokenizer,
 };
 use std::sync::Arc;
 
-use crate::scheduler::{Script, Voice, config, expected_of, prompt, start, start_with_draft, talkative};
+use crate::scheduler::{Script, Voice, config, expected_of, prompt, start, start_with_draft, talkative, tokenizer};
 use crate::support::{LANGUAGE_MODEL, Listener, Reply, eventually, model_path, request};
 
 /// An engine with this setting on the backend that has habits.
@@ -181,4 +182,35 @@ fn the_real_model_writes_the_same_with_and_without() {
     let stats = guessing.stats();
     assert!(stats.accepted_tokens.get() > 20, "{} of {}", stats.accepted_tokens.get(), stats.draft_tokens.get());
     assert!(stats.steps.get() < plain.stats().steps.get());
+}
+
+/// The real model beside itself: all that a draft model does, with guesses that are always right when it is greedy.
+#[test]
+fn a_real_draft_model_changes_nothing_and_one_with_other_tokens_is_refused() {
+    let Some(path) = model_path(LANGUAGE_MODEL) else { return };
+    let model = Model::load(&path).expect("the model loads");
+    let real = Arc::new(Tokenizer::from_gguf(model.gguf()).expect("a tokenizer"));
+    let start = |draft, tokenizer: &Arc<Tokenizer>, speculation| {
+        let config = EngineConfig { sequences_max: 4, kv_bytes_max: 64 << 20, speculation, ..EngineConfig::default() };
+        Engine::start_with_draft(Arc::clone(&model), draft, Arc::clone(tokenizer), config)
+    };
+    match start(Some(Arc::clone(&model)), &tokenizer(), Speculation::Auto) {
+        Err(EngineError::DraftVocabulary { draft: 49_152, tokens: 28, differs: 0 }) => {}
+        other => panic!("{other:?}"),
+    }
+    let plain = start(None, &real, Speculation::Off).expect("the engine starts");
+    let guessing = start(Some(Arc::clone(&model)), &real, Speculation::Always).expect("the engine starts");
+    let prompts = ["Name three rivers of Europe.", "How does a lighthouse work?", "Say hello."];
+    let prompts =
+        prompts.map(|text| real.encode(&format!("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"), true));
+    for temperature in [0.0, 0.9] {
+        let way = |r: &mut Request| r.sampling = Sampling { temperature, seed: 5, ..Sampling::default() };
+        let [a, b] = [&plain, &guessing].map(|engine| {
+            let listeners = prompts.each_ref().map(|prompt| ask(engine, prompt, 40, way));
+            listeners.map(|listener| seen(&listener.finish()))
+        });
+        assert_eq!(a, b, "temperature {temperature}");
+        let (drafted, accepted) = (guessing.stats().draft_tokens.get(), guessing.stats().accepted_tokens.get());
+        assert!(temperature > 0.0 || accepted * 4 > drafted * 3, "{accepted} of {drafted}");
+    }
 }
