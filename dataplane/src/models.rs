@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use millrace_inference::Speculation;
 use ring::digest::{Context, SHA256};
 
 use crate::config::{Config, nearest};
@@ -127,6 +128,12 @@ pub fn chat_model(config: &Config) -> Result<Found, Trouble> {
             })
         }
     }
+}
+
+/// The model that guesses for the chat model, if a configuration means one and the engine may guess.
+pub fn draft_model(config: &Config) -> Result<Option<Found>, Trouble> {
+    let name = config.draft_model.as_ref().filter(|_| config.engine.speculation != Speculation::Off);
+    name.map(|name| named(config, name, Kind::Chat, "draft_model")).transpose()
 }
 
 /// The encoder that a configuration means; `None` when there is none or it is turned off.

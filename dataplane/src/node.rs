@@ -161,7 +161,9 @@ fn cut<'a>(text: &'a str, word: &str) -> Option<(&'a str, &'a str)> {
 fn plan(config: &Config) -> Result<Plan, Trouble> {
     let chat = models::chat_model(config)?;
     let encoder = models::encoder(config)?;
-    let plan = Plan::new(config, chat.bytes, encoder.map_or(0, |model| model.bytes));
+    let of = |model: Option<Found>| model.map_or(0, |model| model.bytes);
+    let draft = models::draft_model(config)?;
+    let plan = Plan::new(config, chat.bytes + of(draft), of(encoder));
     if plan.fits() {
         return Ok(plan);
     }
@@ -176,6 +178,7 @@ struct Parts {
     name: String,
     store: Store,
     chat: Chat,
+    draft: Option<Arc<Model>>,
     encoder: Option<Arc<Encoder>>,
 }
 
@@ -185,6 +188,10 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     let encoder = models::encoder(config)?;
     let name = chat.name.strip_suffix(".gguf").unwrap_or(&chat.name).to_owned();
     let cache = config.data.join(CACHE_FOLDER);
+    let draft_cache = cache.clone();
+    let draft_load = models::draft_model(config)?
+        .map(|found| in_thread("load-draft", move || load_model(&found, &draft_cache)))
+        .transpose()?;
     let chat_load = in_thread("load-model", move || load_chat(&chat, &cache))?;
     let encoder_load = encoder.map(|found| in_thread("load-encoder", move || load_encoder(&found))).transpose()?;
     let deadline = Instant::now() + config.model_load_timeout;
@@ -192,9 +199,10 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     let store = open_store(config)?;
     tracing::debug!(took = ?began.elapsed(), "store opened");
     let chat = finished(&chat_load, deadline, config)?;
+    let draft = draft_load.map(|load| finished(&load, deadline, config)).transpose()?;
     let encoder = encoder_load.map(|load| finished(&load, deadline, config)).transpose()?;
     config.engine.context_max = config.engine.context_max.min(chat.model.info().context_max);
-    Ok(Parts { name, store, chat, encoder })
+    Ok(Parts { name, store, chat, draft, encoder })
 }
 
 type Loading<T> = mpsc::Receiver<Result<T, Trouble>>;
@@ -255,8 +263,12 @@ struct Chat {
     template: Arc<ChatTemplate>,
 }
 
+fn load_model(found: &Found, cache: &Path) -> Result<Arc<Model>, Trouble> {
+    Model::load_cached(&found.path, cache).map_err(|error| broken_model(found, &error))
+}
+
 fn load_chat(found: &Found, cache: &Path) -> Result<Chat, Trouble> {
-    let model = Model::load_cached(&found.path, cache).map_err(|error| broken_model(found, &error))?;
+    let model = load_model(found, cache)?;
     let tokenizer = Tokenizer::from_gguf(model.gguf()).map_err(|error| broken_model(found, &error))?;
     let template = ChatTemplate::from_gguf(model.gguf()).map_err(|error| broken_model(found, &error))?;
     Ok(Chat { model, tokenizer: Arc::new(tokenizer), template: Arc::new(template) })
@@ -301,7 +313,7 @@ impl Node {
         for (flags, reason) in &probe.refused {
             tracing::info!(?flags, reason, "the kernel refused a ring");
         }
-        let engine = start_engine(&config, &parts.chat)?;
+        let engine = start_engine(&config, &parts.chat, parts.draft.clone())?;
         let embedder = start_embedder(parts.encoder.as_ref())?;
         let control = Control::start().map_err(|error| {
             Trouble::new("the control thread cannot start", error.to_string(), "look at `ulimit -u` and `ulimit -n`")
@@ -398,7 +410,7 @@ fn instruction_set() -> &'static str {
     "scalar"
 }
 
-fn start_engine(config: &Config, chat: &Chat) -> Result<Arc<Engine>, Trouble> {
+fn start_engine(config: &Config, chat: &Chat, draft: Option<Arc<Model>>) -> Result<Arc<Engine>, Trouble> {
     let options = &config.engine;
     let settings = EngineConfig {
         threads: options.threads,
@@ -412,9 +424,11 @@ fn start_engine(config: &Config, chat: &Chat) -> Result<Arc<Engine>, Trouble> {
         prefill_chunk: options.prefill_chunk,
         inter_token_target: options.inter_token_target,
         first_token_max: options.first_token_max,
+        speculation: options.speculation,
     };
     let began = Instant::now();
-    let engine = Engine::start(Arc::clone(&chat.model), Arc::clone(&chat.tokenizer), settings);
+    let (model, tokenizer) = (Arc::clone(&chat.model), Arc::clone(&chat.tokenizer));
+    let engine = Engine::start_with_draft(model, draft, tokenizer, settings);
     let engine = engine.map(Arc::new).map_err(|error| in_parts(&error));
     tracing::debug!(took = ?began.elapsed(), "engine started");
     engine
@@ -450,6 +464,9 @@ fn observe(metrics: &Metrics, engine: &Arc<Engine>, parts: &Parts, config: &Conf
             refused: stats.refused.get(),
             steps: stats.steps.get(),
             preemptions: stats.preemptions.get(),
+            drafts: stats.drafts.get(),
+            draft_tokens: stats.draft_tokens.get(),
+            accepted_tokens: stats.accepted_tokens.get(),
             forecasts: forecast.count,
             forecast_seconds: forecast.sum_seconds,
             forecast_error_seconds: stats.forecast_error.snapshot().sum_seconds,

@@ -36,12 +36,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a configuration with these weights on disk.
+    /// The plan of a configuration with these weights on disk; a draft model's count with the chat model's.
     pub fn new(config: &Config, chat_bytes: u64, encoder_bytes: u64) -> Self {
         let engine = &config.engine;
         let mut parts = Vec::new();
         let mut part = |what: String, bytes: u64| parts.push(Part { what, bytes });
-        part("chat model weights, packed for the kernels".into(), chat_bytes);
+        let draft = if config.draft_model.is_some() { " and draft model" } else { "" };
+        part(format!("chat model{draft} weights, packed for the kernels"), chat_bytes);
         if encoder_bytes > 0 {
             part("encoder weights".into(), encoder_bytes);
         }

@@ -3,7 +3,8 @@
 //! `cargo run --release -p millrace-inference --example generate -- MODEL.gguf "Why is the sky blue?" [options]`
 //!
 //! Options: `--tokens N` (128), `--threads N`, `--copies N` (ask N times at once), `--temperature T` (0), `--seed S`,
-//! `--raw` (no chat template), `--ignore-eos`, `--distinct` (copies share no prefix).
+//! `--raw` (no chat template), `--ignore-eos`, `--distinct` (copies share no prefix), `--speculation off|auto|always`
+//! (auto), `--draft SMALLER.gguf`. A prompt that begins with `@` is read from the file of that name.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,8 +14,8 @@ use std::time::Instant;
 
 use millrace_inference::model::Model;
 use millrace_inference::{
-    ChatTemplate, Constraint, Engine, EngineConfig, Outlet, Output, Request, Sampling, TemplateMessage, Timings,
-    Tokenizer, Usage,
+    ChatTemplate, Constraint, Engine, EngineConfig, Outlet, Output, Request, Sampling, Speculation, TemplateMessage,
+    Timings, Tokenizer, Usage,
 };
 
 struct Options {
@@ -29,6 +30,8 @@ struct Options {
     ignore_eos: bool,
     schema: Option<serde_json::Value>,
     distinct: bool,
+    speculation: Speculation,
+    draft: Option<PathBuf>,
 }
 
 fn parse() -> Result<Options, String> {
@@ -45,6 +48,8 @@ fn parse() -> Result<Options, String> {
         ignore_eos: false,
         schema: None,
         distinct: false,
+        speculation: Speculation::Auto,
+        draft: None,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -60,6 +65,15 @@ fn parse() -> Result<Options, String> {
             "--ignore-eos" => o.ignore_eos = true,
             "--schema" => o.schema = Some(serde_json::from_str(&number()?).map_err(|e| bad(&e))?),
             "--distinct" => o.distinct = true,
+            "--draft" => o.draft = Some(number()?.into()),
+            "--speculation" => {
+                o.speculation = match number()?.as_str() {
+                    "off" => Speculation::Off,
+                    "auto" => Speculation::Auto,
+                    "always" => Speculation::Always,
+                    other => return Err(format!("{arg} is off, auto or always, not {other}")),
+                }
+            }
             _ if arg.starts_with("--") => return Err(format!("unknown option {arg}")),
             _ => plain.push(arg),
         }
@@ -98,15 +112,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let begun = Instant::now();
     let model = Model::load(&options.model)?;
     let template = ChatTemplate::from_gguf(model.gguf())?;
-    let mut config = EngineConfig { nice: 0, ..EngineConfig::default() };
+    let speculation = options.speculation;
+    let mut config = EngineConfig { nice: 0, speculation, ..EngineConfig::default() };
     config.threads = options.threads.unwrap_or(config.threads);
     let tokenizer = Arc::new(Tokenizer::from_gguf(model.gguf())?);
-    let engine = Engine::start(model, tokenizer, config)?;
-    let text = if options.raw {
-        options.prompt.clone()
-    } else {
-        template.render(&[TemplateMessage::new("user", &options.prompt)], true)?
+    let draft = options.draft.as_deref().map(Model::load).transpose()?;
+    let engine = Engine::start_with_draft(model, draft, tokenizer, config)?;
+    let prompt = match options.prompt.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file)?,
+        None => options.prompt.clone(),
     };
+    let text = if options.raw { prompt } else { template.render(&[TemplateMessage::new("user", &prompt)], true)? };
     let prompt = engine.tokenizer().encode(&text, true);
     eprintln!("ready after {:?}, {} prompt tokens", begun.elapsed(), prompt.len());
     let (sender, done) = channel();
@@ -149,5 +165,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         stats.overhead_us.get() as f64 / 1e3 / stats.steps.get().max(1) as f64,
         stats.preemptions.get(),
     );
+    eprintln!("{} tokens guessed, {} of them right", stats.draft_tokens.get(), stats.accepted_tokens.get());
     Ok(())
 }

@@ -16,6 +16,7 @@ mod priority;
 pub mod quant;
 pub mod request;
 pub mod sample;
+pub mod speculate;
 pub mod stats;
 pub mod template;
 pub mod tokenizer;
@@ -27,6 +28,7 @@ pub use request::{
     CancelHandle, FinishReason, Outlet, Output, ParameterError, Request, Sampling, SubmitError, Timings, TokenOut,
     Usage,
 };
+pub use speculate::Speculation;
 pub use stats::Stats;
 pub use template::{ChatTemplate, TemplateError, TemplateMessage, ToolFormat};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerError};

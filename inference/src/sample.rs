@@ -309,7 +309,7 @@ fn maximum(values: &[f32]) -> f32 {
 }
 
 /// First index of the greatest value; `None` when no value is finite.
-fn best(values: &[f32]) -> Option<u32> {
+pub(crate) fn best(values: &[f32]) -> Option<u32> {
     // Stretch by stretch, so that the second look at the best stretch is a short one.
     const STRETCH: usize = 512;
     let (mut max, mut stretch) = (f32::NEG_INFINITY, 0);

@@ -109,6 +109,12 @@ pub struct Stats {
     pub steps: Number,
     /// Token rows over all steps; divided by `steps` it is the mean batch.
     pub rows: Number,
+    /// Guesses that were computed: at most one per reply and step.
+    pub drafts: Number,
+    /// Guessed tokens that were computed.
+    pub draft_tokens: Number,
+    /// Guessed tokens that became part of a reply.
+    pub accepted_tokens: Number,
     /// Sequences that lost their KV blocks and had to be recomputed.
     pub preemptions: Number,
     /// Requests refused at submission.

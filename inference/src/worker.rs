@@ -16,8 +16,9 @@ use crate::constrain::Workshop;
 use crate::kv::{BLOCK_TOKENS, KvFormat};
 use crate::model::Model;
 use crate::request::{CancelHandle, Request, SubmitError};
+use crate::speculate::{DRAFT_MAX, DraftModel, Drafter, Lookup, Speculation};
 use crate::stats::Stats;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// How much the engine may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct EngineConfig {
     /// Refuse requests whose first token is predicted later than this; `None` only refuses what would miss its own
     /// deadline.
     pub first_token_max: Option<Duration>,
+    /// Whether tokens are guessed and verified beside others; replies are the same either way.
+    pub speculation: Speculation,
 }
 
 impl Default for EngineConfig {
@@ -61,11 +64,21 @@ impl Default for EngineConfig {
             prefill_chunk: 256,
             inter_token_target: Duration::from_millis(100),
             first_token_max: None,
+            speculation: Speculation::Auto,
         }
     }
 }
 
 impl EngineConfig {
+    /// Rows of logits for which a backend needs room. Guesses use those that running sequences leave, so that a batch
+    /// that is not full needs no more memory for them than a full one without.
+    fn logits_rows(&self) -> usize {
+        match self.speculation {
+            Speculation::Off => self.sequences_max,
+            _ => self.sequences_max.max(1 + DRAFT_MAX),
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<(), EngineError> {
         let ranges: [(&'static str, usize, usize, usize); 6] = [
             ("threads", self.threads, 1, 1024),
@@ -104,6 +117,40 @@ pub enum EngineError {
     /// The thread could not be started.
     #[error("cannot start the engine's thread; check the limit on threads")]
     Thread(#[source] std::io::Error),
+    /// The draft model's file has no usable tokenizer.
+    #[error("the draft model's vocabulary cannot be read; choose another draft model")]
+    DraftTokenizer(#[source] TokenizerError),
+    /// The draft model speaks of other tokens.
+    #[error(
+        "the draft model has another vocabulary than the model ({draft} tokens, not {tokens}, or another one at {differs}); \
+         choose a smaller model of the same family"
+    )]
+    DraftVocabulary {
+        /// Tokens of the draft model.
+        draft: usize,
+        /// Tokens of the model.
+        tokens: usize,
+        /// The first token in which they differ.
+        differs: u32,
+    },
+}
+
+/// The part of the memory for keys and values that a draft model gets: it serves a few replies at a time, and needs less
+/// for a token.
+const DRAFT_KV_SHARE: usize = 8;
+
+/// Guesses are token numbers, so both models must mean the same by them.
+fn check_vocabulary(tokenizer: &Tokenizer, draft: &Model) -> Result<(), EngineError> {
+    let other = Tokenizer::from_gguf(draft.gguf()).map_err(EngineError::DraftTokenizer)?;
+    let (tokens, draft) = (tokenizer.vocabulary(), other.vocabulary());
+    let same = |id: &u32| tokenizer.token_bytes(*id) == other.token_bytes(*id);
+    match (0..tokens.min(draft) as u32).find(|id| !same(id)) {
+        None if tokens == draft => Ok(()),
+        differs => {
+            let differs = differs.unwrap_or(tokens.min(draft) as u32);
+            Err(EngineError::DraftVocabulary { draft, tokens, differs })
+        }
+    }
 }
 
 /// What the handle and the engine's thread share.
@@ -153,28 +200,51 @@ impl std::fmt::Debug for Engine {
 impl Engine {
     /// Starts the engine's threads on a model, whose tokenizer the caller has built.
     pub fn start(model: Arc<Model>, tokenizer: Arc<Tokenizer>, config: EngineConfig) -> Result<Engine, EngineError> {
+        Self::start_with_draft(model, None, tokenizer, config)
+    }
+
+    /// Starts the engine's threads on a model, with a smaller one that guesses its tokens. Both must have the same
+    /// vocabulary. The smaller one gets a part of the memory for keys and values.
+    pub fn start_with_draft(
+        model: Arc<Model>,
+        draft: Option<Arc<Model>>,
+        tokenizer: Arc<Tokenizer>,
+        config: EngineConfig,
+    ) -> Result<Engine, EngineError> {
         config.check()?;
+        let draft = draft.filter(|_| config.speculation != Speculation::Off);
         let context_max = match config.context_max {
             0 => model.info().context_max,
             n => n.min(model.info().context_max),
         };
-        let cpu = CpuConfig {
+        let mut cpu = CpuConfig {
             threads: config.threads,
             cpus: config.cpus.clone(),
             nice: config.nice,
             kv_format: config.kv_format,
             kv_bytes_max: config.kv_bytes_max,
             context_max,
-            step_tokens_max: config.sequences_max + config.prefill_chunk,
-            step_logits_max: config.sequences_max,
+            step_tokens_max: config.logits_rows() + config.prefill_chunk,
+            step_logits_max: config.logits_rows(),
         };
+        let mut drafting: Option<Box<dyn Backend>> = None;
+        if let Some(draft) = draft {
+            check_vocabulary(&tokenizer, &draft)?;
+            let kv_bytes_max = config.kv_bytes_max / DRAFT_KV_SHARE;
+            // Guesses are for batches that are not full, so it computes one row for each of them at most.
+            let step_logits_max = config.sequences_max;
+            let small = CpuConfig { kv_bytes_max, step_logits_max, ..cpu.clone() };
+            drafting = Some(Box::new(CpuBackend::new(draft, &small)?));
+            cpu.kv_bytes_max -= kv_bytes_max;
+        }
         let backend = CpuBackend::new(model, &cpu)?;
-        Self::start_on(Box::new(backend), tokenizer, &config)
+        Self::start_on(Box::new(backend), drafting, tokenizer, &config)
     }
 
-    /// Starts the engine's thread on a backend.
+    /// Starts the engine's thread on a backend, with one for a model that guesses.
     pub fn start_on(
         backend: Box<dyn Backend>,
+        draft: Option<Box<dyn Backend>>,
         tokenizer: Arc<Tokenizer>,
         config: &EngineConfig,
     ) -> Result<Engine, EngineError> {
@@ -183,20 +253,27 @@ impl Engine {
         // The last token of a reply is never fed back, so a pool that holds all but one token is enough; keep it whole.
         let context_max = limits.context_max.min(limits.blocks * BLOCK_TOKENS);
         let bounds = RequestBounds { context_max, vocabulary: limits.vocab };
+        let sequences_max = config.sequences_max.min(limits.step_logits_max);
+        let prefill_tokens =
+            config.prefill_chunk.min(limits.step_tokens_max.saturating_sub(config.sequences_max)).max(1);
+        let target_ns = config.inter_token_target.as_nanos() as f64;
         let step = StepBounds {
-            sequences_max: config.sequences_max.min(limits.step_logits_max),
-            prefill_tokens: config
-                .prefill_chunk
-                .min(limits.step_tokens_max.saturating_sub(config.sequences_max))
-                .max(1),
-            target_ns: config.inter_token_target.as_nanos() as f64,
+            sequences_max,
+            prefill_tokens,
+            // What rows of logits and prompt rows together leave of a step's tokens.
+            logits_rows: limits.step_logits_max.min(limits.step_tokens_max - prefill_tokens).max(sequences_max),
+            speculation: config.speculation,
+            target_ns,
         };
-        let StepBounds { sequences_max, prefill_tokens, target_ns } = step;
         let demand = Demand::new(Limits { sequences_max, prefill_tokens, target_ns, blocks: limits.blocks });
         let shared = Arc::new(Shared { demand: Mutex::new(demand), ..Shared::default() });
         // One more than the queue, so that a wake-up finds a place.
         let (sender, receiver) = bounded(config.queue_max + 1);
-        let scheduler = Scheduler::new(backend, Arc::clone(&tokenizer), Arc::clone(&shared), receiver, step);
+        let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Lookup::default())];
+        if let Some(draft) = draft {
+            drafters.push(Box::new(DraftModel::new(draft, tokenizer.vocabulary())));
+        }
+        let scheduler = Scheduler::new(backend, Arc::clone(&tokenizer), Arc::clone(&shared), receiver, step, drafters);
         let thread = std::thread::Builder::new().name("engine".to_owned());
         let thread = thread.spawn(move || scheduler.run()).map_err(EngineError::Thread)?;
         let workshop = Workshop::new(

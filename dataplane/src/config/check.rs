@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use millrace_inference::Speculation;
+
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
 use super::{AgentOptions, Config, EngineOptions, IoMode, Limits, StorageOptions, StorageType, units};
@@ -88,6 +90,7 @@ pub(super) fn check(
         model: texts.optional("model"),
         embeddings: embedding_model.as_deref() != Some("none"),
         embedding_model: embedding_model.filter(|name| name != "none"),
+        draft_model: texts.optional("draft_model"),
         workers: texts.whole_or_auto("workers", 1, 256, machine.cpus.min(16) as u64)?,
         io: texts.choice("io", &[("auto", IoMode::Auto), ("uring", IoMode::Uring), ("epoll", IoMode::Epoll)])?,
         memory_limit,
@@ -138,6 +141,7 @@ fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<Eng
         inter_token_target: texts.duration("engine.inter_token_target", Duration::from_millis(1), minute)?,
         first_token_max: Some(texts.duration("engine.first_token_max", Duration::ZERO, 60 * minute)?)
             .filter(|limit| !limit.is_zero()),
+        speculation: texts.choice("engine.speculation", &[("auto", Speculation::Auto), ("off", Speculation::Off)])?,
     })
 }
 

@@ -56,6 +56,9 @@ keys! {
     "embedding_model", "MILLRACE_EMBEDDING_MODEL", "",
         "Encoder for embeddings and recall: a folder in the models folder, or a path; `none` turns it off. Default: the only encoder folder there",
         "Without it /v1/embeddings is refused and recall works on words and links alone.";
+    "draft_model", "MILLRACE_DRAFT_MODEL", "",
+        "A much smaller chat model of the same family (same vocabulary) that guesses tokens for the chat model, named like it; empty is none",
+        "Its weights come on top in memory, and an eighth of engine.kv_mib is its own; used only while it makes answers faster.";
     "workers", "MAX_WORKERS", "auto",
         "Reactor threads, 1 to 256; auto is one for each CPU, at most 16",
         "Each takes about 1 MiB and one io_uring; more than CPUs only adds switches.";
@@ -116,6 +119,9 @@ keys! {
     "engine.first_token_max", "MILLRACE_ENGINE_FIRST_TOKEN_MAX", "0s",
         "Refuse requests (429) whose first token is predicted later than this, up to 1h; 0s refuses only what would miss its own deadline",
         "A longer time turns overload into long waits instead of early refusals.";
+    "engine.speculation", "MILLRACE_ENGINE_SPECULATION", "auto",
+        "Guess tokens and verify several in one step: auto where it is predicted to be faster, or off; answers are the same either way",
+        "off makes answers slower that repeat parts of their context, while few run at once.";
     "storage.cache_mib", "MILLRACE_STORAGE_CACHE_MIB", "64",
         "Block cache and write buffers of the store in MiB, 8 to 1048576",
         "Counts in the memory plan.";

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use millrace_inference::Speculation;
 use millrace_inference::kv::KvFormat;
 use millrace_proto::channel::Account;
 use millrace_proto::retry::RetryPolicy;
@@ -68,6 +69,8 @@ pub struct EngineOptions {
     pub inter_token_target: Duration,
     /// Longest predicted time to the first token that is accepted; `None` is any.
     pub first_token_max: Option<Duration>,
+    /// Whether the engine guesses tokens.
+    pub speculation: Speculation,
 }
 
 /// Settings of the store.
@@ -124,6 +127,8 @@ pub struct Config {
     pub model: Option<String>,
     /// Encoder by name or path; `None` takes the only one there is.
     pub embedding_model: Option<String>,
+    /// Model that guesses for the chat model: file name or path.
+    pub draft_model: Option<String>,
     /// False when the embedding model was turned off (`none`).
     pub embeddings: bool,
     /// Reactor threads (`MAX_WORKERS`).

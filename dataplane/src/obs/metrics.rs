@@ -326,6 +326,12 @@ pub struct EngineSnapshot {
     pub steps: u64,
     /// Sequences thrown back to the queue for want of KV blocks.
     pub preemptions: u64,
+    /// Guesses that were verified.
+    pub drafts: u64,
+    /// Tokens in them.
+    pub draft_tokens: u64,
+    /// Tokens of them that were right.
+    pub accepted_tokens: u64,
     /// Requests with a predicted time to the first token that got one.
     pub forecasts: u64,
     /// Their predicted times together.

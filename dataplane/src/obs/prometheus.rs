@@ -179,7 +179,7 @@ fn channels(page: &mut Page, metrics: &Metrics) {
 
 fn engine_counters(page: &mut Page, engine: &EngineSnapshot) {
     let model = [("model_name", engine.model.as_str())];
-    let gauges: [(&str, &str, &str, f64); 18] = [
+    let gauges: [(&str, &str, &str, f64); 21] = [
         ("vllm:num_requests_running", "gauge", "Requests in the batch.", engine.running as f64),
         ("vllm:num_requests_waiting", "gauge", "Requests waiting for a place in the batch.", engine.waiting as f64),
         ("vllm:kv_cache_usage_perc", "gauge", "KV cache in use; 1 is full.", engine.kv_usage),
@@ -187,6 +187,9 @@ fn engine_counters(page: &mut Page, engine: &EngineSnapshot) {
         ("vllm:prefix_cache_hits_total", "counter", "Prompt tokens reused.", engine.prompt_tokens_cached as f64),
         ("vllm:generation_tokens_total", "counter", "Tokens generated.", engine.generation_tokens as f64),
         ("vllm:num_preemptions_total", "counter", "Sequences put back for want of KV.", engine.preemptions as f64),
+        ("vllm:spec_decode_num_drafts_total", "counter", "Guesses verified.", engine.drafts as f64),
+        ("vllm:spec_decode_num_draft_tokens_total", "counter", "Tokens in them.", engine.draft_tokens as f64),
+        ("vllm:spec_decode_num_accepted_tokens_total", "counter", "Right ones.", engine.accepted_tokens as f64),
         ("millrace_engine_steps_total", "counter", "Steps of the batch.", engine.steps as f64),
         ("millrace_engine_refused_total", "counter", "Requests refused at submission.", engine.refused as f64),
         ("millrace_ttft_forecasts_total", "counter", "First tokens that were predicted.", engine.forecasts as f64),

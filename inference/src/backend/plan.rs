@@ -12,7 +12,7 @@ pub enum LogitsWanted {
     None,
     /// Only the last token: decoding, and the end of a prompt.
     Last,
-    /// Every token: scoring of a given text.
+    /// Every token: guesses under verification, scoring of a given text.
     All,
 }
 
@@ -80,13 +80,19 @@ impl StepPlan {
     /// Adds `tokens` of one sequence, whose first new token has position `start` and whose blocks from position 0 on
     /// are `blocks`. A sequence may appear once in a plan.
     pub fn push(&mut self, tokens: &[u32], start: usize, blocks: &[BlockId], logits: LogitsWanted) {
+        self.push_parts([tokens, &[]], start, blocks, logits);
+    }
+
+    /// [`StepPlan::push`] for tokens that lie in two places: known ones and guessed ones.
+    pub fn push_parts(&mut self, tokens: [&[u32]; 2], start: usize, blocks: &[BlockId], logits: LogitsWanted) {
         let (first_token, first_block) = (self.tokens.len(), self.blocks.len());
-        self.tokens.extend_from_slice(tokens);
+        tokens.iter().for_each(|part| self.tokens.extend_from_slice(part));
         self.blocks.extend_from_slice(blocks);
+        let count = self.tokens.len() - first_token;
         self.logits_rows += match logits {
             LogitsWanted::None => 0,
-            LogitsWanted::Last => usize::from(!tokens.is_empty()),
-            LogitsWanted::All => tokens.len(),
+            LogitsWanted::Last => count.min(1),
+            LogitsWanted::All => count,
         };
         self.slices.push(Slice {
             tokens: first_token..self.tokens.len(),

@@ -9,6 +9,9 @@
 //! 3. A waiting sequence enters only when its whole prompt fits beside what the running ones still need; the first
 //!    that does not fit keeps its place and nobody who waits overtakes it. Who waits for another one's prefix does not
 //!    count.
+//! 4. Guessed tokens of replies get rows last, the likeliest first, as long as a row brings more tokens for its time
+//!    than the step as a whole, and while time, blocks and rows of logits are left. Where rows cost little beside what
+//!    the step costs anyway (few replies, no prompts) that goes far; in a full batch it ends at once.
 //!
 //! While replies are running the budget is the time that is left of the target for a step, by measured costs; the
 //! first chunk has a block at least, so that prompts get on however slow the machine is. Without running replies only
@@ -19,9 +22,15 @@
 
 use super::cost::{Rates, Work};
 use crate::kv::{BLOCK_TOKENS, blocks_for};
+use crate::speculate::{Chances, DRAFT_MAX, Speculation};
+
+/// What a guessed row must bring, in tokens for its time, relative to the step without it: costs are estimates.
+const DRAFT_GAIN_MIN: f64 = 1.1;
+/// How much longer they may make a step that is over its target already: on a slow machine they gain most.
+const DRAFT_STRETCH_MAX: f64 = 1.5;
 
 /// What the planner knows of one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct View {
     /// Gives way to all that are not background.
     pub background: bool,
@@ -41,6 +50,15 @@ pub struct View {
     pub running: bool,
     /// Stays in the queue for this step, because another one is computing what it could share.
     pub waits: bool,
+    /// The guessed tokens that could be computed behind the known ones.
+    pub chances: Chances,
+}
+
+impl View {
+    /// Whether it is a running reply that needs one more token.
+    fn decodes(&self) -> bool {
+        self.running && self.known - self.computed == 1
+    }
 }
 
 /// What a tenant got so far.
@@ -70,6 +88,10 @@ pub struct Bounds {
     pub sequences_max: usize,
     /// Most prompt tokens in one step.
     pub prefill_tokens: usize,
+    /// Most rows of logits in one step; at least one for each running sequence.
+    pub logits_rows: usize,
+    /// When guessed tokens are computed.
+    pub speculation: Speculation,
     /// Bound on time; `None` before costs are known.
     pub pace: Option<Pace>,
 }
@@ -83,6 +105,37 @@ pub struct Slice {
     pub count: usize,
     /// Whether these are its last known tokens, so that the next one can be sampled.
     pub samples: bool,
+    /// How many guessed tokens follow them.
+    pub drafts: usize,
+}
+
+impl Slice {
+    /// Rows of the step.
+    pub fn rows(&self) -> usize {
+        self.count + self.drafts
+    }
+
+    /// Rows of logits: the last known token and each guessed one.
+    pub fn sampled(&self) -> usize {
+        if self.samples { 1 + self.drafts } else { 0 }
+    }
+}
+
+/// How many tokens to guess for a reply whose guesses are this likely right, by a drafter that takes `price` nanoseconds
+/// for one token of each of so many replies; `work` is the step without guesses.
+pub fn worth_guessing(rates: &Rates, work: &Work, replies: usize, odds: f64, price: f64) -> usize {
+    let (mut time, mut tokens, mut chance) = (rates.of(work), work.sampled as f64, 1.0);
+    let round = rates.sampled * replies as f64 + price;
+    for count in 0..DRAFT_MAX {
+        chance *= odds;
+        let gain = chance * replies as f64;
+        if gain * time <= DRAFT_GAIN_MIN * round * tokens {
+            return count;
+        }
+        tokens += gain;
+        time += round;
+    }
+    DRAFT_MAX
 }
 
 /// What to do. Kept and reused, so that planning does not allocate.
@@ -135,6 +188,7 @@ impl Plan {
         self.promised = views.iter().filter(|v| v.running).map(wants).sum();
         self.plan_replies(views, shares);
         self.plan_prompts(views, shares, bounds);
+        self.plan_drafts(views, bounds);
     }
 
     /// One more token for every running reply.
@@ -142,7 +196,7 @@ impl Plan {
         for place in 0..self.rank.len() {
             let i = self.rank[place];
             let view = &views[i];
-            if view.running && view.known - view.computed == 1 && self.state[i] == State::Open {
+            if view.decodes() && self.state[i] == State::Open {
                 if self.make_room(views, place, missing(view, 1)) {
                     self.take(views, shares, i, 1);
                 } else {
@@ -232,7 +286,51 @@ impl Plan {
         self.promised -= blocks;
         self.state[i] = State::Planned;
         self.times[view.tenant] += count as f64 / shares[view.tenant].weight;
-        self.slices.push(Slice { index: i, count, samples: view.computed + count == view.known });
+        self.slices.push(Slice { index: i, count, samples: view.computed + count == view.known, drafts: 0 });
+    }
+
+    /// Guessed tokens behind the replies of this step.
+    fn plan_drafts(&mut self, views: &[View], bounds: &Bounds) {
+        let always = bounds.speculation == Speculation::Always;
+        let pace = match (bounds.speculation, bounds.pace) {
+            (Speculation::Off, _) | (Speculation::Auto, None) => return,
+            (_, pace) => pace,
+        };
+        let mut work = Work::default();
+        self.slices.iter().for_each(|slice| work.add(views[slice.index].computed, slice.count, slice.sampled()));
+        // A prompt's rows bring it nearer to its reply just as decoding does.
+        let mut tokens = (work.sampled + work.plain) as f64;
+        let mut time = pace.map_or(0.0, |pace| pace.rates.of(&work));
+        let latest = pace.map_or(0.0, |pace| pace.target_ns.max(DRAFT_STRETCH_MAX * time));
+        for _ in work.sampled..bounds.logits_rows {
+            let Some((at, chance)) = self.likeliest(views) else { return };
+            let slice = self.slices[at];
+            let view = &views[slice.index];
+            let price = pace.map_or(0.0, |Pace { rates, .. }| {
+                rates.sampled + rates.attended * (view.computed + slice.rows() + 1) as f64
+            });
+            let pays = chance * time > DRAFT_GAIN_MIN * price * tokens;
+            let late = time + price > latest;
+            let blocks = missing(view, slice.rows() + 1) - missing(view, slice.rows());
+            // Blocks of wrong guesses come back, but nobody gives its own up for them.
+            if !always && (!pays || late) || blocks > self.free {
+                return;
+            }
+            self.free -= blocks;
+            self.slices[at].drafts += 1;
+            tokens += chance;
+            time += price;
+        }
+    }
+
+    /// The slice whose next guessed token is most likely right, and how likely that is.
+    fn likeliest(&self, views: &[View]) -> Option<(usize, f64)> {
+        let next = |(at, slice): (usize, &Slice)| {
+            let view = &views[slice.index];
+            let chance = view.chances.get(slice.drafts).filter(|_| view.decodes())?;
+            Some((at, chance))
+        };
+        self.slices.iter().enumerate().filter_map(next).max_by(|(a, x), (b, y)| x.total_cmp(y).then(b.cmp(a)))
     }
 }
 

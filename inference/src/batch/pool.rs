@@ -13,7 +13,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::kv::{BLOCK_TOKENS, BlockAllocator, BlockId};
+use crate::kv::{BLOCK_TOKENS, BlockAllocator, BlockId, blocks_for};
 
 /// Identity of a cached block; 0 is the root of every salt.
 type Serial = u64;
@@ -169,6 +169,15 @@ impl Pool {
             table.blocks.push(block);
         }
         true
+    }
+
+    /// Takes back the blocks behind the first `tokens` tokens, which nothing was published of: guesses that were wrong.
+    pub fn shrink(&mut self, table: &mut Table, tokens: usize) {
+        let keep = blocks_for(tokens);
+        assert!(table.chain.len() <= keep, "what others may read is never taken back");
+        for block in table.blocks.drain(keep.min(table.blocks.len())..).rev() {
+            self.let_go(block);
+        }
     }
 
     /// Makes the blocks of the first `computed` tokens findable. Where an equal block exists already the table takes

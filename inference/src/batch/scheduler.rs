@@ -17,12 +17,15 @@ use super::queue::{Key, Queue, Queued as _};
 use super::sequence::{Sequence, ns_since};
 use crate::backend::{Backend, LogitsBuf, StepPlan};
 use crate::constrain::STEP_PATIENCE;
-use crate::request::{FinishReason, Outlet, TokenOut};
-use crate::sample::{self, Sampler, best_log_probs, log_prob, log_sum};
+use crate::request::{FinishReason, Outlet};
+use crate::sample::Sampler;
+use crate::speculate::{Drafter, Odds, Speculation};
 use crate::tokenizer::Tokenizer;
 use crate::worker::{Message, Shared};
 
 mod apply;
+mod guess;
+mod reply;
 
 /// How soon an engine without other work looks again at sequences that wait for a mask.
 const PARKED_LOOK: Duration = Duration::from_millis(2);
@@ -32,6 +35,9 @@ const PARKED_LOOK: Duration = Duration::from_millis(2);
 pub(crate) struct StepBounds {
     pub sequences_max: usize,
     pub prefill_tokens: usize,
+    /// Most rows of logits; at least `sequences_max`.
+    pub logits_rows: usize,
+    pub speculation: Speculation,
     /// Longest step while replies run.
     pub target_ns: f64,
 }
@@ -55,6 +61,14 @@ pub(crate) struct Scheduler {
     patience: Duration,
     sampler: Sampler,
     logits: LogitsBuf,
+    /// The cheapest first.
+    drafters: Vec<Box<dyn Drafter>>,
+    /// Time that guessing took in this step.
+    guessing: Duration,
+    /// How often guesses were right, over all sequences.
+    odds: Odds,
+    /// Sequences that came so far; names the next one.
+    sequences: u64,
     // Buffers that are filled again in every step.
     plan: Plan,
     views: Vec<View>,
@@ -77,6 +91,7 @@ impl Scheduler {
         shared: Arc<Shared>,
         receiver: Receiver<Message>,
         bounds: StepBounds,
+        drafters: Vec<Box<dyn Drafter>>,
     ) -> Self {
         let limits = backend.limits();
         shared.stats.kv_blocks_total.set(limits.blocks as u64);
@@ -84,6 +99,10 @@ impl Scheduler {
             pool: Pool::new(limits.blocks),
             sampler: Sampler::new(limits.vocab),
             logits: LogitsBuf::new(&limits),
+            drafters,
+            guessing: Duration::ZERO,
+            odds: Odds::default(),
+            sequences: 0,
             backend,
             tokenizer,
             shared,
@@ -114,6 +133,7 @@ impl Scheduler {
     pub fn run(mut self) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.backend.attach();
+            self.drafters.iter_mut().for_each(|drafter| drafter.attach());
             self.steps()
         }));
         let reason = match outcome {
@@ -137,6 +157,7 @@ impl Scheduler {
             }
             let begun = Instant::now();
             self.interrupt(begun);
+            self.guess();
             self.plan_step(begun);
             self.apply_plan(begun);
             if self.plan.slices.is_empty() {
@@ -158,7 +179,7 @@ impl Scheduler {
             stats.rows.add(self.step.tokens().len() as u64);
             stats.step_us.add((computed - computing).as_micros() as u64);
             stats.overhead_us.add(((computing - begun) + computed.elapsed()).as_micros() as u64);
-            self.meter.note(&self.work, begun.elapsed());
+            self.meter.note(&self.work, begun.elapsed().saturating_sub(self.guessing));
         }
     }
 
@@ -186,7 +207,8 @@ impl Scheduler {
 
     fn accept(&mut self, message: Message) {
         if let Message::Job(job) = message {
-            let sequence = Sequence::new(*job, self.epoch);
+            self.sequences += 1;
+            let sequence = Sequence::new(*job, self.sequences, self.epoch);
             self.fair.join(sequence.tenant(), sequence.job.request.weight);
             self.enqueue(sequence, Instant::now());
         }
@@ -260,81 +282,11 @@ impl Scheduler {
             let (salt, computed) = (sequence.salt(), sequence.computed);
             self.pool.publish(&mut sequence.table, salt, &sequence.tokens, computed);
             if slice.samples {
-                let ended = self.next_token(place, row, now);
-                self.running[place].ended = ended;
-                row += 1;
+                self.next_tokens(place, row, slice.drafts, now);
+                row += slice.sampled();
             }
         }
         self.leave_batch(now);
-    }
-
-    /// Samples the next token of a sequence; returns why it is over, if it is.
-    fn next_token(&mut self, place: usize, row: usize, now: Instant) -> Option<FinishReason> {
-        let sequence = &mut self.running[place];
-        let request = &sequence.job.request;
-        let logits = self.logits.row_mut(row);
-        let mask = match &mut sequence.job.guide {
-            None => None,
-            Some(guide) => match guide.mask(&mut self.patience, &self.shared.stats) {
-                Ok(Some(mask)) => Some(mask),
-                Ok(None) => {
-                    // It leaves the batch and comes back through the queue; what it computed stays findable.
-                    let (salt, computed) = (sequence.salt(), sequence.computed);
-                    self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
-                    (sequence.computed, sequence.running) = (0, false);
-                    return None;
-                }
-                Err(error) => return Some(FinishReason::Constraint(error)),
-            },
-        };
-        // Log-probabilities are those of the model's own distribution, and penalties change the row.
-        let best = request.top_logprobs.map(|n| {
-            self.unmodified.clear();
-            self.unmodified.extend_from_slice(logits);
-            let log_sum = log_sum(logits);
-            (log_sum, best_log_probs(logits, log_sum, usize::from(n)))
-        });
-        if let Some(mask) = mask {
-            sample::restrict(logits, mask);
-        }
-        let id = match self.sampler.pick(logits, &request.sampling, &sequence.tokens, sequence.prompt) {
-            Ok(id) => id,
-            Err(error) => return Some(FinishReason::Error(error.to_string())),
-        };
-        let end = !request.ignore_eos && self.tokenizer.is_end(id);
-        let bytes = if end { &[] } else { self.tokenizer.visible_bytes(id) };
-        let out = best.filter(|_| !end).map(|(log_sum, top)| {
-            let logprob = log_prob(self.unmodified[id as usize], log_sum);
-            TokenOut { id, logprob, text: bytes.to_vec(), top }
-        });
-        let (first, since) = sequence.note_token(id, now);
-        let stats = &self.shared.stats;
-        stats.generated_tokens.add(1);
-        if first {
-            stats.time_to_first_token.record(since);
-            if let Some((predicted, actual)) = sequence.forecast() {
-                stats.count_forecast(predicted, actual);
-            }
-        } else {
-            stats.inter_token.record(since)
-        }
-        if end {
-            return Some(FinishReason::Stop);
-        }
-        if sequence.gate.push(bytes, out) {
-            return Some(FinishReason::Stop);
-        }
-        let full = sequence.generated() >= sequence.job.request.max_tokens as usize;
-        if full {
-            return Some(FinishReason::Length);
-        }
-        if let Some(guide) = &mut sequence.job.guide {
-            guide.accept(id);
-        }
-        if sequence.flush() {
-            note_outlet(&mut self.wake, &sequence.job);
-        }
-        None
     }
 
     /// Takes ended and preempted sequences out of the batch.
@@ -364,6 +316,7 @@ impl Scheduler {
 
     fn finish(&mut self, sequence: &mut Sequence, reason: FinishReason, now: Instant) {
         self.shared.stats.count_finish(&reason);
+        self.drafters.iter_mut().for_each(|drafter| drafter.forget(sequence.id));
         note_outlet(&mut self.wake, &sequence.job);
         self.fair.leave(sequence.tenant());
         if matches!(reason, FinishReason::Stop | FinishReason::Length) {
@@ -402,7 +355,7 @@ impl Scheduler {
         }
         while let Ok(message) = self.receiver.try_recv() {
             if let Message::Job(job) = message {
-                let mut sequence = Sequence::new(*job, self.epoch);
+                let mut sequence = Sequence::new(*job, 0, self.epoch);
                 self.fair.join(sequence.tenant(), 1);
                 let _ = catch_unwind(AssertUnwindSafe(|| self.finish(&mut sequence, reason.clone(), now)));
             }

@@ -10,6 +10,7 @@ use super::queue::Queued;
 use super::text::TextGate;
 use crate::kv::BLOCK_TOKENS;
 use crate::request::{FinishReason, Output, Timings, TokenOut, Usage};
+use crate::speculate::{Chances, Draft, Odds};
 
 /// A request without a deadline is treated as if it had this one: those in a hurry go first, but not for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,6 +23,8 @@ const BACKGROUND_AGE: Duration = Duration::from_secs(30);
 /// A request in the queue or in the batch.
 pub(crate) struct Sequence {
     pub job: Job,
+    /// Names it to the drafter.
+    pub id: u64,
     /// Smaller goes first: nanoseconds since the engine started.
     pub order: u64,
     /// Gives way to interactive requests until this time, in the unit of `order`.
@@ -36,6 +39,9 @@ pub(crate) struct Sequence {
     pub gate: TextGate,
     /// Set when the last token ended the request.
     pub ended: Option<FinishReason>,
+    /// Tokens that may follow `tokens`, and how often such guesses were right.
+    pub draft: Draft,
+    pub odds: Odds,
     cached: u32,
     started: Option<Instant>,
     first_token: Option<Instant>,
@@ -43,7 +49,7 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    pub fn new(mut job: Job, epoch: Instant) -> Self {
+    pub fn new(mut job: Job, id: u64, epoch: Instant) -> Self {
         let request = &mut job.request;
         let prompt = request.prompt.len();
         let mut tokens = std::mem::take(&mut request.prompt);
@@ -64,10 +70,13 @@ impl Sequence {
             running: false,
             gate,
             ended: None,
+            draft: Draft::with_room(),
+            odds: Odds::default(),
             cached: 0,
             started: None,
             first_token: None,
             last_token: None,
+            id,
             job,
         }
     }
@@ -75,6 +84,15 @@ impl Sequence {
     /// Tokens generated so far.
     pub fn generated(&self) -> usize {
         self.tokens.len() - self.prompt
+    }
+
+    /// Most tokens that it is worth guessing: the last token of a reply is never fed back. None where each token needs a
+    /// mask that is computed after the one before it was chosen.
+    pub fn guessable(&self) -> usize {
+        if self.job.guide.is_some() || self.tokens.len() - self.computed != 1 {
+            return 0;
+        }
+        (self.job.request.max_tokens as usize - self.generated()).saturating_sub(1)
     }
 
     /// Requests share cached blocks only under an equal salt.
@@ -113,6 +131,7 @@ impl Sequence {
             returns,
             running,
             waits,
+            chances: Chances::default(),
         }
     }
 
@@ -154,7 +173,8 @@ impl Sequence {
         Some(now.saturating_duration_since(self.job.submitted))
     }
 
-    /// Notes a generated token; returns the time since submission for the first one, else since the last one.
+    /// Notes a generated token; returns whether it is the first, and the time since submission for the first one, else
+    /// since the last one: nothing where both came with the same step.
     pub fn note_token(&mut self, id: u32, now: Instant) -> (bool, Duration) {
         self.tokens.push(id);
         let first = self.first_token.is_none();

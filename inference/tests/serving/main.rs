@@ -8,5 +8,6 @@ mod constrain;
 mod encoder;
 mod model;
 mod scheduler;
+mod speculation;
 mod support;
 mod tokenizer;

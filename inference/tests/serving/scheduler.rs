@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use millrace_inference::backend::{Backend, BackendError, BackendLimits, LogitsBuf, LogitsWanted, StepPlan};
 use millrace_inference::kv::{BLOCK_TOKENS, BlockId};
+use millrace_inference::speculate::DRAFT_MAX;
 use millrace_inference::tokenizer::TokenizerParts;
 use millrace_inference::{
-    Engine, EngineConfig, FinishReason, Outlet, Output, Request, Sampling, SubmitError, Tokenizer,
+    Engine, EngineConfig, FinishReason, Outlet, Output, Request, Sampling, Speculation, SubmitError, Tokenizer,
 };
 
 use crate::support::{Listener, eventually, request};
@@ -20,7 +21,7 @@ const LETTERS: u32 = 26;
 const END: u32 = LETTERS;
 const VOCABULARY: usize = 28;
 
-fn tokenizer() -> Arc<Tokenizer> {
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     let mut tokens: Vec<String> = ('a'..='z').map(String::from).collect();
     tokens.extend(["<|im_end|>".to_owned(), "<|pad|>".to_owned()]);
     let types = tokens.iter().map(|t| if t.len() > 1 { 3 } else { 1 }).collect();
@@ -28,18 +29,41 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::new(parts).expect("a complete vocabulary"))
 }
 
-/// What follows a text; about one in 150 texts ends.
-fn follow(text: &[u32]) -> u32 {
+/// How the backend goes on with a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Voice {
+    /// Never twice the same way.
+    #[default]
+    Fresh,
+    /// Mostly as after the last two tokens before, so that guesses from the text are often right.
+    Habit,
+}
+
+fn hash(text: &[u32]) -> u64 {
     let mix = |h: u64, t: &u32| (h ^ u64::from(*t)).wrapping_mul(0x100_0000_01b3).rotate_left(23);
-    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325, mix) >> 7;
-    if hash.is_multiple_of(151) { END } else { (hash % u64::from(LETTERS)) as u32 }
+    text.iter().fold(0xcbf2_9ce4_8422_2325, mix) >> 7
+}
+
+/// What follows a text; about one in 150 texts ends.
+fn follow(text: &[u32], voice: Voice) -> u32 {
+    let whole = hash(text);
+    if whole.is_multiple_of(151) {
+        return END;
+    }
+    let of_habit = voice == Voice::Habit && !whole.is_multiple_of(9);
+    let from = if of_habit { hash(&text[text.len().saturating_sub(2)..]) } else { whole };
+    (from % u64::from(LETTERS)) as u32
 }
 
 /// The reply that a request must get, whatever runs beside it.
 pub(crate) fn expected(prompt: &[u32], max_tokens: u32) -> (String, FinishReason) {
+    expected_of(prompt, max_tokens, Voice::Fresh)
+}
+
+pub(crate) fn expected_of(prompt: &[u32], max_tokens: u32, voice: Voice) -> (String, FinishReason) {
     let (mut text, mut reply) = (prompt.to_vec(), String::new());
     for _ in 0..max_tokens {
-        let token = follow(&text);
+        let token = follow(&text, voice);
         if token == END {
             return (reply, FinishReason::Stop);
         }
@@ -52,11 +76,14 @@ pub(crate) fn expected(prompt: &[u32], max_tokens: u32) -> (String, FinishReason
 #[derive(Default)]
 pub(crate) struct Script {
     /// Panic in this step.
-    panic_at: Option<usize>,
+    pub(crate) panic_at: Option<usize>,
     /// Give no finite logit in this step.
-    silent_at: Option<usize>,
+    pub(crate) silent_at: Option<usize>,
     /// Every step waits for one permit.
-    permits: Option<Receiver<()>>,
+    pub(crate) permits: Option<Receiver<()>>,
+    pub(crate) voice: Voice,
+    /// Refuse every step.
+    pub(crate) refuses: bool,
 }
 
 struct Paper {
@@ -76,6 +103,9 @@ impl Backend for Paper {
 
     fn step(&mut self, plan: &StepPlan, logits: &mut LogitsBuf) -> Result<(), BackendError> {
         plan.check(&self.limits)?;
+        if self.script.refuses {
+            return Err(BackendError::Empty);
+        }
         if let Some(permits) = &self.script.permits {
             // A test that went away lets the engine run on.
             let _ = permits.recv();
@@ -99,13 +129,23 @@ impl Backend for Paper {
         let stride = logits.stride();
         let rows = logits.begin(plan.logits_rows());
         rows.fill(0.0);
-        let sampled = plan.slices().filter(|slice| slice.logits == LogitsWanted::Last);
-        for (row, slice) in sampled.enumerate() {
-            let text: Vec<u32> =
-                (0..slice.start + slice.tokens.len()).map(|at| self.memory[place(slice.blocks, at)]).collect();
-            rows[row * stride + follow(&text) as usize] = 5.0;
+        let sampled = plan.slices().flat_map(|slice| {
+            let end = slice.start + slice.tokens.len();
+            let first = match slice.logits {
+                LogitsWanted::None => end,
+                LogitsWanted::Last => end - 1,
+                LogitsWanted::All => slice.start,
+            };
+            (first..end).map(move |last| (slice.blocks, last + 1))
+        });
+        for (row, (blocks, length)) in sampled.enumerate() {
+            let text: Vec<u32> = (0..length).map(|at| self.memory[place(blocks, at)]).collect();
+            let row = &mut rows[row * stride..][..VOCABULARY];
+            // Others are possible too, for those who sample.
+            (0..3).for_each(|other| row[(hash(&text) as usize >> (8 * other)) % VOCABULARY] = 3.0);
+            row[follow(&text, self.script.voice) as usize] = 5.0;
             if Some(self.steps) == self.script.silent_at {
-                rows[row * stride..][..VOCABULARY].fill(f32::NAN);
+                row.fill(f32::NAN);
             }
         }
         Ok(())
@@ -113,21 +153,39 @@ impl Backend for Paper {
 }
 
 pub(crate) fn config(sequences_max: usize, prefill_chunk: usize) -> EngineConfig {
-    EngineConfig { sequences_max, prefill_chunk, queue_max: 64, ..EngineConfig::default() }
+    let speculation = Speculation::Off;
+    EngineConfig { sequences_max, prefill_chunk, queue_max: 64, speculation, ..EngineConfig::default() }
 }
 
 pub(crate) fn start(blocks: usize, config: &EngineConfig, script: Script) -> (Engine, Arc<Mutex<usize>>) {
+    let (backend, widest) = paper(blocks, config, script);
+    (Engine::start_on(backend, None, tokenizer(), config).expect("starts"), widest)
+}
+
+/// With a draft model that speaks with a voice of its own.
+pub(crate) fn start_with_draft(
+    blocks: [usize; 2],
+    config: &EngineConfig,
+    scripts: [Script; 2],
+) -> (Engine, Arc<Mutex<usize>>) {
+    let [script, draft_script] = scripts;
+    let (backend, _) = paper(blocks[0], config, script);
+    let (draft, widest) = paper(blocks[1], config, draft_script);
+    (Engine::start_on(backend, Some(draft), tokenizer(), config).expect("starts"), widest)
+}
+
+fn paper(blocks: usize, config: &EngineConfig, script: Script) -> (Box<dyn Backend>, Arc<Mutex<usize>>) {
+    let logits = config.sequences_max.max(1 + DRAFT_MAX);
     let limits = BackendLimits {
         blocks,
-        step_tokens_max: config.sequences_max + config.prefill_chunk,
-        step_logits_max: config.sequences_max,
+        step_tokens_max: logits + config.prefill_chunk,
+        step_logits_max: logits,
         context_max: 400,
         vocab: VOCABULARY,
     };
     let widest = Arc::new(Mutex::new(0));
     let memory = vec![u32::MAX; blocks * BLOCK_TOKENS];
-    let backend = Paper { limits, memory, script, steps: 0, widest: Arc::clone(&widest) };
-    (Engine::start_on(Box::new(backend), tokenizer(), config).expect("starts"), widest)
+    (Box::new(Paper { limits, memory, script, steps: 0, widest: Arc::clone(&widest) }), widest)
 }
 
 /// An engine whose steps wait for permits.

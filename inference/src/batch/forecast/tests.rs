@@ -12,6 +12,7 @@ use crate::batch::fair::Fair;
 use crate::batch::plan::{Bounds, Pace, Plan, Share, View};
 use crate::batch::queue::{Key, Queue, Queued};
 use crate::kv::blocks_for;
+use crate::speculate::{Chances, Speculation};
 
 /// A forecast is good when it is within this factor of what happened.
 const FACTOR: f64 = 2.0;
@@ -47,7 +48,8 @@ impl Item {
     fn view(&self, tenant: usize, running: bool) -> View {
         let Item { computed, blocks, known, number, .. } = *self;
         let (background, order, returns, waits) = (self.asked.background, number, blocks, false);
-        View { background, tenant, order, known, computed, blocks, returns, running, waits }
+        let chances = Chances::default();
+        View { background, tenant, order, known, computed, blocks, returns, running, waits, chances }
     }
 
     fn newcomer(&self) -> Newcomer {
@@ -105,7 +107,9 @@ fn replay(load: &[Asked], warm: usize) -> Vec<(f64, f64)> {
         views.extend(keys.iter().map(|key| queue.get(key).expect("waits").view(place(key.tenant), false)));
         let pace = meter.rates().map(|rates| Pace { rates, target_ns: LIMITS.target_ns });
         let Limits { sequences_max, prefill_tokens, .. } = LIMITS;
-        plan.fill(&views, &shares, &Bounds { free_blocks: free, sequences_max, prefill_tokens, pace });
+        let (logits_rows, speculation) = (sequences_max, Speculation::Off);
+        let bounds = Bounds { free_blocks: free, sequences_max, prefill_tokens, logits_rows, speculation, pace };
+        plan.fill(&views, &shares, &bounds);
         assert!(plan.preempt.is_empty(), "the pool is large enough for this load");
         let before = running.len();
         for index in &plan.admit {

@@ -8,13 +8,20 @@ use crate::batch::fair::Fair;
 /// Random schedules per property.
 const SCHEDULES: u32 = 10_000;
 
-const BOUNDS: Bounds = Bounds { free_blocks: 100, sequences_max: 8, prefill_tokens: 32, pace: None };
+const BOUNDS: Bounds = Bounds {
+    free_blocks: 100,
+    sequences_max: 8,
+    prefill_tokens: 32,
+    logits_rows: 64,
+    speculation: Speculation::Auto,
+    pace: None,
+};
 const RATES: Rates = Rates { step: 5e6, sampled: 1e6, plain: 7e5, attended: 200.0 };
 const ONE: [Share; 1] = [Share { time: 0.0, weight: 1.0 }];
 
 fn running(order: u64, known: usize, computed: usize) -> View {
     let blocks = blocks_for(computed);
-    View { background: false, tenant: 0, order, known, computed, blocks, returns: blocks, running: true, waits: false }
+    View { computed, blocks, returns: blocks, running: true, ..waiting(order, known) }
 }
 
 fn waiting(order: u64, known: usize) -> View {
@@ -28,6 +35,7 @@ fn waiting(order: u64, known: usize) -> View {
         returns: 0,
         running: false,
         waits: false,
+        chances: Chances::default(),
     }
 }
 
@@ -38,7 +46,7 @@ fn plan(views: &[View], shares: &[Share], bounds: &Bounds) -> Plan {
 }
 
 fn slice(index: usize, count: usize, samples: bool) -> Slice {
-    Slice { index, count, samples }
+    Slice { index, count, samples, drafts: 0 }
 }
 
 #[test]
@@ -114,18 +122,87 @@ fn a_prompt_gets_the_time_that_running_replies_leave_and_a_block_at_least() {
     assert_eq!(rows(0, 50.0), 400);
 }
 
+/// Chances of a draft of so many tokens that are each this likely.
+fn chances(count: usize, odds: f32) -> Chances {
+    let values: Vec<f32> = (1..=count as i32).map(|at| odds.powi(at)).collect();
+    Chances::new(&values)
+}
+
+fn guessing(order: u64, count: usize, odds: f32) -> View {
+    View { chances: chances(count, odds), ..running(order, 101, 100) }
+}
+
+fn drafts(plan: &Plan) -> Vec<usize> {
+    plan.slices.iter().map(|slice| slice.drafts).collect()
+}
+
+const PACE: Option<Pace> = Some(Pace { rates: RATES, target_ns: 1e8 });
+
+#[test]
+fn guesses_are_computed_as_far_as_they_pay() {
+    let of = |views: &[View]| drafts(&plan(views, &ONE, &Bounds { sequences_max: 64, pace: PACE, ..BOUNDS }));
+    // Alone, a row costs a sixth of what the step costs anyway.
+    assert_eq!(of(&[guessing(1, 12, 0.9)]), [6]);
+    assert_eq!(of(&[guessing(1, 4, 0.99)]), [4]);
+    assert_eq!(of(&[guessing(1, 12, 0.5)]), [2]);
+    assert_eq!(of(&[guessing(1, 12, 0.15)]), [0]);
+    // Those that are likelier come first.
+    assert_eq!(of(&[guessing(1, 12, 0.3), guessing(2, 12, 0.9)]), [0, 6]);
+    // Beside many others a row costs nearly its share of the step.
+    let crowd: Vec<View> = (0..40).map(|i| guessing(i, 12, 0.85)).collect();
+    assert_eq!(of(&crowd), [0; 40]);
+}
+
+#[test]
+fn a_prompt_in_the_step_leaves_nothing_for_guesses() {
+    let views = [guessing(1, 12, 0.9), waiting(2, 500)];
+    let bounds = Bounds { prefill_tokens: 400, free_blocks: 400, pace: PACE, ..BOUNDS };
+    assert_eq!(drafts(&plan(&views, &ONE, &bounds)), [0, 0]);
+}
+
+#[test]
+fn guesses_keep_to_rows_blocks_and_the_target() {
+    let view = View { computed: 112, known: 113, blocks: 8, ..guessing(1, 12, 0.99) };
+    let of = |bounds: Bounds| drafts(&plan(&[view], &ONE, &bounds))[0];
+    let all = Bounds { pace: PACE, ..BOUNDS };
+    assert_eq!(of(all), 12);
+    assert_eq!(of(Bounds { logits_rows: 5, ..all }), 4);
+    // Its last block has room for 15 more tokens than the known one, or for 3.
+    assert_eq!(of(Bounds { free_blocks: 0, ..all }), 12);
+    let full = View { computed: 124, known: 125, ..view };
+    assert_eq!(drafts(&plan(&[full], &ONE, &Bounds { free_blocks: 0, ..all })), [3]);
+    // (10 ms - 6 ms) / 1 ms, less what attention costs.
+    let target = |ms: f64| Some(Pace { rates: RATES, target_ns: ms * 1e6 });
+    assert_eq!(of(Bounds { pace: target(10.0), ..BOUNDS }), 3);
+    // What is too slow anyway becomes half as long again at most.
+    assert_eq!(of(Bounds { pace: target(1.0), ..BOUNDS }), 2);
+    assert_eq!(of(Bounds { speculation: Speculation::Off, ..all }), 0);
+    assert_eq!(of(Bounds { pace: None, ..BOUNDS }), 0);
+    assert_eq!(of(Bounds { speculation: Speculation::Always, ..BOUNDS }), 12);
+}
+
+#[test]
+fn guessing_that_costs_time_is_bounded_by_it() {
+    let alone = Work { sampled: 1, plain: 0, attended: 100 };
+    let of = |odds, price| worth_guessing(&RATES, &alone, 1, odds, price);
+    assert_eq!([of(0.9, 0.0), of(0.9, 1e6), of(0.9, 3e6), of(0.5, 2e6), of(0.1, 0.0)], [7, 4, 1, 0, 0]);
+    let crowd = Work { sampled: 40, plain: 0, attended: 4000 };
+    assert_eq!(worth_guessing(&RATES, &crowd, 40, 0.9, 1e6), 0);
+}
+
 fn view() -> impl Strategy<Value = View> {
     let place = (any::<bool>(), any::<bool>(), 0_usize..3, 0_u64..50);
-    (place, 1_usize..200, 0.0_f64..1.0, 0_usize..4).prop_map(
-        |((running, background, tenant, order), known, share, shared)| {
+    let guess = (0_usize..=DRAFT_MAX, 0.0_f32..1.0);
+    (place, 1_usize..200, 0.0_f64..1.5, 0_usize..4, guess).prop_map(
+        |((running, background, tenant, order), known, share, shared, (count, odds))| {
             let mut computed = ((known as f64 * share) as usize).min(known - 1);
             if !running {
                 computed -= computed % BLOCK_TOKENS;
             }
             let blocks = if running { blocks_for(computed) } else { (computed / BLOCK_TOKENS).saturating_sub(shared) };
             let returns = blocks.saturating_sub(shared);
-            let waits = false;
-            View { background, tenant, order, known, computed, blocks, returns, running, waits }
+            let chances = chances(count, odds);
+            View { background, tenant, order, known, computed, blocks, returns, running, waits: false, chances }
         },
     )
 }
@@ -149,13 +226,17 @@ proptest! {
         free_blocks in 0_usize..40,
         sequences_max in 1_usize..20,
         prefill_tokens in 1_usize..200,
+        more_logits in 0_usize..20,
+        always in any::<bool>(),
         pace in pace(),
     ) {
-        let bounds = Bounds { free_blocks, sequences_max, prefill_tokens, pace };
+        let speculation = if always { Speculation::Always } else { Speculation::Auto };
+        let logits_rows = sequences_max.max(views.iter().filter(|v| v.running).count()) + more_logits;
+        let bounds = Bounds { free_blocks, sequences_max, prefill_tokens, logits_rows, speculation, pace };
         let plan = plan(&views, &shares, &bounds);
         let decodes = |i: usize| views[i].running && views[i].known - views[i].computed == 1;
         // Blocks: what is taken was free or given up.
-        let taken: usize = plan.slices.iter().map(|s| missing(&views[s.index], s.count)).sum();
+        let taken: usize = plan.slices.iter().map(|s| missing(&views[s.index], s.rows())).sum();
         let returned: usize = plan.preempt.iter().map(|i| views[*i].returns).sum();
         prop_assert!(taken <= free_blocks + returned);
         // Every sequence at most once, and never both planned and preempted.
@@ -179,6 +260,22 @@ proptest! {
             let over = RATES.of(&work) > pace.target_ns + RATES.sampled * prompts.len() as f64;
             prop_assert!(!over || prompt_rows <= BLOCK_TOKENS, "{} rows", prompt_rows);
         }
+        // Guesses stand behind replies only, within the rows of logits, and in the end the step brings more for its
+        // time than without them.
+        prop_assert!(plan.slices.iter().map(Slice::sampled).sum::<usize>() <= logits_rows);
+        let guessed: Vec<&Slice> = plan.slices.iter().filter(|s| s.drafts > 0).collect();
+        prop_assert!(guessed.iter().all(|s| decodes(s.index) && s.drafts <= views[s.index].chances.count()));
+        if let (false, Some(pace)) = (always || guessed.is_empty(), pace) {
+            let (mut whole, mut tokens) = (Work::default(), (work.sampled + work.plain) as f64);
+            let before = tokens / RATES.of(&work);
+            for s in &plan.slices {
+                whole.add(views[s.index].computed, s.rows(), s.sampled());
+                tokens += (0..s.drafts).filter_map(|at| views[s.index].chances.get(at)).sum::<f64>();
+            }
+            prop_assert!(tokens / RATES.of(&whole) > before);
+            prop_assert!(RATES.of(&whole) <= pace.target_ns.max(DRAFT_STRETCH_MAX * RATES.of(&work)) + 1.0);
+        }
+        prop_assert!(always || pace.is_some() || guessed.is_empty());
         let batch = views.iter().filter(|v| v.running).count();
         prop_assert!(plan.admit.is_empty() || batch + plan.admit.len() <= sequences_max);
         for s in &plan.slices {

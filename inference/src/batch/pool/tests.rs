@@ -55,6 +55,24 @@ fn a_finished_sequence_leaves_its_last_tokens_too() {
 }
 
 #[test]
+fn blocks_behind_wrong_guesses_come_back_and_nothing_of_them_is_found() {
+    let mut pool = Pool::new(8);
+    let text = tokens(1, 35);
+    let mut a = compute(&mut pool, 0, &text);
+    // Thirty guesses, of which five were right.
+    assert!(pool.grow(&mut a, 65));
+    assert_eq!(pool.used(), 5);
+    let text = tokens(1, 40);
+    pool.shrink(&mut a, 40);
+    pool.publish(&mut a, 0, &text, 40);
+    assert_eq!((pool.used(), a.blocks.len()), (3, 3));
+    assert_eq!(found(&pool, 0, &tokens(1, 65)), (2, 2, 0));
+    pool.shrink(&mut a, 40);
+    pool.retire(&mut a, 0, &text, 40);
+    assert_eq!((pool.available(), found(&pool, 0, &tokens(1, 65))), (8, (2, 0, 8)));
+}
+
+#[test]
 fn the_longest_common_beginning_is_found_among_many() {
     let mut pool = Pool::new(64);
     for last in 1..=15 {

@@ -27,7 +27,9 @@ impl Scheduler {
         for sequence in &self.running {
             let returns = if tight { self.pool.returns(&sequence.table) } else { 0 };
             let tenant = index_of(&mut self.tenants, sequence.tenant());
-            self.views.push(sequence.view(now, tenant, sequence.computed, sequence.table.blocks.len(), returns));
+            let view = sequence.view(now, tenant, sequence.computed, sequence.table.blocks.len(), returns);
+            let chances = sequence.odds.chances(&self.odds, &sequence.draft);
+            self.views.push(View { chances, ..view });
         }
         let places = self.bounds.sequences_max.saturating_sub(self.running.len()).min(CANDIDATES_MAX);
         self.waiting.next(&self.fair, places, &mut self.candidates);
@@ -35,9 +37,9 @@ impl Scheduler {
         self.shares.clear();
         let shares = self.tenants.iter().map(|tenant| self.fair.share(*tenant));
         self.shares.extend(shares.map(|(time, weight)| Share { time, weight }));
-        let StepBounds { sequences_max, prefill_tokens, target_ns } = self.bounds;
+        let StepBounds { sequences_max, prefill_tokens, logits_rows, speculation, target_ns } = self.bounds;
         let pace = self.meter.rates().map(|rates| Pace { rates, target_ns });
-        let bounds = Bounds { free_blocks, sequences_max, prefill_tokens, pace };
+        let bounds = Bounds { free_blocks, sequences_max, prefill_tokens, logits_rows, speculation, pace };
         self.plan.fill(&self.views, &self.shares, &bounds);
         let idle = self.plan.slices.is_empty() && self.plan.preempt.is_empty();
         assert!(!idle || self.views.is_empty(), "a plan always gets on: {:?}", self.views);
@@ -73,6 +75,7 @@ impl Scheduler {
         let running = self.running.len();
         for at in 0..self.plan.preempt.len() {
             let sequence = &mut self.running[self.plan.preempt[at]];
+            self.drafters.iter_mut().for_each(|drafter| drafter.forget(sequence.id));
             let (salt, computed) = (sequence.salt(), sequence.computed);
             self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
             sequence.computed = 0;
@@ -95,13 +98,18 @@ impl Scheduler {
             let place = self.place_of(slice.index, running);
             let sequence = &mut self.running[place];
             let (start, end) = (sequence.computed, sequence.computed + slice.count);
-            assert!(self.pool.grow(&mut sequence.table, end), "the plan counted the blocks");
+            assert!(self.pool.grow(&mut sequence.table, end + slice.drafts), "the plan counted the blocks");
             if let Some((from, to)) = self.pool.copy_due(&mut sequence.table) {
                 self.step.copy(from, to);
             }
-            self.work.add(start, slice.count, usize::from(slice.samples));
-            let wanted = if slice.samples { LogitsWanted::Last } else { LogitsWanted::None };
-            self.step.push(&sequence.tokens[start..end], start, &sequence.table.blocks, wanted);
+            self.work.add(start, slice.rows(), slice.sampled());
+            let wanted = match (slice.samples, slice.drafts) {
+                (false, _) => LogitsWanted::None,
+                (true, 0) => LogitsWanted::Last,
+                (true, _) => LogitsWanted::All,
+            };
+            let parts = [&sequence.tokens[start..end], &sequence.draft.tokens[..slice.drafts]];
+            self.step.push_parts(parts, start, &sequence.table.blocks, wanted);
         }
     }
 
