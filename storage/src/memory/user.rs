@@ -235,14 +235,12 @@ fn each_step(
 
 fn load(shared: &Shared, key: Key, slot: &UserSlot) -> Result<(), ReadError> {
     let corrupt = |cf: Cf, why: &str| ReadError::Corrupt { cf: cf.name(), why: why.to_owned() };
+    let mut edges = Vec::new();
     each_step(shared, Cf::EdgeOut, key, |rows| {
-        let mut index = slot.index.write().unwrap_or_else(PoisonError::into_inner);
         for (row, value) in rows {
-            let (id, edge) =
+            let edge =
                 graph::read_row(&row, &value).ok_or_else(|| corrupt(Cf::EdgeOut, "an edge has the wrong length"))?;
-            if !index.removed.contains(&id) {
-                index.graph.put(&id, edge);
-            }
+            edges.push(edge);
         }
         Ok(())
     })?;
@@ -263,8 +261,9 @@ fn load(shared: &Shared, key: Key, slot: &UserSlot) -> Result<(), ReadError> {
         Ok(())
     })?;
     let mut index = slot.index.write().unwrap_or_else(PoisonError::into_inner);
+    let removed = std::mem::take(&mut index.removed);
+    index.graph.load(edges.into_iter().filter(|(id, _)| !removed.contains(id)));
     index.forgotten = HashSet::new();
-    index.removed = HashSet::new();
     slot.bytes.store(index.bytes(), Relaxed);
     // Published under the write lock: the commit thread sees either "loading" or the whole index.
     slot.loaded.store(true, std::sync::atomic::Ordering::Release);

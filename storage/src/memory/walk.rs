@@ -37,6 +37,12 @@ struct Link {
     edge: Edge,
 }
 
+impl Link {
+    fn place(&self) -> (u64, u32, u16) {
+        (self.valid_from_ms, self.far, self.relation)
+    }
+}
+
 /// One user's graph.
 #[derive(Default)]
 pub(crate) struct UserGraph {
@@ -44,7 +50,7 @@ pub(crate) struct UserGraph {
     vertices: Vec<Vertex>,
     /// Whether a vertex is a memory (the far end of a mention) and not a thing.
     is_memory: Vec<bool>,
-    /// By vertex, the newest start first.
+    /// By vertex, in the order of [`Link::place`]: the newest stand at the end, where adding is cheap.
     links: Vec<Vec<Link>>,
     links_len: usize,
 }
@@ -72,15 +78,33 @@ impl UserGraph {
         for (near, far) in [(from, to), (to, from)] {
             let link = Link { far, relation: id.relation, valid_from_ms: id.valid_from_ms, edge };
             let links = &mut self.links[near as usize];
-            match position(links, far, id) {
-                Some(at) => links[at] = link,
-                None => {
-                    let at = links.partition_point(|known| known.valid_from_ms > id.valid_from_ms);
+            match links.binary_search_by_key(&link.place(), Link::place) {
+                Ok(at) => links[at] = link,
+                Err(at) => {
                     links.insert(at, link);
                     self.links_len += 1;
                 }
             }
         }
+    }
+
+    /// Adds many edges in any order at once; one that is there stays as it is. Putting them one by one would move
+    /// all later links of a vertex for each of its edges.
+    pub fn load(&mut self, edges: impl Iterator<Item = (EdgeId, Edge)>) {
+        for (id, edge) in edges {
+            let (from, to) = (self.number(id.from), self.number(id.to));
+            self.is_memory[to as usize] |= id.relation == MENTIONS;
+            for (near, far) in [(from, to), (to, from)] {
+                let link = Link { far, relation: id.relation, valid_from_ms: id.valid_from_ms, edge };
+                self.links[near as usize].push(link);
+            }
+        }
+        for links in &mut self.links {
+            // Stable: what was there before stands first among equals and is kept.
+            links.sort_by_key(Link::place);
+            links.dedup_by_key(|link| link.place());
+        }
+        self.links_len = self.links.iter().map(Vec::len).sum();
     }
 
     /// Removes an edge. A vertex without edges keeps its number until the user is loaded again.
@@ -91,7 +115,7 @@ impl UserGraph {
         };
         for (near, far) in [(from, to), (to, from)] {
             let links = &mut self.links[near as usize];
-            if let Some(at) = position(links, far, id) {
+            if let Ok(at) = links.binary_search_by_key(&(id.valid_from_ms, far, id.relation), Link::place) {
                 links.remove(at);
                 self.links_len -= 1;
             }
@@ -130,7 +154,7 @@ impl UserGraph {
     }
 
     fn seen(&self, vertex: u32, as_of: AsOf) -> impl Iterator<Item = &Link> {
-        self.links[vertex as usize].iter().filter(move |link| as_of.sees(link.valid_from_ms, &link.edge))
+        self.links[vertex as usize].iter().rev().filter(move |link| as_of.sees(link.valid_from_ms, &link.edge))
     }
 }
 
@@ -151,12 +175,6 @@ impl Walk {
             self.queue.push_back(vertex);
         }
     }
-}
-
-fn position(links: &[Link], far: u32, id: &EdgeId) -> Option<usize> {
-    let start = links.partition_point(|link| link.valid_from_ms > id.valid_from_ms);
-    let same = links[start..].iter().take_while(|link| link.valid_from_ms == id.valid_from_ms);
-    same.enumerate().find(|(_, link)| link.far == far && link.relation == id.relation).map(|(at, _)| start + at)
 }
 
 fn rarity(edges: usize) -> f32 {
@@ -258,6 +276,12 @@ mod tests {
                 }
             }
             prop_assert_eq!(graph.links_len, 2 * model.len());
+            let mut loaded = UserGraph::default();
+            loaded.load(model.keys().map(|(from, to, at)| (id(*from, *to, *at), OPEN)));
+            loaded.load(model.keys().rev().map(|(from, to, at)| (id(*from, *to, *at), OPEN)));
+            prop_assert_eq!(loaded.links_len, graph.links_len);
+            let places = |shares: BTreeMap<u8, f32>| shares.into_keys().collect::<Vec<_>>();
+            prop_assert_eq!(places(shares(&loaded, &seeds, NOW)), places(shares(&graph, &seeds, NOW)));
             let found = shares(&graph, &seeds, NOW);
             prop_assert!(found.values().sum::<f32>() <= 1.0 + 1e-4);
             prop_assert_eq!(&shares(&graph, &seeds, NOW), &found);
