@@ -77,6 +77,8 @@ fn ask(store: &Store, tenant: TenantId, user: UserId, random: &mut u64) -> Resul
         limit: 10,
         exclude: None,
         now_ms: u64::MAX,
+        from_ms: 0,
+        relevance_min: 0.0,
     };
     let started = Instant::now();
     store.recall(query, Box::new(move |result| drop(sender.send(result))))?;

@@ -104,6 +104,20 @@ pub enum OpenError {
         /// The newest version this program knows.
         supported: u32,
     },
+    /// The data could not be brought from an older schema to this one.
+    #[error(
+        "the store in {path} could not be brought from schema {from} to this program's. Nothing is lost: \
+         free space or restore the damaged part, then start again and it goes on"
+    )]
+    Migrate {
+        /// The data folder.
+        path: PathBuf,
+        /// The version found.
+        from: u32,
+        /// What stopped it.
+        #[source]
+        source: ReadError,
+    },
     /// Stored bytes are damaged.
     #[error(
         "the store in {path} is damaged: {detail}. Restore the last checkpoint; \

@@ -7,7 +7,7 @@
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId, virtual_shard};
 
 /// The layout this program writes. A store with a larger number is refused.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
 
 /// Names in the control family.
 pub(crate) mod ctl {
@@ -189,6 +189,13 @@ pub(crate) fn memory(tenant: TenantId, user: UserId, doc: DocId) -> Vec<u8> {
     Key::user(tenant, user).bytes(&doc.to_bytes()).0
 }
 
+/// Tenant, user and name of a memory, from its key.
+pub(crate) fn memory_parts(key: &[u8]) -> Option<(TenantId, UserId, DocId)> {
+    let key: &[u8; 2 + 4 + 16 + DOC_BYTES] = key.try_into().ok()?;
+    let (tenant, user) = (key[2..].first_chunk()?, key[6..].first_chunk()?);
+    Some((TenantId(u32::from_be_bytes(*tenant)), UserId(*user), DocId::at_end_of(key)?))
+}
+
 // post: shard2 tenant4 user16 term8 conversation16 seq8
 pub(crate) fn post(tenant: TenantId, user: UserId, term: [u8; 8], doc: DocId) -> Vec<u8> {
     Key::user(tenant, user).bytes(&term).bytes(&doc.to_bytes()).0
@@ -213,16 +220,13 @@ pub(crate) fn edge(
     Key::user(tenant, user).bytes(near).bytes(&relation.to_be_bytes()).u64(!valid_from_ms).bytes(far).0
 }
 
-pub(crate) fn edge_prefix(tenant: TenantId, user: UserId, near: &Vertex, relation: u16) -> Vec<u8> {
-    Key::user(tenant, user).bytes(near).bytes(&relation.to_be_bytes()).0
-}
-
-/// The far vertex and the start of validity of an edge key.
-pub(crate) fn edge_far(key: &[u8]) -> Option<(Vertex, u64)> {
-    let far: &Vertex = key.last_chunk()?;
-    let rest = &key[..key.len() - DOC_BYTES];
-    let inverted: &[u8; 8] = rest.last_chunk()?;
-    Some((*far, !u64::from_be_bytes(*inverted)))
+/// Near vertex, relation, start of validity and far vertex of an edge key.
+pub(crate) fn edge_parts(key: &[u8]) -> Option<(Vertex, u16, u64, Vertex)> {
+    let parts: &[u8; 2 * DOC_BYTES + 10] = key.last_chunk()?;
+    let (near, rest) = parts.split_first_chunk::<DOC_BYTES>()?;
+    let (relation, rest) = rest.split_first_chunk()?;
+    let (inverted, far) = rest.split_first_chunk()?;
+    Some((*near, u16::from_be_bytes(*relation), !u64::from_be_bytes(*inverted), far.try_into().ok()?))
 }
 
 /// A shared space of a tenant, named by a blind id.
@@ -282,8 +286,8 @@ mod tests {
         let older = edge(T, user, &near, 1, 100, &far);
         let newer = edge(T, user, &near, 1, 200, &far);
         assert!(newer < older);
-        assert_eq!(edge_far(&older), Some((far, 100)));
-        assert!(older.starts_with(&edge_prefix(T, user, &near, 1)));
+        assert_eq!(edge_parts(&older), Some((near, 1, 100, far)));
+        assert_eq!(edge_parts(&older[..40]), None);
     }
 
     #[test]
@@ -321,5 +325,7 @@ mod tests {
         assert_eq!(tenant_of(crate::backend::Cf::Timer, &timer(1, T, c, 1)), Some(T));
         assert_eq!(tenant_of(crate::backend::Cf::Msg, &[1, 2, 3]), None);
         assert_eq!(DocId::at_end_of(&memory(T, u, doc)), Some(doc));
+        assert_eq!(memory_parts(&memory(T, u, doc)), Some((T, u, doc)));
+        assert_eq!(memory_parts(&[0; 45]), None);
     }
 }

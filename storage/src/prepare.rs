@@ -158,6 +158,10 @@ fn check_embedding(embedding: &[f32]) -> Result<(), CommitError> {
     if let Some(at) = embedding.iter().position(|x| !x.is_finite()) {
         return Err(CommitError::Invalid { why: format!("number {at} of an embedding is {}", embedding[at]) });
     }
+    if let Some(at) = embedding.iter().position(|x| x.abs() > f32::from(half::f16::MAX)) {
+        let why = format!("number {at} of an embedding is {}, vectors hold numbers up to 65504", embedding[at]);
+        return Err(CommitError::Invalid { why });
+    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Busy, CommitError, KvError, OpenError, ReadError};
 use crate::layout::{self, ctl};
 use crate::lock::FolderLock;
 use crate::memory::{Memory, RecallQuery, Recalled, SpaceHit, SpaceQuery};
+use crate::migrate::migrate;
 use crate::pool::ReadPool;
 use crate::seal::{Kek, KeyRing, TenantKeys};
 use crate::stats::{Stats, StatsSnapshot};
@@ -95,8 +96,13 @@ impl Store {
 
     fn start(options: &StoreOptions, kv: Arc<dyn KvStore>, lock: Option<FolderLock>) -> Result<Self, OpenError> {
         let failed = |error: KvError| open_error(options, error);
-        check_schema(options, &*kv)?;
+        let schema = check_schema(options, &*kv)?;
         let keys = open_keys(options, &*kv, lock.is_none())?;
+        migrate(&*kv, &keys, schema).map_err(|source| OpenError::Migrate {
+            path: options.path.clone(),
+            from: schema,
+            source,
+        })?;
         let seq = match kv.get(Cf::Ctl, ctl::SEQ).map_err(failed)? {
             None => 0,
             Some(bytes) => bytes.as_slice().try_into().map(u64::from_be_bytes).map_err(|_| OpenError::Corrupt {
@@ -234,19 +240,20 @@ fn open_error(options: &StoreOptions, error: KvError) -> OpenError {
     }
 }
 
-/// Refuses a store of a newer program before anything is written to it.
-fn check_schema(options: &StoreOptions, kv: &dyn KvStore) -> Result<(), OpenError> {
+/// The schema of the store. Refuses one of a newer program before anything is written to it.
+fn check_schema(options: &StoreOptions, kv: &dyn KvStore) -> Result<u32, OpenError> {
     let failed = |error: KvError| open_error(options, error);
     match kv.get(Cf::Ctl, ctl::SCHEMA).map_err(failed)? {
         None => {
             let row = KvOp::Put(Cf::Ctl, ctl::SCHEMA.to_vec(), layout::SCHEMA.to_be_bytes().to_vec());
-            kv.apply(&[row], true).map_err(failed)
+            kv.apply(&[row], true).map_err(failed)?;
+            Ok(layout::SCHEMA)
         }
         Some(bytes) => match bytes.as_slice().try_into().map(u32::from_be_bytes) {
             Ok(found) if found > layout::SCHEMA => {
                 Err(OpenError::NewerSchema { path: options.path.clone(), found, supported: layout::SCHEMA })
             }
-            Ok(1..) => Ok(()),
+            Ok(found @ 1..) => Ok(found),
             _ => Err(OpenError::Corrupt { path: options.path.clone(), detail: "the schema number is damaged".into() }),
         },
     }

@@ -11,7 +11,7 @@ use millrace_agent::{
 use millrace_inference as engine;
 use millrace_proto::api::ApiError;
 use millrace_proto::id::{TenantId, virtual_shard};
-use millrace_storage::{CommitError, RecallQuery, Recalled};
+use millrace_storage::{CommitError, RELEVANCE_MIN, RecallQuery, Recalled};
 
 use super::errors::{storage_error, turn_error};
 use super::inlet::{Completion, Inlet};
@@ -332,7 +332,17 @@ impl State {
             Effect::Embed { op, text } => self.embed_for_agent(op, text),
             Effect::Recall { op, key, user, text, embedding, limit } => {
                 self.shared.metrics.shard(self.index).recall();
-                let query = RecallQuery { tenant: key.tenant, user, text, embedding, limit, exclude: None, now_ms };
+                let query = RecallQuery {
+                    tenant: key.tenant,
+                    user,
+                    text,
+                    embedding,
+                    limit,
+                    exclude: None,
+                    now_ms,
+                    from_ms: 0,
+                    relevance_min: RELEVANCE_MIN,
+                };
                 let inlet = Arc::clone(&self.inlet);
                 let done = move |result: Result<Vec<Recalled>, millrace_storage::ReadError>| {
                     inlet.complete(Completion::Recalled { op, result: result.map_err(|error| error.to_string()) });

@@ -7,7 +7,7 @@ use millrace_agent::{ContextInput, ContextTooLong, Fact, Fault, Prompter, assemb
 use millrace_proto::api::ApiError;
 use millrace_proto::id::{EffectKey, TenantId, virtual_shard};
 use millrace_proto::record::{DeliveryState, Message, OutboxJob, SessionHead};
-use millrace_storage::{ReadError, RecallQuery, Recalled};
+use millrace_storage::{RELEVANCE_MIN, ReadError, RecallQuery, Recalled};
 use serde::Serialize;
 
 use super::errors::{storage_error, turn_error};
@@ -162,6 +162,8 @@ impl Bridge {
                 limit,
                 exclude: None,
                 now_ms: self.now_ms(),
+                from_ms: 0,
+                relevance_min: RELEVANCE_MIN,
             };
             let done = move |result: Result<Vec<Recalled>, ReadError>| {
                 inlet.complete(Completion::Facts { call, result: result.map_err(|error| error.to_string()) });

@@ -26,6 +26,8 @@ pub(super) struct BenchArgs {
 enum BenchCommand {
     /// Prompt and decoding speed of the model, alone and in batches, without server and sampling
     Engine(Box<EngineArgs>),
+    /// How well memory finds what was said, by the questions of a LoCoMo file
+    Memory(Box<super::bench_memory::MemoryArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -55,7 +57,10 @@ struct EngineArgs {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode, Trouble> {
-    let BenchCommand::Engine(args) = &args.command;
+    let args = match &args.command {
+        BenchCommand::Engine(args) => args,
+        BenchCommand::Memory(args) => return super::bench_memory::run(args),
+    };
     let config = config::load(&args.settings.flags)?.config;
     let (model, name) = load(&config)?;
     let threads = config.engine.threads;

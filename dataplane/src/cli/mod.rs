@@ -5,6 +5,7 @@
 
 mod admin;
 mod bench;
+mod bench_memory;
 mod chat;
 mod client;
 mod doctor;
@@ -48,7 +49,7 @@ enum Command {
     Model(model::ModelArgs),
     /// Check this machine and its configuration; exit code 0 healthy, 1 warnings, 2 failures
     Doctor(Box<doctor::DoctorArgs>),
-    /// Measure the engine on this machine
+    /// Measure the engine or the memory on this machine
     Bench(bench::BenchArgs),
     /// Measure this machine and propose engine settings for it
     Tune(Box<tune::TuneArgs>),

@@ -6,16 +6,19 @@ mod fuse;
 mod graph;
 mod kernel;
 mod recall;
+mod scan;
 mod segment;
 mod space;
 mod text;
 mod user;
 mod vector;
+mod walk;
+mod when;
 mod words;
 
 pub(crate) use faiss::quiet_math_threads;
-pub use fuse::RECALL_LIMIT_MAX;
-pub(crate) use recall::{forget, remember};
+pub use fuse::{RECALL_LIMIT_MAX, RELEVANCE_MIN};
+pub(crate) use recall::{forget, put_words, remember};
 pub(crate) use space::{Change, remove_orphans, space_key, space_row};
 
 use crate::layout::DocId;
@@ -39,8 +42,12 @@ pub struct RecallQuery {
     pub limit: usize,
     /// A conversation to leave out: the one that is going on, which the context holds anyway.
     pub exclude: Option<ConversationId>,
-    /// Now, in Unix milliseconds: what lies in the future is not recalled.
+    /// Now, in Unix milliseconds: what lies in the future is not recalled, and "last week" is seen from here.
     pub now_ms: u64,
+    /// Only what was said from here on, in Unix milliseconds; 0 = everything.
+    pub from_ms: u64,
+    /// Memories of less [`Recalled::relevance`] are left out; [`RELEVANCE_MIN`] is a tried value, 0 keeps all.
+    pub relevance_min: f32,
 }
 
 /// What each way of searching contributed to a score; 0 = it did not find the memory.
@@ -67,6 +74,9 @@ pub struct Recalled {
     pub at_ms: u64,
     /// Fused score; comparable within one answer only.
     pub score: f32,
+    /// How much of the question the memory covers, 0 to 1, by words or by meaning, or as much of it as the
+    /// turn beside it lends. Comparable between answers.
+    pub relevance: f32,
     /// Where the score comes from.
     pub why: Why,
 }
@@ -97,8 +107,8 @@ pub struct SpaceHit {
 
 /// What follows in memory from a durable write.
 pub(crate) enum Derived {
-    Remembered { tenant: TenantId, user: UserId, doc: DocId, row: vector::VectorRow },
-    Forgotten { tenant: TenantId, user: UserId, doc: DocId },
+    Remembered { tenant: TenantId, user: UserId, doc: DocId, row: vector::VectorRow, edges: Vec<graph::EdgeChange> },
+    Forgotten { tenant: TenantId, user: UserId, doc: DocId, edges: Vec<graph::EdgeChange> },
     Space(space::Change),
 }
 
@@ -118,8 +128,10 @@ impl Memory {
     pub fn applied(&self, shared: &Arc<Shared>, seq: u64, derived: Vec<Derived>) {
         for change in derived {
             match change {
-                Derived::Remembered { tenant, user, doc, row } => self.users.put((tenant, user), doc, &row),
-                Derived::Forgotten { tenant, user, doc } => self.users.remove((tenant, user), doc),
+                Derived::Remembered { tenant, user, doc, row, edges } => {
+                    self.users.put((tenant, user), doc, &row, &edges);
+                }
+                Derived::Forgotten { tenant, user, doc, edges } => self.users.remove((tenant, user), doc, &edges),
                 Derived::Space(change) => self.spaces.applied(shared, seq, change),
             }
         }

@@ -4,11 +4,13 @@
 //! (`post`) and its things (`edge_out`, `edge_in`). Nothing is read to write them, except when the
 //! same turn is written again with another text: then the rows of the old text are removed.
 
-use super::fuse::{self, DEPTH, RECALL_LIMIT_MAX, Rankings};
+use super::fuse::{self, DEPTH, Fused, Hit, RECALL_LIMIT_MAX, Rankings};
+use super::graph::EdgeChange;
 use super::text::{self, Corpus};
 use super::user::UserIndex;
 use super::vector::VectorRow;
-use super::{Derived, RecallQuery, Recalled, graph};
+use super::walk::AsOf;
+use super::{Derived, RecallQuery, Recalled, graph, when::when};
 use crate::backend::{Cf, KvOp};
 use crate::batch::MemoryWrite;
 use crate::error::{CommitError, ReadError};
@@ -44,7 +46,7 @@ pub(crate) fn remember(
 ) -> Result<(), CommitError> {
     let MemoryWrite { tenant, user, conversation, seq, text, at_ms, embedding } = write;
     let doc = DocId { conversation, seq };
-    remove_old_rows(shared, keys, tenant, user, doc, Some((at_ms, &text)), ops)?;
+    let mut edges = remove_old_rows(shared, keys, tenant, user, doc, Some((at_ms, &text)), ops)?;
     let key = layout::memory(tenant, user, doc);
     let counts = text::counts(&text);
     let row = VectorRow::new(at_ms, text::length(&counts), &embedding);
@@ -52,8 +54,20 @@ pub(crate) fn remember(
     let sealed = keys.seal(Cf::Vec, &key, &row.to_bytes());
     ops.push(KvOp::Put(Cf::Vec, key, sealed));
     text::put_rows(keys, tenant, user, doc, &counts, ops);
-    graph::put_rows(keys, graph::Owner { tenant, user, doc }, at_ms, now_ms(), &text, ops);
-    derived.push(Derived::Remembered { tenant, user, doc, row });
+    edges.extend(graph::put_rows(keys, graph::Owner { tenant, user, doc }, at_ms, now_ms(), &text, ops));
+    derived.push(Derived::Remembered { tenant, user, doc, row, edges });
+    Ok(())
+}
+
+/// The postings of a stored text, for a migration.
+pub(crate) fn put_words(
+    keys: &TenantKeys,
+    (tenant, user, doc): (TenantId, UserId, DocId),
+    plain: &[u8],
+    ops: &mut Vec<KvOp>,
+) -> Result<(), ReadError> {
+    let (_, text) = read_text_row(plain)?;
+    text::put_rows(keys, tenant, user, doc, &text::counts(&text), ops);
     Ok(())
 }
 
@@ -67,11 +81,11 @@ pub(crate) fn forget(
     ops: &mut Vec<KvOp>,
     derived: &mut Vec<Derived>,
 ) -> Result<(), CommitError> {
-    remove_old_rows(shared, keys, tenant, user, doc, None, ops)?;
+    let edges = remove_old_rows(shared, keys, tenant, user, doc, None, ops)?;
     let key = layout::memory(tenant, user, doc);
     ops.push(KvOp::Delete(Cf::Mem, key.clone()));
     ops.push(KvOp::Delete(Cf::Vec, key));
-    derived.push(Derived::Forgotten { tenant, user, doc });
+    derived.push(Derived::Forgotten { tenant, user, doc, edges });
     Ok(())
 }
 
@@ -85,19 +99,19 @@ fn remove_old_rows(
     doc: DocId,
     same: Option<(u64, &str)>,
     ops: &mut Vec<KvOp>,
-) -> Result<(), CommitError> {
+) -> Result<Vec<EdgeChange>, CommitError> {
     let key = layout::memory(tenant, user, doc);
-    let Some(sealed) = shared.kv.get(Cf::Mem, &key)? else { return Ok(()) };
+    let Some(sealed) = shared.kv.get(Cf::Mem, &key)? else { return Ok(Vec::new()) };
     let unreadable = |error: ReadError| CommitError::Invalid {
         why: format!("the memory that it would replace cannot be read ({error}), so its words cannot be removed"),
     };
     let plain = keys.open(Cf::Mem, &key, sealed).map_err(unreadable)?;
     let (at_ms, text) = read_text_row(&plain).map_err(unreadable)?;
-    if same != Some((at_ms, &text)) {
-        text::delete_rows(keys, tenant, user, doc, &text::counts(&text), ops);
-        graph::delete_rows(keys, graph::Owner { tenant, user, doc }, at_ms, &text, ops);
+    if same == Some((at_ms, &text)) {
+        return Ok(Vec::new());
     }
-    Ok(())
+    text::delete_rows(keys, tenant, user, doc, &text::counts(&text), ops);
+    Ok(graph::delete_rows(keys, graph::Owner { tenant, user, doc }, at_ms, &text, ops))
 }
 
 impl Shared {
@@ -125,26 +139,37 @@ impl Shared {
         let slot = self.memory.users.get(self, tenant, user)?;
         let ranked = {
             let index = slot.index.read().unwrap_or_else(PoisonError::into_inner);
-            let words = |doc: DocId| {
+            let visible_meta = |doc: DocId| {
                 if query.exclude == Some(doc.conversation) {
                     return None;
                 }
-                index.get(doc).filter(|meta| meta.at_ms <= query.now_ms).map(|meta| meta.words)
+                index.get(doc).filter(|meta| (query.from_ms..=query.now_ms).contains(&meta.at_ms))
             };
-            let visible = |doc: DocId| words(doc).is_some();
+            let words = |doc: DocId| visible_meta(doc).map(|meta| meta.words);
+            let visible = |doc: DocId| visible_meta(doc).is_some();
             if index.docs() == 0 {
                 return Ok(Vec::new());
             }
+            let (vector, vector_mean) = nearest(&index, query, visible);
             let rankings = Rankings {
-                vector: nearest(&index, query, visible),
+                vector,
+                vector_mean,
                 text: {
                     let corpus = Corpus { docs: index.docs(), words: index.words(), length: &words };
                     text::search(&*self.kv, &keys, tenant, user, &query.text, &corpus)?
                 },
-                graph: graph::Graph { kv: &*self.kv, keys: &keys, tenant, user, now_ms: query.now_ms }
-                    .search(&query.text, visible)?,
+                graph: {
+                    let as_of = AsOf { valid_ms: query.now_ms, known_ms: u64::MAX };
+                    graph::search(index.graph(), &graph::seeds(&keys, user, &query.text), as_of, visible)
+                },
             };
-            fuse::fuse(&rankings, visible)
+            let time = when(&query.text, query.now_ms);
+            let in_time = |doc: DocId| {
+                time.as_ref().is_some_and(|time| index.get(doc).is_some_and(|meta| time.contains(&meta.at_ms)))
+            };
+            let mut ranked = fuse::fuse(&rankings, visible, in_time);
+            ranked.retain(|(_, fused)| fused.relevance >= query.relevance_min);
+            ranked
         };
         self.fetch(query, &keys, ranked)
     }
@@ -154,16 +179,16 @@ impl Shared {
         &self,
         query: &RecallQuery,
         keys: &TenantKeys,
-        ranked: Vec<(DocId, f32, super::Why)>,
+        ranked: Vec<(DocId, Fused)>,
     ) -> Result<Vec<Recalled>, ReadError> {
         let limit = query.limit.min(RECALL_LIMIT_MAX);
         let mut found: Vec<Recalled> = Vec::with_capacity(limit);
         let mut seen: HashSet<String> = HashSet::new();
         for some in ranked.chunks(limit.max(1)) {
             let rows: Vec<Vec<u8>> =
-                some.iter().map(|(doc, ..)| layout::memory(query.tenant, query.user, *doc)).collect();
+                some.iter().map(|(doc, _)| layout::memory(query.tenant, query.user, *doc)).collect();
             let values = self.kv.multi_get(Cf::Mem, &rows)?;
-            for (((doc, score, why), key), sealed) in some.iter().zip(&rows).zip(values) {
+            for (((doc, fused), key), sealed) in some.iter().zip(&rows).zip(values) {
                 if found.len() >= limit {
                     return Ok(found);
                 }
@@ -172,7 +197,8 @@ impl Shared {
                 let (at_ms, text) = read_text_row(&keys.open(Cf::Mem, key, sealed)?)?;
                 if seen.insert(text.clone()) {
                     let DocId { conversation, seq } = *doc;
-                    found.push(Recalled { conversation, seq, text, at_ms, score: *score, why: *why });
+                    let Fused { score, relevance, why } = *fused;
+                    found.push(Recalled { conversation, seq, text, at_ms, score, relevance, why });
                 }
             }
         }
@@ -180,10 +206,10 @@ impl Shared {
     }
 }
 
-fn nearest(index: &UserIndex, query: &RecallQuery, visible: impl Fn(DocId) -> bool) -> Vec<DocId> {
-    let Some(embedding) = query.embedding.as_ref().filter(|embedding| !embedding.is_empty()) else {
-        return Vec::new();
-    };
-    let Some(block) = index.block(embedding.len()) else { return Vec::new() };
-    block.nearest(embedding, DEPTH, |doc| visible(*doc)).into_iter().map(|(doc, _)| doc).collect()
+fn nearest(index: &UserIndex, query: &RecallQuery, visible: impl Fn(DocId) -> bool) -> (Vec<Hit>, f32) {
+    let embedding = query.embedding.as_deref().unwrap_or_default();
+    let Some(block) = index.block(embedding.len()) else { return (Vec::new(), 0.0) };
+    let (found, mean) = block.nearest_and_mean(embedding, DEPTH, |doc| visible(*doc));
+    // Embedding models give vectors of length one, so the product is the cosine.
+    (found.into_iter().map(|(doc, score)| Hit { doc, score, relevance: score }).collect(), mean)
 }

@@ -4,7 +4,7 @@
 //! digest, so neither the row nor its key holds text. A posting is written in the same batch as the
 //! memory itself and needs no reading first, so the index is never behind and never torn.
 
-use super::fuse::{BM25_B, BM25_K1, DEPTH, POSTINGS_MAX, QUERY_WORDS_MAX};
+use super::fuse::{BM25_B, BM25_K1, DEPTH, Hit, POSTINGS_MAX, QUERY_WORDS_MAX};
 use super::words::words;
 use crate::backend::{Cf, KvOp, KvStore, ScanRange};
 use crate::error::ReadError;
@@ -71,7 +71,15 @@ pub(crate) struct Corpus<'a> {
     pub length: &'a dyn Fn(DocId) -> Option<u32>,
 }
 
-/// The best memories for a text, the best first.
+/// What a memory has gathered: its BM25 score, and the rarity of the question's words that it holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Gathered {
+    score: f32,
+    covered: f32,
+}
+
+/// The best memories for a text, the best first. A hit's relevance is the share of the question's
+/// words that it holds, each word weighted by its rarity.
 pub(crate) fn search(
     kv: &dyn KvStore,
     keys: &TenantKeys,
@@ -79,34 +87,43 @@ pub(crate) fn search(
     user: UserId,
     text: &str,
     corpus: &Corpus<'_>,
-) -> Result<Vec<DocId>, ReadError> {
+) -> Result<Vec<Hit>, ReadError> {
     let mean = (corpus.words as f32 / corpus.docs.max(1) as f32).max(1.0);
-    let mut scores: IdMap<DocId, f32> = IdMap::default();
+    let mut found: IdMap<DocId, Gathered> = IdMap::default();
+    let mut asked = 0.0;
     for word in counts(text).keys().take(QUERY_WORDS_MAX) {
         let postings = postings(kv, tenant, user, term(keys, user, word))?;
         let (all, with) = (corpus.docs as f32, postings.len() as f32);
         // The `1 +` keeps a word that is in most memories from counting against them.
         let rarity = (1.0 + (all - with + 0.5).max(0.0) / (with + 0.5)).ln();
+        asked += rarity;
         for (doc, count) in postings {
             let Some(length) = (corpus.length)(doc) else { continue };
             let count = f32::from(count);
             let norm = BM25_K1 * (1.0 - BM25_B + BM25_B * length as f32 / mean);
-            *scores.entry(doc).or_default() += rarity * count * (BM25_K1 + 1.0) / (count + norm);
+            let gathered = found.entry(doc).or_default();
+            gathered.score += rarity * count * (BM25_K1 + 1.0) / (count + norm);
+            gathered.covered += rarity;
         }
     }
-    Ok(best(scores))
+    let hits = found.into_iter().map(|(doc, gathered)| Hit {
+        doc,
+        score: gathered.score,
+        relevance: gathered.covered / asked.max(f32::MIN_POSITIVE),
+    });
+    Ok(best(hits.collect()))
 }
 
-/// The `DEPTH` best of a score table; newer turns first among equals, so answers are repeatable.
-pub(crate) fn best(scores: IdMap<DocId, f32>) -> Vec<DocId> {
-    let mut docs: Vec<(DocId, f32)> = scores.into_iter().filter(|(_, score)| *score > 0.0).collect();
-    let better = |a: &(DocId, f32), b: &(DocId, f32)| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0));
-    if docs.len() > DEPTH {
-        docs.select_nth_unstable_by(DEPTH, better);
-        docs.truncate(DEPTH);
+/// The `DEPTH` best; newer turns first among equals, so answers are repeatable.
+pub(crate) fn best(mut hits: Vec<Hit>) -> Vec<Hit> {
+    hits.retain(|hit| hit.score > 0.0);
+    let better = |a: &Hit, b: &Hit| b.score.total_cmp(&a.score).then(b.doc.cmp(&a.doc));
+    if hits.len() > DEPTH {
+        hits.select_nth_unstable_by(DEPTH, better);
+        hits.truncate(DEPTH);
     }
-    docs.sort_unstable_by(better);
-    docs.into_iter().map(|(doc, _)| doc).collect()
+    hits.sort_unstable_by(better);
+    hits
 }
 
 fn postings(kv: &dyn KvStore, tenant: TenantId, user: UserId, term: [u8; 8]) -> Result<Vec<(DocId, u16)>, ReadError> {

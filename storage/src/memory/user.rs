@@ -5,7 +5,9 @@
 //! each sync. The slot stands in the table before the scan starts, so a write that commits during
 //! the scan is not missed: it goes into the slot, and the scan does not overwrite it.
 
+use super::graph::{self, EdgeChange, EdgeId};
 use super::vector::{Block, VectorRow};
+use super::walk::UserGraph;
 use crate::backend::{Cf, ScanRange};
 use crate::error::ReadError;
 use crate::layout::{self, DocId, IdMap};
@@ -36,6 +38,9 @@ pub(crate) struct UserIndex {
     blocks: BTreeMap<usize, Block<DocId>>,
     /// Forgotten while the load was still running: the load must not bring them back.
     forgotten: HashSet<DocId>,
+    graph: UserGraph,
+    /// As `forgotten`, for edges.
+    removed: HashSet<EdgeId>,
 }
 
 impl UserIndex {
@@ -74,8 +79,29 @@ impl UserIndex {
         }
     }
 
+    pub fn graph(&self) -> &UserGraph {
+        &self.graph
+    }
+
+    fn change(&mut self, changes: &[EdgeChange], loaded: bool) {
+        for change in changes {
+            match change {
+                EdgeChange::Put(id, edge) => {
+                    self.removed.remove(id);
+                    self.graph.put(id, *edge);
+                }
+                EdgeChange::Remove(id) => {
+                    self.graph.remove(id);
+                    if !loaded {
+                        self.removed.insert(*id);
+                    }
+                }
+            }
+        }
+    }
+
     fn bytes(&self) -> usize {
-        self.docs.len() * DOC_BYTES + self.blocks.values().map(Block::bytes).sum::<usize>()
+        self.graph.bytes() + self.docs.len() * DOC_BYTES + self.blocks.values().map(Block::bytes).sum::<usize>()
     }
 }
 
@@ -134,14 +160,18 @@ impl HotUsers {
     }
 
     /// A durable write: updates the user if it is hot.
-    pub fn put(&self, key: Key, doc: DocId, row: &VectorRow) {
-        self.update(key, |index, _| index.put(doc, row));
+    pub fn put(&self, key: Key, doc: DocId, row: &VectorRow, edges: &[EdgeChange]) {
+        self.update(key, |index, loaded| {
+            index.put(doc, row);
+            index.change(edges, loaded);
+        });
     }
 
     /// A durable removal.
-    pub fn remove(&self, key: Key, doc: DocId) {
+    pub fn remove(&self, key: Key, doc: DocId, edges: &[EdgeChange]) {
         self.update(key, |index, loaded| {
             index.remove(doc);
+            index.change(edges, loaded);
             if !loaded {
                 index.forgotten.insert(doc);
             }
@@ -176,12 +206,18 @@ impl HotUsers {
     }
 }
 
-fn load(shared: &Shared, (tenant, user): Key, slot: &UserSlot) -> Result<(), ReadError> {
+/// Copies the rows of a user in steps, so that the engine's view is held no longer than a step takes.
+fn each_step(
+    shared: &Shared,
+    cf: Cf,
+    (tenant, user): Key,
+    mut each: impl FnMut(Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), ReadError>,
+) -> Result<(), ReadError> {
     let mut from = layout::user_prefix(tenant, user);
     let to = layout::prefix_end(&from);
     loop {
         let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-        shared.kv.scan(Cf::Vec, ScanRange::forward(&from, &to), &mut |key, value| {
+        shared.kv.scan(cf, ScanRange::forward(&from, &to), &mut |key, value| {
             rows.push((key.to_vec(), value.to_vec()));
             if rows.len() < LOAD_ROWS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
@@ -190,12 +226,31 @@ fn load(shared: &Shared, (tenant, user): Key, slot: &UserSlot) -> Result<(), Rea
             from.clone_from(last);
             from.push(0);
         }
+        each(rows)?;
+        if !full {
+            return Ok(());
+        }
+    }
+}
+
+fn load(shared: &Shared, key: Key, slot: &UserSlot) -> Result<(), ReadError> {
+    let corrupt = |cf: Cf, why: &str| ReadError::Corrupt { cf: cf.name(), why: why.to_owned() };
+    let mut edges = Vec::new();
+    each_step(shared, Cf::EdgeOut, key, |rows| {
+        for (row, value) in rows {
+            let edge =
+                graph::read_row(&row, &value).ok_or_else(|| corrupt(Cf::EdgeOut, "an edge has the wrong length"))?;
+            edges.push(edge);
+        }
+        Ok(())
+    })?;
+    each_step(shared, Cf::Vec, key, |rows| {
         let mut opened = Vec::with_capacity(rows.len());
-        for (key, sealed) in rows {
-            let corrupt = |why: &str| ReadError::Corrupt { cf: Cf::Vec.name(), why: why.to_owned() };
-            let doc = DocId::at_end_of(&key).ok_or_else(|| corrupt("a key is too short"))?;
-            let plain = shared.open(tenant, Cf::Vec, &key, sealed)?;
-            opened.push((doc, VectorRow::from_bytes(&plain).ok_or_else(|| corrupt("a vector has the wrong length"))?));
+        for (row, sealed) in rows {
+            let doc = DocId::at_end_of(&row).ok_or_else(|| corrupt(Cf::Vec, "a key is too short"))?;
+            let plain = shared.open(key.0, Cf::Vec, &row, sealed)?;
+            let row = VectorRow::from_bytes(&plain).ok_or_else(|| corrupt(Cf::Vec, "a vector has the wrong length"))?;
+            opened.push((doc, row));
         }
         let mut index = slot.index.write().unwrap_or_else(PoisonError::into_inner);
         for (doc, row) in opened {
@@ -203,14 +258,16 @@ fn load(shared: &Shared, (tenant, user): Key, slot: &UserSlot) -> Result<(), Rea
                 index.put(doc, &row);
             }
         }
-        if !full {
-            index.forgotten = HashSet::new();
-            slot.bytes.store(index.bytes(), Relaxed);
-            // Published under the write lock: the commit thread sees either "loading" or the whole index.
-            slot.loaded.store(true, std::sync::atomic::Ordering::Release);
-            return Ok(());
-        }
-    }
+        Ok(())
+    })?;
+    let mut index = slot.index.write().unwrap_or_else(PoisonError::into_inner);
+    let removed = std::mem::take(&mut index.removed);
+    index.graph.load(edges.into_iter().filter(|(id, _)| !removed.contains(id)));
+    index.forgotten = HashSet::new();
+    slot.bytes.store(index.bytes(), Relaxed);
+    // Published under the write lock: the commit thread sees either "loading" or the whole index.
+    slot.loaded.store(true, std::sync::atomic::Ordering::Release);
+    Ok(())
 }
 
 #[cfg(test)]

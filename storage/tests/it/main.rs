@@ -9,3 +9,4 @@ mod recall;
 mod sealing;
 mod sessions;
 mod spaces;
+mod upgrading;

@@ -19,7 +19,17 @@ fn write(tenant: TenantId, user: UserId, chat: &str, seq: u64, text: &str, embed
 }
 
 fn query(tenant: TenantId, user: UserId, text: &str) -> RecallQuery {
-    RecallQuery { tenant, user, text: text.into(), embedding: None, limit: 5, exclude: None, now_ms: 1_000_000 }
+    RecallQuery {
+        tenant,
+        user,
+        text: text.into(),
+        embedding: None,
+        limit: 5,
+        exclude: None,
+        now_ms: 1_000_000,
+        from_ms: 0,
+        relevance_min: 0.0,
+    }
 }
 
 fn commit(store: &Store, writes: Vec<MemoryWrite>) {
@@ -248,6 +258,55 @@ fn a_full_recall_queue_says_so() {
     }
     assert!(refused);
     drop(release);
+}
+
+#[test]
+fn the_time_that_a_question_names_decides_between_equals() {
+    let folder = tempfile::tempdir().unwrap();
+    let alice = user(T1, "alice");
+    let store = rocks(folder.path());
+    let day = 86_400_000;
+    // Thursday, 15 June 2023.
+    let now_ms = 1_686_830_400_000;
+    let dentist = |chat: &str, days_ago: u64| {
+        let mut write = write(T1, alice, chat, 1, &format!("I was at the dentist, visit {chat}."), vec![]);
+        write.at_ms = now_ms - days_ago * day;
+        write
+    };
+    commit(&store, vec![dentist("a", 400), dentist("b", 35), dentist("c", 8), dentist("d", 1)]);
+    let first = |text: &str| {
+        let mut ask = query(T1, alice, text);
+        ask.now_ms = now_ms;
+        texts(&store, ask)[0].clone()
+    };
+    assert!(first("my dentist visit of yesterday").ends_with("visit d."));
+    assert!(first("the dentist visit last week").ends_with("visit c."));
+    assert!(first("the dentist visit in May").ends_with("visit b."));
+    assert!(first("dentist last year").ends_with("visit a."));
+    let mut ask = query(T1, alice, "dentist");
+    (ask.now_ms, ask.from_ms) = (now_ms, now_ms - 10 * day);
+    assert_eq!(texts(&store, ask).len(), 2, "only what was said from then on");
+}
+
+#[test]
+fn what_hardly_touches_the_question_is_left_out_on_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let alice = user(T1, "alice");
+    let store = rocks(folder.path());
+    commit(
+        &store,
+        vec![
+            write(T1, alice, "a", 1, "The blue whale is the largest animal of the ocean.", vec![]),
+            write(T1, alice, "b", 1, "Blue paint for the garden fence.", vec![]),
+            write(T1, alice, "c", 1, "Blue is my colour.", vec![]),
+        ],
+    );
+    let mut ask = query(T1, alice, "largest blue animal in the ocean");
+    let all = recall(&store, ask.clone());
+    assert_eq!(all.len(), 3);
+    assert!(all[0].relevance > 0.9 && all[2].relevance < 0.3, "{all:?}");
+    ask.relevance_min = 0.5;
+    assert_eq!(texts(&store, ask), ["The blue whale is the largest animal of the ocean."]);
 }
 
 /// Random writes, rewrites, removals and restarts against a plain list: the nearest by vector must be

@@ -1,0 +1,52 @@
+//! Bringing a store of an older schema to this one, when it is opened.
+//!
+//! A step may be cut off at any point: the schema number changes last, so the next start does the
+//! step again from its beginning, and every step gives the same rows however often it runs.
+
+use crate::backend::{Cf, KvOp, KvStore, ScanRange};
+use crate::error::{KvError, ReadError};
+use crate::layout::{self, ctl};
+use crate::memory;
+use crate::seal::KeyRing;
+use std::ops::ControlFlow;
+
+/// Rows that are read and rewritten at a time.
+const STEP_ROWS: usize = 256;
+
+/// Runs every step from `found` to this program's schema.
+pub(crate) fn migrate(kv: &dyn KvStore, keys: &KeyRing, found: u32) -> Result<(), ReadError> {
+    if found < 2 {
+        tracing::info!(from = found, to = 2, "the words of all memories are indexed again by their stems");
+        index_words_again(kv, keys)?;
+    }
+    if found < layout::SCHEMA {
+        let row = KvOp::Put(Cf::Ctl, ctl::SCHEMA.to_vec(), layout::SCHEMA.to_be_bytes().to_vec());
+        kv.apply(&[row], true)?;
+    }
+    Ok(())
+}
+
+/// Schema 2 indexes stems, schema 1 words without their plural: all of `post` follows from `mem`.
+fn index_words_again(kv: &dyn KvStore, keys: &KeyRing) -> Result<(), ReadError> {
+    kv.apply(&[KvOp::DeleteRange(Cf::Post, Vec::new(), layout::prefix_end(&[u8::MAX]))], true)?;
+    let (mut from, to) = (Vec::new(), layout::prefix_end(&[u8::MAX]));
+    loop {
+        let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        kv.scan(Cf::Mem, ScanRange::forward(&from, &to), &mut |key, value| {
+            rows.push((key.to_vec(), value.to_vec()));
+            if rows.len() < STEP_ROWS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        let Some((last, _)) = rows.last() else { return Ok(()) };
+        from.clone_from(last);
+        from.push(0);
+        let mut ops = Vec::new();
+        for (key, sealed) in rows {
+            let (tenant, user, doc) = layout::memory_parts(&key)
+                .ok_or_else(|| ReadError::Corrupt { cf: Cf::Mem.name(), why: "a key has the wrong length".into() })?;
+            let keys = keys.find(kv, tenant)?.ok_or(ReadError::KeyGone { tenant: tenant.0, epoch: 0 })?;
+            let plain = keys.open(Cf::Mem, &key, sealed)?;
+            memory::put_words(&keys, (tenant, user, doc), &plain, &mut ops)?;
+        }
+        kv.apply(&ops, true).map_err(|error: KvError| ReadError::from(error))?;
+    }
+}
