@@ -177,19 +177,16 @@ impl RequestHead {
     }
 
     /// A head from the parts of an HTTP/2 request, held to the same rules as one of HTTP/1.1.
-    pub fn assemble<'a>(
-        parts: &Parts<'a>,
-        fields: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
-    ) -> Result<Self, HttpError> {
+    pub fn assemble<'a>(parts: &Parts<'a>, fields: &[(&'a str, &'a [u8])]) -> Result<Self, HttpError> {
         let authority = (!parts.authority.is_empty()).then_some(("host", parts.authority.as_bytes()));
         // RFC 9113 section 8.3.1: a `host` beside the authority must say the same.
         let differs = |(name, value): (&str, &[u8])| {
             authority.is_some_and(|(_, authority)| name == "host" && !value.eq_ignore_ascii_case(authority))
         };
-        if fields.clone().any(differs) {
+        if fields.iter().copied().any(differs) {
             return Err(HttpError::bad("authority and Host differ"));
         }
-        let rest = fields.filter(|(name, _)| authority.is_none() || *name != "host");
+        let rest = fields.iter().copied().filter(|(name, _)| authority.is_none() || *name != "host");
         let fields = authority.into_iter().chain(rest);
         let facts = Facts::gather(fields.clone(), Version::Http2)?;
         let method = Method::of(parts.method);
