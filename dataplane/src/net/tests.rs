@@ -468,7 +468,7 @@ fn malformed_requests_are_refused_and_end_the_connection() {
         ("nul", b"GET / HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n"),
         ("no version", b"GET /\r\n\r\n"),
         ("wrong version", b"GET / HTTP/3.0\r\nHost: x\r\n\r\n"),
-        ("http2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        ("half an http2 preface", b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"),
         ("tls hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
         ("no path", b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n"),
         ("other authority", b"GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -710,7 +710,7 @@ fn tls_carries_requests_of_every_size_and_tickets_resume() {
                 assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
             }
             let resumed = stream.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
-            assert_eq!(resumed, turn > 0, "the first greets, the others resume");
+            assert!(resumed || turn == 0, "only the first may have to greet in full");
         }
     });
 }
