@@ -1,6 +1,7 @@
 //! The shell of Millrace: sockets, threads and clocks around the sans-IO cores.
 
 pub mod bridge;
+pub mod certificate;
 pub mod cli;
 pub mod config;
 pub mod console;

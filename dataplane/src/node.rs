@@ -18,13 +18,15 @@ use millrace_inference::{ChatTemplate, EmbedWorker, Engine, EngineConfig, Tokeni
 use millrace_proto::id::TenantId;
 use millrace_proto::record::{Credential, SCOPE_ADMIN, SCOPE_CHAT, SCOPE_IMPERSONATE, SCOPE_METRICS};
 use millrace_storage::{BackendKind, Batch, Store, StoreOptions};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::certificate;
 use crate::config::{self, Config, IoMode, Loaded, StorageType, human_bytes};
 use crate::control::Control;
 use crate::gateway::auth;
 use crate::models::{self, Found};
+use crate::net::tls::Tls;
 use crate::net::{self, Listeners};
 use crate::obs::{self, EngineSnapshot, Health, Metrics, NodeFacts, StorageSnapshot};
 use crate::plan::Plan;
@@ -59,19 +61,23 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
         .map_err(|error| metrics_port(&loaded.config, &error))?;
     let listeners = net::listen(loaded.config.listen, loaded.config.workers).map_err(|error| in_parts(&error))?;
     let http = listeners.address;
+    let secure = open_tls(&loaded.config)?;
+    let https = secure.as_ref().map(|(listeners, _)| listeners.address);
 
     if !http.ip().is_loopback() {
-        tracing::warn!(%http, "the API is open to the network over plain HTTP: put a TLS proxy in front");
+        tracing::warn!(%http, "the API is open to the network over plain HTTP: use tls.listen, or a TLS proxy in front");
     }
     let plan = plan(&loaded.config)?;
     let parts = load_parts(&mut loaded.config)?;
-    let node = Node::assemble(loaded.config, parts, Arc::clone(&metrics), Arc::clone(&health), listeners, &plan)?;
+    let doors = Doors { plain: listeners, secure };
+    let node = Node::assemble(loaded.config, parts, Arc::clone(&metrics), Arc::clone(&health), doors, &plan)?;
     sys::release_free_heap();
     health.set_ready();
-    let ready = Ready { http, metrics: server.address(), api_key: node.first_key.clone(), model: node.model.clone() };
+    let ready =
+        Ready { http, https, metrics: server.address(), api_key: node.first_key.clone(), model: node.model.clone() };
     ready.announce(ready_json, &plan, began.elapsed());
 
-    wait_for_end(&ended)?;
+    wait_for_end(&ended, || node.reload())?;
     node.stop(&health);
     drop(server);
     Ok(ExitCode::SUCCESS)
@@ -91,13 +97,47 @@ fn signals(error: &std::io::Error) -> Trouble {
     Trouble::new("signals cannot be handled", error.to_string(), "look at the limits of the process")
 }
 
-fn wait_for_end(ended: &AtomicBool) -> Result<(), Trouble> {
-    let mut arrivals = Signals::new([SIGTERM, SIGINT]).map_err(|error| signals(&error))?;
+/// Waits for the signal to end; calls `reload` for each SIGHUP before it.
+fn wait_for_end(ended: &AtomicBool, reload: impl Fn()) -> Result<(), Trouble> {
+    let mut arrivals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| signals(&error))?;
     // The flag covers a signal that came before `arrivals` existed.
-    if !ended.load(Ordering::Acquire) {
-        arrivals.forever().next();
+    if ended.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    for signal in arrivals.forever() {
+        if signal != SIGHUP {
+            break;
+        }
+        reload();
     }
     Ok(())
+}
+
+/// The sockets of a node.
+struct Doors {
+    plain: Listeners,
+    secure: Option<(Listeners, Arc<Tls>)>,
+}
+
+/// Binds the TLS port and reads its certificate, if there is to be one.
+fn open_tls(config: &Config) -> Result<Option<(Listeners, Arc<Tls>)>, Trouble> {
+    let Some(options) = &config.tls else { return Ok(None) };
+    if options.self_signed && certificate::ensure_self_signed(options)? {
+        let path = options.files.certificate.display();
+        tracing::warn!(%path, "made a self-signed certificate: clients must be told to trust it");
+    }
+    let tls = Tls::open(options.files.clone()).map_err(|error| in_parts(&error))?;
+    tell_certificate(&options.files.certificate);
+    let listeners = net::listen(options.listen, config.workers).map_err(|error| in_parts(&error))?;
+    Ok(Some((listeners, Arc::new(tls))))
+}
+
+fn tell_certificate(path: &Path) {
+    match certificate::inspect(path) {
+        Ok(facts) if facts.days_left() == 0 => tracing::error!(subject = facts.subject, "the certificate has expired"),
+        Ok(facts) => tracing::info!(subject = facts.subject, days_left = facts.days_left(), "certificate in use"),
+        Err(why) => tracing::warn!(why, "the certificate's dates cannot be read"),
+    }
 }
 
 /// Makes the data folder and, on a first start, a commented configuration in it.
@@ -305,10 +345,11 @@ impl Node {
         parts: Parts,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
-        listeners: Listeners,
+        doors: Doors,
         plan: &Plan,
     ) -> Result<Self, Trouble> {
         let config = Arc::new(config);
+        let (secure, tls) = doors.secure.unzip();
         let probe = reactor::probe(preference(config.io)).map_err(|error| in_parts(&error))?;
         for (flags, reason) in &probe.refused {
             tracing::info!(?flags, reason, "the kernel refused a ring");
@@ -348,11 +389,25 @@ impl Node {
             metrics,
             health,
             gateway: Arc::default(),
+            tls,
             mailboxes: senders,
         });
-        let shards = Shards::start(&shared, receivers, listeners, &options).map_err(|error| in_parts(&error))?;
+        let shards =
+            Shards::start(&shared, receivers, doors.plain, secure, &options).map_err(|error| in_parts(&error))?;
         tracing::info!(io = %probe.backend, shards = shared.shard_count(), "reactors run");
         Ok(Self { shared, shards, first_key, model: parts.name })
+    }
+
+    /// What SIGHUP asks for: certificates are read again.
+    fn reload(&self) {
+        let Some(tls) = &self.shared.tls else { return tracing::info!("SIGHUP: there is nothing to read again") };
+        match tls.reload() {
+            Ok(()) => {
+                tracing::info!("SIGHUP: new connections use the certificate as it is now");
+                self.shared.config.tls.iter().for_each(|options| tell_certificate(&options.files.certificate));
+            }
+            Err(error) => tracing::error!(%error, "SIGHUP: the certificate in use stays"),
+        }
     }
 
     /// The way down: no new work, running answers end, then everything is flushed.
@@ -523,6 +578,7 @@ fn ensure_key(store: &Store) -> Result<Option<String>, Trouble> {
 
 struct Ready {
     http: std::net::SocketAddr,
+    https: Option<std::net::SocketAddr>,
     metrics: std::net::SocketAddr,
     api_key: Option<String>,
     model: String,
@@ -531,12 +587,15 @@ struct Ready {
 impl Ready {
     /// Tells a person or a program that the node serves. The key goes to standard output, never to the log.
     fn announce(&self, as_json: bool, plan: &Plan, took: Duration) {
-        let Self { http, metrics, api_key, model } = self;
+        let Self { http, https, metrics, api_key, model } = self;
         tracing::info!(%http, %metrics, model, ?took, planned = human_bytes(plan.total()), "ready");
         let mut stdout = std::io::stdout().lock();
         let text = if as_json {
             let mut line =
                 serde_json::json!({"http": http.to_string(), "metrics": metrics.to_string(), "model": model});
+            if let Some(https) = https {
+                line["https"] = serde_json::json!(https.to_string());
+            }
             if let Some(key) = api_key {
                 line["api_key"] = serde_json::json!(key);
             }
@@ -544,6 +603,9 @@ impl Ready {
         } else {
             let mut text = format!("memory plan\n{plan}\n\nmodel    {model}\nchat     http://{http}/\n");
             text.push_str(&format!("API      http://{http}/v1\nmetrics  http://{metrics}/metrics\n"));
+            if let Some(https) = https {
+                text.push_str(&format!("TLS      https://{https}/\n"));
+            }
             if let Some(key) = api_key {
                 text.push_str(&format!(
                     "\nAPI key  {key}\n         It is shown this once: keep it, for example in MILLRACE_API_KEY.\n"

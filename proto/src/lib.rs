@@ -5,7 +5,7 @@
 //! a test, a simulator or a fuzzer exactly as the server drives it.
 //!
 //! Main types: [`http1::RequestHead`] and [`ws::Decoder`] (the wire), [`api::ChatRequest`] and
-//! [`api::ApiError`] (the OpenAI-shaped API), [`channel::Account`] (messengers and webhooks),
+//! [`api::ApiError`] (the OpenAI-shaped API), [`oauth`] (clients and tokens), [`channel::Account`] (messengers and webhooks),
 //! [`record`] (what is stored), [`id`] (who and where).
 
 pub mod api;
@@ -14,8 +14,10 @@ pub mod date;
 pub mod digest;
 pub mod gcra;
 pub mod http1;
+pub mod http2;
 pub mod id;
 pub mod limits;
+pub mod oauth;
 pub mod record;
 pub mod retry;
 pub mod split;

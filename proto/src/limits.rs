@@ -43,6 +43,21 @@ pub const EMBEDDING_INPUT_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of a session, user, account or key label name.
 pub const NAME_BYTES_MAX: usize = 256;
 
+/// Longest token of any kind in `Authorization: Bearer`; a JWT with many claims has 2 KiB.
+pub const BEARER_BYTES_MAX: usize = 8 * 1024;
+/// Longest form of an OAuth endpoint: a token, a secret and a few names.
+pub const OAUTH_FORM_BYTES_MAX: usize = 16 * 1024;
+/// Parameters of such a form.
+pub const OAUTH_PARAMETERS_MAX: usize = 32;
+/// Longest scope parameter.
+pub const OAUTH_SCOPE_BYTES_MAX: usize = 1024;
+/// Longest key set of another issuer.
+pub const JWKS_BYTES_MAX: usize = 256 * 1024;
+/// Keys of such a set that are looked at; issuers publish two to ten.
+pub const JWKS_KEYS_MAX: usize = 64;
+/// Members of a token's audience.
+pub const JWT_AUDIENCES_MAX: usize = 32;
+
 /// Text of one inbound channel message; longer text is refused, never cut.
 pub const CHANNEL_TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Clock difference that a signed webhook may show, both ways.
@@ -62,6 +77,7 @@ pub const RETRY_STEPS_MAX: usize = 32;
 pub const RETRY_DELAY_S_MAX: u64 = 7 * 24 * 3_600;
 
 const _: () = assert!(URI_BYTES_MAX < HEAD_BYTES_MAX);
+const _: () = assert!(BEARER_BYTES_MAX < OAUTH_FORM_BYTES_MAX && BEARER_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(HEAD_BYTES_MAX <= u16::MAX as usize, "head offsets are kept as u16");
 const _: () = assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
 const _: () = assert!(WEBHOOK_BODY_BYTES_MAX <= BODY_BYTES_MAX);

@@ -200,8 +200,33 @@ pub const SCOPE_METRICS: u32 = 1 << 2;
 /// May act for other users of the tenant (the `user` field of a request).
 pub const SCOPE_IMPERSONATE: u32 = 1 << 3;
 
-const SCOPE_NAMES: [(u32, &str); 4] =
-    [(SCOPE_CHAT, "chat"), (SCOPE_ADMIN, "admin"), (SCOPE_METRICS, "metrics"), (SCOPE_IMPERSONATE, "impersonate")];
+/// May see the node's status and act on undelivered messages. An admin may as well.
+pub const SCOPE_OPERATE: u32 = 1 << 4;
+
+const SCOPE_NAMES: [(u32, &str); 5] = [
+    (SCOPE_CHAT, "chat"),
+    (SCOPE_ADMIN, "admin"),
+    (SCOPE_METRICS, "metrics"),
+    (SCOPE_IMPERSONATE, "impersonate"),
+    (SCOPE_OPERATE, "operate"),
+];
+
+/// Roles: names for the sets of scopes that people are usually given.
+const ROLES: [(&str, u32); 3] = [
+    ("user", SCOPE_CHAT),
+    ("operator", SCOPE_CHAT | SCOPE_OPERATE | SCOPE_METRICS),
+    ("admin", SCOPE_CHAT | SCOPE_ADMIN | SCOPE_METRICS | SCOPE_IMPERSONATE | SCOPE_OPERATE),
+];
+
+/// The scopes of a role.
+pub fn role_scopes(name: &str) -> Option<u32> {
+    ROLES.iter().find(|(known, _)| *known == name).map(|(_, scopes)| *scopes)
+}
+
+/// The names of the roles, from least to most.
+pub fn role_names() -> impl Iterator<Item = &'static str> {
+    ROLES.iter().map(|(name, _)| *name)
+}
 
 /// The names of the scopes in a set.
 pub fn scope_names(scopes: u32) -> Vec<&'static str> {

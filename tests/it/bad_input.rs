@@ -29,7 +29,7 @@ fn malformed_http_is_refused_and_the_connection_is_closed() {
         ("not HTTP", b"hello there\r\n\r\n".to_vec(), &[400]),
         ("binary", vec![0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc], &[400, 0]),
         ("no version", format!("GET /healthz\r\n{host}\r\n").into(), &[400]),
-        ("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), &[400, 505]),
+        ("half an HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n".to_vec(), &[400, 505]),
         ("HTTP/3.7", format!("GET /healthz HTTP/3.7\r\n{host}\r\n").into(), &[400, 505]),
         ("no host", b"GET /healthz HTTP/1.1\r\n\r\n".to_vec(), &[400]),
         ("two hosts", format!("GET /healthz HTTP/1.1\r\n{host}{host}\r\n").into(), &[400]),

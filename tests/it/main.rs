@@ -12,3 +12,4 @@ mod metrics;
 mod recall;
 mod start;
 mod tidy;
+mod tls;

@@ -187,7 +187,8 @@ fn the_pure_packages_touch_no_clock_no_socket_and_no_thread() {
         // Unit tests at the end of a file may read vectors and seeds from disk.
         let code = text.split("#[cfg(test)]").next().unwrap_or("");
         for (index, line) in code.lines().enumerate() {
-            let statement = line.split("//").next().unwrap_or("");
+            // The trait of a source of randomness that a caller hands in is no source.
+            let statement = line.split("//").next().unwrap_or("").replace("ring::rand::SecureRandom", "");
             if let Some(word) = forbidden.iter().find(|word| statement.contains(**word)) {
                 offences.push(format!("{name}:{}: {word}", index + 1));
             }

@@ -112,6 +112,7 @@ fn examine(loaded: &Loaded) -> Vec<Finding> {
     findings.push(checks::memory_plan(config));
     findings.extend(checks::ports(config));
     findings.push(checks::exposure(config));
+    findings.extend(checks::certificate(config));
     findings.extend(checks::disk(config));
     findings
 }

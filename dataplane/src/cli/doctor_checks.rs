@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use millrace_inference::gguf::Gguf;
 
 use super::doctor::Finding;
+use crate::certificate;
 use crate::config::{Config, IoMode, human_bytes};
 use crate::models::{self, Found, Kind};
+use crate::net::tls::Tls;
 use crate::plan::Plan;
 use crate::shard::reactor::{self, Backend, Preference, RingFlags};
 use crate::sys;
@@ -225,16 +227,16 @@ pub(super) fn memory_plan(config: &Config) -> Finding {
 }
 
 pub(super) fn ports(config: &Config) -> Vec<Finding> {
-    [("port (listen)", "listen", config.listen), ("port (metrics)", "metrics", config.metrics)]
-        .map(|(check, flag, address)| port(check, flag, address))
-        .into()
+    let mut ports = vec![("port (listen)", "listen", config.listen), ("port (metrics)", "metrics", config.metrics)];
+    ports.extend(config.tls.as_ref().map(|tls| ("port (tls)", "tls-listen", tls.listen)));
+    ports.into_iter().map(|(check, flag, address)| port(check, flag, address)).collect()
 }
 
 fn port(check: &'static str, flag: &str, address: SocketAddr) -> Finding {
     const WHY: &str = "the server refuses to start when another program has its port";
     match TcpListener::bind(address) {
         Ok(_) => Finding::ok(check, format!("{address} is free"), WHY),
-        Err(_) if answers_health(address) => {
+        Err(_) if answers_health(address, check.contains("tls")) => {
             Finding::ok(check, format!("{address} is served by a running server"), WHY)
         }
         Err(error) => {
@@ -248,14 +250,16 @@ fn port(check: &'static str, flag: &str, address: SocketAddr) -> Finding {
     }
 }
 
-fn answers_health(address: SocketAddr) -> bool {
+/// A TLS port of ours says in plain HTTP that it wants TLS.
+fn answers_health(address: SocketAddr, tls: bool) -> bool {
+    let wanted: &[u8; 12] = if tls { b"HTTP/1.1 400" } else { b"HTTP/1.1 200" };
     let ask = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(500))?;
         stream.set_read_timeout(Some(Duration::from_millis(500)))?;
         stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut head = [0; 12];
         stream.read_exact(&mut head)?;
-        Ok(&head == b"HTTP/1.1 200")
+        Ok(&head == wanted)
     };
     ask().unwrap_or(false)
 }
@@ -265,9 +269,35 @@ pub(super) fn exposure(config: &Config) -> Finding {
     if config.listen.ip().is_loopback() {
         Finding::ok("exposure", format!("{} is reachable from this machine only", config.listen), WHY)
     } else {
-        let fix = "put a TLS proxy in front, or --listen 127.0.0.1:8080";
+        let fix = "--tls-listen IP:PORT for the network and --listen 127.0.0.1:8080, or a TLS proxy in front";
         Finding::warning("exposure", format!("{} is reachable from the network, without TLS", config.listen), WHY, fix)
     }
+}
+
+/// Days before its end at which a certificate should have been renewed.
+const CERTIFICATE_DAYS_LEAST: u64 = 14;
+
+pub(super) fn certificate(config: &Config) -> Option<Finding> {
+    const WHY: &str = "clients refuse a certificate that has expired or that does not fit its key";
+    const CHECK: &str = "certificate";
+    let options = config.tls.as_ref()?;
+    if options.self_signed && !options.files.certificate.exists() {
+        return Some(Finding::ok(CHECK, "a self-signed one will be made at the first start", WHY));
+    }
+    Some(match Tls::open(options.files.clone()).map(|_| certificate::inspect(&options.files.certificate)) {
+        Err(error) => Finding::failure(CHECK, format!("{}: {}", error.path.display(), error.why), WHY, error.next),
+        Ok(Err(why)) => Finding::warning(CHECK, why, WHY, "openssl x509 -noout -text -in the file shows what is odd"),
+        Ok(Ok(facts)) => {
+            let days = facts.days_left();
+            let what = format!("{} ends in {days} day(s)", facts.subject);
+            let renew = "renew it, then `kill -HUP` the server";
+            match days {
+                0 => Finding::failure(CHECK, format!("{} has expired", facts.subject), WHY, renew),
+                1..CERTIFICATE_DAYS_LEAST if !options.self_signed => Finding::warning(CHECK, what, WHY, renew),
+                _ => Finding::ok(CHECK, what, WHY),
+            }
+        }
+    })
 }
 
 pub(super) fn disk(config: &Config) -> Vec<Finding> {

@@ -1,14 +1,15 @@
 //! From settled texts to the checked [`Config`].
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use millrace_inference::Speculation;
 
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
-use super::{AgentOptions, Config, EngineOptions, IoMode, Limits, StorageOptions, StorageType, units};
+use super::{AgentOptions, Config, EngineOptions, IoMode, Limits, StorageOptions, StorageType, TlsOptions, units};
+use crate::net::tls::TlsFiles;
 use crate::obs::logs;
 use crate::trouble::Trouble;
 
@@ -104,6 +105,7 @@ pub(super) fn check(
         model_endpoint: texts.read("model_endpoint", endpoint)?,
         model_load_timeout: texts.duration("model_load_timeout", second, hour)?,
         drain_timeout: texts.duration("drain_timeout", Duration::ZERO, second * 600)?,
+        tls: tls(&texts, &data)?,
         cors_origins: texts.read("cors_origins", origins)?,
         engine: engine(&texts, memory_limit, machine)?,
         storage: StorageOptions {
@@ -124,7 +126,46 @@ pub(super) fn check(
     if config.listen.port() != 0 && config.listen == config.metrics {
         return Err(texts.setting("metrics").refuse(format!("{} is the address of the API already", config.listen)));
     }
+    if let Some(tls) = &config.tls
+        && tls.listen.port() != 0
+        && [config.listen, config.metrics].contains(&tls.listen)
+    {
+        return Err(texts
+            .setting("tls.listen")
+            .refuse(format!("{} is taken by another port of this node", tls.listen)));
+    }
     Ok(config)
+}
+
+/// The folder in the data folder for a certificate that was made here.
+const TLS_FOLDER: &str = "tls";
+
+fn tls(texts: &Texts<'_>, data: &Path) -> Result<Option<TlsOptions>, Trouble> {
+    let self_signed = texts.choice("tls.self_signed", &[("false", false), ("true", true)])?;
+    let client_required = texts.choice("tls.client_auth", &[("require", true), ("request", false)])?;
+    let named = (texts.optional("tls.certificate"), texts.optional("tls.key"));
+    let client_ca = texts.optional("tls.client_ca").map(PathBuf::from);
+    if texts.optional("tls.listen").is_none() {
+        for (name, given) in [("tls.certificate", named.0.is_some()), ("tls.client_ca", client_ca.is_some())] {
+            if given {
+                return Err(texts.setting(name).refuse("it has no effect without tls.listen"));
+            }
+        }
+        return Ok(None);
+    }
+    let folder = data.join(TLS_FOLDER);
+    let (certificate, key, self_signed) = match named {
+        (Some(certificate), Some(key)) => (certificate.into(), key.into(), false),
+        (None, None) if self_signed => (folder.join("certificate.pem"), folder.join("key.pem"), true),
+        (None, None) => {
+            let why = "there is no certificate: set tls.certificate and tls.key, or tls.self_signed = true to try it";
+            return Err(texts.setting("tls.listen").refuse(why));
+        }
+        (Some(_), None) => return Err(texts.setting("tls.certificate").refuse("tls.key is missing")),
+        (None, Some(_)) => return Err(texts.setting("tls.key").refuse("tls.certificate is missing")),
+    };
+    let files = TlsFiles { certificate, key, client_ca, client_required };
+    Ok(Some(TlsOptions { listen: texts.address("tls.listen")?, files, self_signed }))
 }
 
 fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<EngineOptions, Trouble> {

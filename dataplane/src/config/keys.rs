@@ -46,7 +46,7 @@ keys! {
         "Nothing but disk space.";
     "listen", "MILLRACE_LISTEN", "127.0.0.1:8080",
         "Address of the API and the chat page; port 0 picks a free one",
-        "An address other than loopback opens the API to the network: it is plain HTTP, so put a TLS proxy in front.";
+        "An address other than loopback opens the API to the network in plain HTTP: use tls.listen for that, or a TLS proxy.";
     "metrics", "MILLRACE_METRICS", "127.0.0.1:8081",
         "Address of /metrics, /healthz and /readyz; port 0 picks a free one",
         "These pages need no key: an address other than loopback shows them to the network.";
@@ -92,6 +92,24 @@ keys! {
     "cors_origins", "MILLRACE_CORS_ORIGINS", "",
         "Browser origins that may call the API, comma separated, each like https://example.org; empty allows none but the page itself",
         "Pages of these origins can use a key that their visitor gives them.";
+    "tls.listen", "MILLRACE_TLS_LISTEN", "",
+        "Address of the API over TLS (https, HTTP/1.1 and HTTP/2), such as 0.0.0.0:8443; port 0 picks a free one; empty turns it off",
+        "This is the port to open to a network; `listen` can stay on loopback.";
+    "tls.certificate", "MILLRACE_TLS_CERTIFICATE", "",
+        "PEM file with the certificate chain, the server's own first; read again on SIGHUP",
+        "Nothing.";
+    "tls.key", "MILLRACE_TLS_KEY", "",
+        "PEM file with the certificate's private key, readable by this user only; read again on SIGHUP",
+        "Nothing.";
+    "tls.self_signed", "MILLRACE_TLS_SELF_SIGNED", "false",
+        "true makes a certificate for this machine in the folder `tls` of the data folder, when tls.certificate is empty; for development",
+        "Clients must be told to trust it: nobody vouches for it.";
+    "tls.client_ca", "MILLRACE_TLS_CLIENT_CA", "",
+        "PEM file with the authorities that sign client certificates (mutual TLS); empty asks for none",
+        "Clients need a certificate beside their key.";
+    "tls.client_auth", "MILLRACE_TLS_CLIENT_AUTH", "require",
+        "With tls.client_ca: require refuses clients without a certificate, request only checks those that show one",
+        "Nothing.";
     "engine.threads", "MILLRACE_ENGINE_THREADS", "auto",
         "Compute threads of the engine, 1 to 512; auto is one for each CPU",
         "More than CPUs makes every step slower.";

@@ -26,6 +26,7 @@ pub use layers::{Flags, Setting, Source};
 pub use machine::{Machine, default_data_folder};
 pub use units::human_bytes;
 
+use crate::net::tls::TlsFiles;
 use crate::trouble::Trouble;
 
 /// Which network back end the reactors use.
@@ -112,6 +113,17 @@ pub struct Limits {
     pub request_timeout: Duration,
 }
 
+/// Settings of the TLS port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// Its address.
+    pub listen: SocketAddr,
+    /// Certificates and key.
+    pub files: TlsFiles,
+    /// Make certificate and key in the data folder when they are not there.
+    pub self_signed: bool,
+}
+
 /// Everything a node needs to know, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -151,6 +163,8 @@ pub struct Config {
     pub model_load_timeout: Duration,
     /// How long running answers may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// The TLS port; `None` when it is off.
+    pub tls: Option<TlsOptions>,
     /// Browser origins that may call the API.
     pub cors_origins: Vec<String>,
     /// Engine settings.

@@ -33,7 +33,7 @@ use routes::{Access, Endpoint, Found, Row, Segments};
 use crate::bridge::Bridge;
 use crate::net::line::Line;
 use crate::net::wire::Reader;
-use crate::net::{Admitted, Net, Next, Outgoing, Refused, Request, Response, Service};
+use crate::net::{Admitted, Net, Next, Outgoing, Peer, Refused, Request, Response, Service};
 use crate::obs::{Rejection, Route};
 use crate::shard::Shared;
 
@@ -211,7 +211,7 @@ impl Service for Gateway {
     type Plan = Plan;
     type Upgrade = socket::Upgrade;
 
-    fn admit(&self, head: &RequestHead) -> Result<Admitted<Plan>, Refused> {
+    fn admit(&self, head: &RequestHead, _peer: Peer) -> Result<Admitted<Plan>, Refused> {
         let (method, path) = (head.method.as_str(), head.path());
         let row = match routes::find(method, path) {
             Found::Row(row, _) => row,

@@ -1,6 +1,7 @@
 //! The accept loop of one shard and its gate.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::LazyLock;
@@ -39,11 +40,12 @@ const REFUSALS_MAX: usize = 64;
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the listener is shut, handing each stream to `serve`.
-pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(TcpStream)) {
-    net.listener_fd.set(Some(listener.as_raw_fd()));
+pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr)) {
+    let fd = listener.as_raw_fd();
+    net.listener_fds.borrow_mut().push(fd);
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => {
+            Ok((stream, peer)) => {
                 if net.stopped_accepting.get() {
                     break;
                 }
@@ -53,7 +55,7 @@ pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(Tcp
                 }
                 // Tokens are small writes that must leave at once.
                 let _ = stream.set_nodelay(true);
-                serve(stream);
+                serve(stream, peer);
             }
             Err(_) if net.stopped_accepting.get() => break,
             Err(error) => match error.raw_os_error() {
@@ -73,15 +75,13 @@ pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(Tcp
             },
         }
     }
-    net.listener_fd.set(None);
+    net.listener_fds.borrow_mut().retain(|known| *known != fd);
 }
 
-/// Closes the listener's queue: the pending accept completes and the loop ends.
+/// Closes the queues of the listeners: the pending accepts complete and the loops end.
 pub fn stop_accepting(net: &Net) {
-    if !net.stopped_accepting.replace(true)
-        && let Some(fd) = net.listener_fd.get()
-    {
-        shut_listener(fd);
+    if !net.stopped_accepting.replace(true) {
+        net.listener_fds.borrow().iter().for_each(|fd| shut_listener(*fd));
     }
 }
 

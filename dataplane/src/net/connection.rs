@@ -1,4 +1,4 @@
-//! The life of one HTTP/1.1 connection.
+//! The life of one connection: TLS when its port speaks it, then HTTP/1.1 here or [`http2`](super).
 //!
 //! ```text
 //! head ─▶ admit (route, key, size: before any body is read) ─▶ body ─▶ serve ─▶ next head
@@ -9,18 +9,25 @@
 //! framing, deadlines, keep-alive and leaving clients stays here.
 
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use millrace_proto::api::ApiError;
-use millrace_proto::http1::{BodyDecoder, BodyFraming, CONTINUE_100, HeadParser, Method, RequestHead, Version};
+use millrace_proto::http1::{
+    BodyDecoder, BodyFraming, CONTINUE_100, HeadParser, HttpError, Method, RequestHead, Version,
+};
+use millrace_proto::http2::PREFACE;
 use monoio::net::TcpStream;
 
-use super::line::{Cut, Line};
+use super::http2;
+use super::line::{Cut, Line, Peer};
 use super::outgoing::{FLUSH_BYTES, Outgoing, Response};
+use super::tls::{self, Tls};
 use super::wire::{self, Left, Reader};
 use super::{Limits, Net};
 use crate::obs::{Rejection, Route};
@@ -49,6 +56,8 @@ pub struct Request<'a> {
     pub head: &'a RequestHead,
     /// The whole body, decoded from its transfer coding. Empty while a request is admitted.
     pub body: &'a [u8],
+    /// Who asks.
+    pub peer: Peer,
 }
 
 /// A request that may go on.
@@ -89,7 +98,7 @@ pub trait Service: 'static {
     type Upgrade;
 
     /// Decides from the head alone. Must not block.
-    fn admit(&self, head: &RequestHead) -> Result<Admitted<Self::Plan>, Refused>;
+    fn admit(&self, head: &RequestHead, peer: Peer) -> Result<Admitted<Self::Plan>, Refused>;
 
     /// Answers into `out`.
     fn serve(
@@ -110,16 +119,15 @@ pub trait Service: 'static {
     ) -> impl Future<Output = ()>;
 }
 
-/// Serves one connection to its end. A panic in the service ends this connection only.
-pub async fn run<S: Service>(net: Rc<Net>, service: Rc<S>, stream: TcpStream) {
+/// Serves one connection of `ip` to its end. A panic in the service ends this connection only.
+pub async fn run<S: Service>(net: Rc<Net>, service: Rc<S>, stream: TcpStream, ip: IpAddr, tls: Option<Arc<Tls>>) {
     let guard = net.lines.join(&stream);
     let line = guard.line().clone();
     net.metrics().connection_opened();
-    let (reader, writer) = wire::split(stream);
-    let out = Outgoing::new(net.clone(), line.clone(), writer);
     {
-        let connection = Connection { net: &net, line: &line, service: &*service };
-        let mut life = pin!(connection.live(reader, out));
+        let peer = Peer { ip, secure: tls.is_some() };
+        let connection = Connection { net: &net, line: &line, service: &service, peer };
+        let mut life = pin!(connection.begin(stream, tls));
         let ended = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| life.as_mut().poll(context))) {
             Ok(Poll::Ready(())) => Poll::Ready(true),
             Ok(Poll::Pending) => Poll::Pending,
@@ -153,12 +161,49 @@ enum Broken {
 struct Connection<'a, S> {
     net: &'a Rc<Net>,
     line: &'a Rc<Line>,
-    service: &'a S,
+    service: &'a Rc<S>,
+    peer: Peer,
+}
+
+/// What a connection turned out to bring.
+enum Begun {
+    /// A request.
+    Head(RequestHead),
+    /// The first bytes of HTTP/2.
+    Preface,
+    /// Nothing more.
+    Over,
 }
 
 impl<S: Service> Connection<'_, S> {
     fn limits(&self) -> &Limits {
         &self.net.limits
+    }
+
+    /// Greets the client if the port speaks TLS, and goes on in the protocol that it chose.
+    async fn begin(&self, mut stream: TcpStream, tls: Option<Arc<Tls>>) {
+        let mut session = None;
+        if let Some(tls) = tls {
+            self.line.set_idle(false);
+            self.line.read_until(self.net.deadline(self.limits().head));
+            self.line.write_until(self.net.deadline(self.limits().head));
+            // Boxed, as is HTTP/2: a connection of plain HTTP/1.1 should not carry their state.
+            session = match Box::pin(tls::handshake(&tls, &mut stream)).await {
+                Ok(session) => Some(session),
+                Err(error) => {
+                    tracing::debug!(%error, "a TLS handshake failed");
+                    return self.net.metrics().rejected(Rejection::Protocol);
+                }
+            };
+            self.line.write_done();
+        }
+        let chosen = session.as_ref().is_some_and(|session| session.is_http2());
+        let (reader, writer) = wire::split(stream, session);
+        if chosen {
+            let life = http2::live(self.net, self.line, self.service, self.peer, reader, writer, Vec::new());
+            return Box::pin(life).await;
+        }
+        self.live(reader, Outgoing::new(self.net.clone(), self.line.clone(), writer)).await;
     }
 
     async fn live(&self, mut reader: Reader, mut out: Outgoing) {
@@ -169,8 +214,13 @@ impl<S: Service> Connection<'_, S> {
         let mut ahead: Vec<u8> = Vec::new();
         loop {
             let head = match self.head(&mut reader, &mut out, &mut input, &mut at, served).await {
-                Ok(Some(head)) => head,
-                Ok(None) => return,
+                Ok(Begun::Head(head)) => head,
+                Ok(Begun::Over) => return,
+                Ok(Begun::Preface) => {
+                    let Some(writer) = out.into_writer() else { return };
+                    let life = http2::live(self.net, self.line, self.service, self.peer, reader, writer, input);
+                    return Box::pin(life).await;
+                }
                 Err(broken) => return self.give_up(broken, reader, out).await,
             };
             let started = Instant::now();
@@ -181,7 +231,7 @@ impl<S: Service> Connection<'_, S> {
                 head.keep_alive,
             );
             served += 1;
-            let admitted = match self.service.admit(&head) {
+            let admitted = match self.service.admit(&head, self.peer) {
                 Ok(admitted) => admitted,
                 Err(refused) => {
                     let buffered = input.len() - at - head.head_bytes;
@@ -196,7 +246,7 @@ impl<S: Service> Connection<'_, S> {
                         out.close_after();
                     }
                     out.respond(refused.response);
-                    self.count(refused.metric, out.status(), started);
+                    count(self.net, refused.metric, out.status(), started);
                     match skip {
                         Some(skip) if out.keeps_alive() => {
                             at += head.head_bytes + skip;
@@ -211,7 +261,7 @@ impl<S: Service> Connection<'_, S> {
                     Ok(found) => found,
                     Err(broken) => {
                         if let Broken::Answer(response, _) = &broken {
-                            self.count(admitted.metric, response.status, started);
+                            count(self.net, admitted.metric, response.status, started);
                         }
                         return self.give_up(broken, reader, out).await;
                     }
@@ -226,7 +276,7 @@ impl<S: Service> Connection<'_, S> {
             if !admitted.immediate && out.flush().await.is_err() {
                 return;
             }
-            let request = Request { head: &head, body };
+            let request = Request { head: &head, body, peer: self.peer };
             let next = {
                 let work = self.service.serve(admitted.plan, request, &mut out);
                 if admitted.cancel_on_leave {
@@ -239,7 +289,7 @@ impl<S: Service> Connection<'_, S> {
                 Some(_) => out.status(),
                 None => 499,
             };
-            self.count(admitted.metric, status, started);
+            count(self.net, admitted.metric, status, started);
             at += head.head_bytes + coded;
             if !ahead.is_empty() {
                 input.append(&mut ahead);
@@ -304,7 +354,7 @@ impl<S: Service> Connection<'_, S> {
         .await
     }
 
-    /// Reads until a whole head stands at `at`. `Ok(None)` = the connection is over.
+    /// Reads until a whole head stands at `at`.
     async fn head(
         &self,
         reader: &mut Reader,
@@ -312,27 +362,27 @@ impl<S: Service> Connection<'_, S> {
         input: &mut Vec<u8>,
         at: &mut usize,
         served: u64,
-    ) -> Result<Option<RequestHead>, Broken> {
+    ) -> Result<Begun, Broken> {
         let mut parser = HeadParser::default();
         let mut begun = false;
         let mut ready_reads = 0;
         loop {
+            // HTTP/2 with prior knowledge: its first bytes, and only as the first of a connection.
+            if served == 0 && input[*at..].starts_with(PREFACE) {
+                return Ok(Begun::Preface);
+            }
+            let preface_may_come = served == 0 && !input.is_empty() && PREFACE.starts_with(&input[*at..]);
             match parser.parse(&input[*at..]) {
-                Ok(Some(head)) => return Ok(Some(head)),
+                Ok(Some(head)) => return Ok(Begun::Head(head)),
                 Ok(None) => {}
+                Err(_) if preface_may_come => {}
                 Err(error) => {
-                    let api = ApiError::new(
-                        error.status,
-                        "invalid_request_error",
-                        "malformed_http",
-                        format!("The request is not valid HTTP/1.1: {}.", error.reason),
-                    )
-                    .with_next_step("Correct the request; this connection is closed.");
-                    return Err(Broken::Answer(Response::error(&api).closing(), Rejection::Protocol));
+                    let response = malformed(error, "HTTP/1.1").closing();
+                    return Err(Broken::Answer(response, Rejection::Protocol));
                 }
             }
             if out.flush().await.is_err() {
-                return Ok(None);
+                return Ok(Begun::Over);
             }
             wire::compact(input, *at);
             *at = 0;
@@ -340,7 +390,7 @@ impl<S: Service> Connection<'_, S> {
             self.line.set_idle(!partial);
             if !partial {
                 if self.net.draining.get() && served > 0 {
-                    return Ok(None);
+                    return Ok(Begun::Over);
                 }
                 // A fresh connection must speak as soon as one that has begun to.
                 let wait = if served == 0 { self.limits().head } else { self.limits().idle };
@@ -354,7 +404,7 @@ impl<S: Service> Connection<'_, S> {
                 _ if partial && self.line.cut() == Some(Cut::ReadTimeout) => {
                     return Err(self.late("head", self.limits().head));
                 }
-                _ => return Ok(None),
+                _ => return Ok(Begun::Over),
             }
         }
     }
@@ -510,10 +560,23 @@ impl<S: Service> Connection<'_, S> {
             }
         }
     }
+}
 
-    fn count(&self, metric: Route, status: u16, started: Instant) {
-        let metrics = self.net.metrics();
-        metrics.http_requests(metric, status);
-        metrics.request_seconds(metric, started.elapsed());
-    }
+/// The answer for a head that breaks the rules.
+pub(super) fn malformed(error: HttpError, protocol: &str) -> Response {
+    let next = match error.status {
+        414 | 431 => "Send a shorter head.",
+        _ => "Correct the request.",
+    };
+    let message = format!("The request is not valid {protocol}: {}.", error.reason);
+    Response::error(
+        &ApiError::new(error.status, "invalid_request_error", "malformed_http", message).with_next_step(next),
+    )
+}
+
+/// Counts an answered request.
+pub(super) fn count(net: &Net, metric: Route, status: u16, started: Instant) {
+    let metrics = net.metrics();
+    metrics.http_requests(metric, status);
+    metrics.request_seconds(metric, started.elapsed());
 }

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -17,6 +17,19 @@ use socket2::SockRef;
 
 /// No deadline.
 const NEVER: u64 = u64::MAX;
+
+/// Tasks of one connection that may wait for its end: a protocol with streams has one for each. Beyond it all
+/// are woken and those that still wait come back.
+const ENDERS_MAX: usize = 512;
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its address, as the socket says.
+    pub ip: IpAddr,
+    /// Nobody in between can read along: TLS.
+    pub secure: bool,
+}
 
 /// Why a line was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +53,8 @@ pub struct Line {
     idle: Cell<bool>,
     streaming: Cell<bool>,
     ending: Cell<bool>,
-    /// Who is told that the node ends what is still under way.
-    ender: RefCell<Option<Waker>>,
+    /// Who is told that the node drains or ends what is still under way.
+    enders: RefCell<Vec<Waker>>,
     cut: Cell<Option<Cut>>,
 }
 
@@ -91,11 +104,19 @@ impl Line {
         if self.ending.get() {
             return Poll::Ready(());
         }
-        let mut ender = self.ender.borrow_mut();
-        if !ender.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
-            *ender = Some(context.waker().clone());
+        let mut enders = self.enders.borrow_mut();
+        if !enders.iter().any(|waker| waker.will_wake(context.waker())) {
+            if enders.len() == ENDERS_MAX {
+                enders.drain(..).for_each(Waker::wake);
+            }
+            enders.push(context.waker().clone());
         }
         Poll::Pending
+    }
+
+    fn wake_enders(&self) {
+        let enders = std::mem::take(&mut *self.enders.borrow_mut());
+        enders.into_iter().for_each(Waker::wake);
     }
 
     /// Why the sweep cut this line, if it did.
@@ -134,7 +155,7 @@ impl Lines {
             idle: Cell::new(true),
             streaming: Cell::new(false),
             ending: Cell::new(false),
-            ender: RefCell::new(None),
+            enders: RefCell::default(),
             cut: Cell::new(None),
         });
         table.push(line.clone());
@@ -168,10 +189,13 @@ impl Lines {
     pub fn end(&self) {
         for line in self.table.borrow().iter() {
             line.ending.set(true);
-            if let Some(waker) = line.ender.take() {
-                waker.wake();
-            }
+            line.wake_enders();
         }
+    }
+
+    /// Lets every connection notice that the node drains.
+    pub fn tell_draining(&self) {
+        self.table.borrow().iter().for_each(|line| line.wake_enders());
     }
 
     /// Cuts everything.

@@ -7,9 +7,11 @@
 pub mod accept;
 pub mod connection;
 pub mod date;
+mod http2;
 pub mod line;
 pub mod listener;
 pub mod outgoing;
+pub mod tls;
 pub mod wire;
 
 #[cfg(test)]
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use connection::{Admitted, Next, Refused, Request, Service};
+pub use line::Peer;
 pub use listener::{ListenError, Listeners, listen};
 pub use outgoing::{Body, Gone, Outgoing, Response};
 
@@ -69,7 +72,7 @@ pub struct Net {
     pub draining: Cell<bool>,
     metrics: Arc<Metrics>,
     stopped_accepting: Cell<bool>,
-    listener_fd: Cell<Option<RawFd>>,
+    listener_fds: RefCell<Vec<RawFd>>,
     refusals: Cell<usize>,
     started: Instant,
     now_ms: Cell<u64>,
@@ -92,7 +95,7 @@ impl Net {
             draining: Cell::new(false),
             metrics,
             stopped_accepting: Cell::new(false),
-            listener_fd: Cell::new(None),
+            listener_fds: RefCell::default(),
             refusals: Cell::new(0),
             started: Instant::now(),
             now_ms: Cell::new(0),
@@ -127,6 +130,7 @@ impl Net {
     pub fn drain(&self) {
         self.draining.set(true);
         accept::stop_accepting(self);
+        self.lines.tell_draining();
     }
 
     /// A number that is unlikely to repeat, for a request without an id of its own.

@@ -1,6 +1,8 @@
-//! The answer side of a connection: heads, whole bodies and streams into one buffer that
-//! leaves in as few writes as possible.
+//! The answer side of a request: heads, whole bodies and streams into one buffer that leaves in
+//! as few writes as possible. Handlers see no difference between HTTP/1.1, whose framing is
+//! written here, and a stream of HTTP/2, whose framing the [`Sink`] adds.
 
+use std::cell::RefCell;
 use std::io::Write as _;
 use std::rc::Rc;
 
@@ -8,6 +10,7 @@ use millrace_proto::api::ApiError;
 use millrace_proto::http1::{reason_phrase, write_last_chunk};
 
 use super::Net;
+use super::http2::Sink;
 use super::line::Line;
 use super::wire::Writer;
 
@@ -110,11 +113,19 @@ struct Exchange {
     streaming: bool,
 }
 
+/// Where answers leave.
+enum Way {
+    /// The connection itself.
+    Http1(Writer),
+    /// One stream of a connection.
+    Http2(Rc<RefCell<Sink>>),
+}
+
 /// The answer side.
 pub struct Outgoing {
     net: Rc<Net>,
     line: Rc<Line>,
-    writer: Writer,
+    way: Way,
     buffer: Vec<u8>,
     exchange: Exchange,
     gone: bool,
@@ -123,7 +134,24 @@ pub struct Outgoing {
 impl Outgoing {
     /// The answer side of a connection.
     pub fn new(net: Rc<Net>, line: Rc<Line>, writer: Writer) -> Self {
-        Self { net, line, writer, buffer: Vec::new(), exchange: Exchange::default(), gone: false }
+        Self::on(net, line, Way::Http1(writer))
+    }
+
+    /// The answer side of one HTTP/2 stream.
+    pub(super) fn stream_of(net: Rc<Net>, line: Rc<Line>, sink: Rc<RefCell<Sink>>) -> Self {
+        Self::on(net, line, Way::Http2(sink))
+    }
+
+    fn on(net: Rc<Net>, line: Rc<Line>, way: Way) -> Self {
+        Self { net, line, way, buffer: Vec::new(), exchange: Exchange::default(), gone: false }
+    }
+
+    /// Takes the connection back for another protocol, before anything was answered.
+    pub(super) fn into_writer(self) -> Option<Writer> {
+        match self.way {
+            Way::Http1(writer) => Some(writer),
+            Way::Http2(_) => None,
+        }
     }
 
     /// Starts an exchange: what follows answers this request.
@@ -193,7 +221,7 @@ impl Outgoing {
         }
         // RFC 9110 section 8.6: 1xx and 204 have no length.
         if response.status >= 200 && response.status != 204 {
-            let _ = write!(self.buffer, "content-length: {}\r\n", body.len());
+            self.put_length(body.len());
         }
         for (name, value) in &response.headers {
             self.put_header(name, value.as_bytes());
@@ -202,6 +230,7 @@ impl Outgoing {
         if !self.exchange.head_only {
             self.buffer.extend_from_slice(body);
         }
+        self.end_body();
     }
 
     /// Buffers the answer for an error.
@@ -214,7 +243,7 @@ impl Outgoing {
         debug_assert_eq!(self.exchange.status, 0, "one answer for one request");
         self.exchange.streaming = true;
         self.line.set_streaming(true);
-        self.exchange.chunked = !self.exchange.http_1_0;
+        self.exchange.chunked = !self.exchange.http_1_0 && matches!(self.way, Way::Http1(_));
         if self.exchange.http_1_0 {
             // Such a client knows the end only by the close.
             self.exchange.keep_alive = false;
@@ -255,6 +284,7 @@ impl Outgoing {
         }
         self.exchange.streaming = false;
         self.line.set_streaming(false);
+        self.end_body();
     }
 
     /// Buffers bytes as they are (an interim answer, frames of an upgraded connection).
@@ -284,13 +314,21 @@ impl Outgoing {
         if self.gone {
             return Err(Gone);
         }
+        let (net, line) = (&self.net, &self.line);
+        let writer = match &mut self.way {
+            Way::Http1(writer) => writer,
+            Way::Http2(sink) => {
+                let sent = Sink::send(sink, &mut self.buffer, net.limits.write).await;
+                self.gone = sent.is_err();
+                return sent;
+            }
+        };
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let (net, line) = (&self.net, &self.line);
         line.write_until(net.deadline(net.limits.write));
         let bytes = std::mem::take(&mut self.buffer);
-        let (result, bytes) = self.writer.write(bytes, || line.write_until(net.deadline(net.limits.write))).await;
+        let (result, bytes) = writer.write(bytes, || line.write_until(net.deadline(net.limits.write))).await;
         line.write_done();
         self.buffer = bytes;
         if result.is_err() {
@@ -302,15 +340,34 @@ impl Outgoing {
 
     /// Says that nothing follows.
     pub async fn finish(&mut self) {
-        self.writer.finish().await;
+        if let Way::Http1(writer) = &mut self.way {
+            writer.finish().await;
+        }
     }
 
     fn status_line(&mut self, status: u16) {
         self.exchange.status = status;
-        let _ = write!(self.buffer, "HTTP/1.1 {status} {}\r\n", reason_phrase(status));
+        match &self.way {
+            Way::Http1(_) => {
+                let _ = write!(self.buffer, "HTTP/1.1 {status} {}\r\n", reason_phrase(status));
+            }
+            Way::Http2(sink) => sink.borrow_mut().begin_head(status),
+        }
     }
 
-    fn put_header(&mut self, name: &str, value: &[u8]) {
+    fn put_length(&mut self, bytes: usize) {
+        match &self.way {
+            Way::Http1(_) => {
+                let _ = write!(self.buffer, "content-length: {bytes}\r\n");
+            }
+            Way::Http2(sink) => sink.borrow_mut().put_header("content-length", bytes.to_string().as_bytes()),
+        }
+    }
+
+    fn put_header(&mut self, name: &'static str, value: &[u8]) {
+        if let Way::Http2(sink) = &self.way {
+            return sink.borrow_mut().put_header(name, value);
+        }
         self.buffer.extend_from_slice(name.as_bytes());
         self.buffer.extend_from_slice(b": ");
         // A value may hold text of a request (a model's name); a line break in it would forge a header.
@@ -322,6 +379,11 @@ impl Outgoing {
         if self.net.draining.get() {
             self.exchange.keep_alive = false;
         }
+        if let Way::Http2(sink) = &self.way {
+            let mut date = Vec::new();
+            self.net.put_date(&mut date);
+            return sink.borrow_mut().end_head(&date, &self.exchange.request_id);
+        }
         self.buffer.extend_from_slice(b"date: ");
         self.net.put_date(&mut self.buffer);
         self.buffer.extend_from_slice(b"\r\nx-request-id: ");
@@ -331,6 +393,15 @@ impl Outgoing {
             (true, true) => b"\r\nconnection: keep-alive\r\n\r\n",
             (false, _) => b"\r\nconnection: close\r\n\r\n",
         });
+    }
+}
+
+impl Outgoing {
+    /// Nothing of the body is missing in the buffer.
+    fn end_body(&mut self) {
+        if let Way::Http2(sink) = &self.way {
+            sink.borrow_mut().end_body();
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::accept::accept_loop;
 use super::line::Line;
+use super::tls::{Tls, TlsFiles};
 use super::wire::Reader;
 use super::*;
 use crate::obs::{Metrics, Route};
@@ -42,7 +43,7 @@ impl Service for Probe {
     type Plan = ();
     type Upgrade = ();
 
-    fn admit(&self, head: &RequestHead) -> Result<Admitted<()>, Refused> {
+    fn admit(&self, head: &RequestHead, _: Peer) -> Result<Admitted<()>, Refused> {
         let path = head.path();
         if path == "/refused" {
             let error = ApiError::unauthorized("no key");
@@ -118,6 +119,10 @@ struct Server {
 
 impl Server {
     fn start(backend: Backend, limits: Limits) -> Self {
+        Self::start_with(backend, limits, None)
+    }
+
+    fn start_with(backend: Backend, limits: Limits, tls: Option<Arc<Tls>>) -> Self {
         let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).expect("listen");
         let (stop, drain) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (told, left) = mpsc::channel();
@@ -130,8 +135,9 @@ impl Server {
                 let net = Net::new(0, limits, Arc::new(Metrics::new(1)));
                 let service = Rc::new(Probe { net: net.clone(), left: told });
                 let accepted = net.clone();
-                drop(monoio::spawn(accept_loop(net.clone(), listener, move |stream| {
-                    drop(monoio::spawn(connection::run(accepted.clone(), service.clone(), stream)));
+                drop(monoio::spawn(accept_loop(net.clone(), listener, move |stream, peer| {
+                    let (net, service, tls) = (accepted.clone(), service.clone(), tls.clone());
+                    drop(monoio::spawn(connection::run(net, service, stream, peer.ip(), tls)));
                 })));
                 while !stopped.load(Ordering::Acquire) {
                     net.tick();
@@ -261,6 +267,31 @@ fn on_every_backend(limits: Limits, test: impl Fn(&Server)) {
     for backend in backends {
         println!("on {backend}");
         test(&Server::start(backend, limits));
+    }
+}
+
+/// The same with TLS: the server, and a client configuration that trusts it alone.
+fn on_every_backend_with_tls(limits: Limits, test: impl Fn(&Server, &Arc<rustls::ClientConfig>)) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
+    std::fs::write(&certificate, made.cert.pem()).expect("written");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
+    let files = TlsFiles { certificate, key, client_ca: None, client_required: false };
+    let tls = Arc::new(Tls::open(files).expect("they fit"));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let client = Arc::new(client);
+    let best = reactor::probe(Preference::Auto).expect("a back end").backend;
+    for backend in [Backend::Epoll, best] {
+        println!("on {backend}");
+        test(&Server::start_with(backend, limits, Some(tls.clone())), &client);
     }
 }
 
@@ -437,7 +468,7 @@ fn malformed_requests_are_refused_and_end_the_connection() {
         ("nul", b"GET / HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n"),
         ("no version", b"GET /\r\n\r\n"),
         ("wrong version", b"GET / HTTP/3.0\r\nHost: x\r\n\r\n"),
-        ("http2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        ("half an http2 preface", b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"),
         ("tls hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
         ("no path", b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n"),
         ("other authority", b"GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -650,5 +681,50 @@ fn a_drain_closes_idle_connections_finishes_busy_ones_and_accepts_nobody() {
             drop(stream);
             assert!(started.elapsed() < PATIENCE, "still accepting");
         }
+    });
+}
+
+#[test]
+fn tls_carries_requests_of_every_size_and_tickets_resume() {
+    on_every_backend_with_tls(Limits::default(), |server, config| {
+        for turn in 0..3 {
+            let name = "localhost".try_into().expect("a name");
+            let connection = rustls::ClientConnection::new(config.clone(), name).expect("a client");
+            let socket = TcpStream::connect(server.address).expect("connect");
+            socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+            let mut stream = rustls::StreamOwned::new(connection, socket);
+            for length in [0, 1, 999, 1_000] {
+                let body = "b".repeat(length);
+                let request = format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+                // In two portions, so that records end inside the head.
+                let (first, second) = request.split_at(20);
+                stream.write_all(first.as_bytes()).expect("sent");
+                stream.write_all(second.as_bytes()).expect("sent");
+                let mut answer = Vec::new();
+                while !answer.ends_with(body.as_bytes()) || !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+                    let mut part = [0; 700];
+                    let count = stream.read(&mut part).expect("an answer");
+                    assert!(count > 0, "closed early");
+                    answer.extend_from_slice(&part[..count]);
+                }
+                assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+            }
+            let resumed = stream.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+            assert!(resumed || turn == 0, "only the first may have to greet in full");
+        }
+    });
+}
+
+#[test]
+fn a_client_that_never_finishes_its_greeting_is_cut() {
+    on_every_backend_with_tls(quick(), |server, _| {
+        let mut silent = server.connect();
+        silent.assert_closed();
+        let mut slow = server.connect();
+        slow.send([0x16, 3, 1]);
+        slow.assert_closed();
+        let mut noise = server.connect();
+        noise.send([0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5]);
+        while noise.more() > 0 {}
     });
 }

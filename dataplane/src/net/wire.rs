@@ -1,13 +1,16 @@
-//! The two halves of a connection over owned buffers.
+//! The two halves of a connection over owned buffers, in the open or under TLS.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use monoio::net::TcpStream;
+
+use super::tls::{SEAL_BYTES, Session};
 
 /// Room that a read asks for at least.
 const READ_BYTES_MIN: usize = 2 * 1024;
@@ -29,6 +32,9 @@ pub struct Reader {
     half: Option<OwnedReadHalf<TcpStream>>,
     watching: Option<Reading>,
     ended: bool,
+    session: Option<Rc<Session>>,
+    /// Where records arrive; empty between reads.
+    sealed: Vec<u8>,
 }
 
 /// How a peer has left while it is still owed an answer.
@@ -43,17 +49,61 @@ pub enum Left {
 /// The writing half.
 pub struct Writer {
     half: OwnedWriteHalf<TcpStream>,
+    session: Option<Rc<Session>>,
+    sealed: Vec<u8>,
 }
 
-/// Splits a stream.
-pub fn split(stream: TcpStream) -> (Reader, Writer) {
+/// Splits a stream, with the TLS session it carries if it does.
+pub fn split(stream: TcpStream, session: Option<Rc<Session>>) -> (Reader, Writer) {
     let (read, write) = stream.into_split();
-    (Reader { half: Some(read), watching: None, ended: false }, Writer { half: write })
+    let reader =
+        Reader { half: Some(read), watching: None, ended: false, session: session.clone(), sealed: Vec::new() };
+    (reader, Writer { half: write, session, sealed: Vec::new() })
 }
 
 impl Reader {
     /// Appends what arrives to `input`; 0 = the peer has finished.
     pub async fn read(&mut self, input: &mut Vec<u8>) -> io::Result<usize> {
+        let Some(session) = self.session.clone() else { return self.read_wire(input).await };
+        let before = input.len();
+        session.take_early(input).or_else(|error| self.broken(error))?;
+        while input.len() == before && !self.ended && !session.is_closed() {
+            let mut sealed = std::mem::take(&mut self.sealed);
+            let read = self.read_wire(&mut sealed).await;
+            let opened = read.and_then(|_| session.open(&sealed, input));
+            compact(&mut sealed, usize::MAX);
+            self.sealed = sealed;
+            opened.or_else(|error| self.broken(error))?;
+        }
+        Ok(input.len() - before)
+    }
+
+    /// Polls a read that may stay pending while other work goes on; what arrives is appended.
+    pub fn poll_read(&mut self, context: &mut Context<'_>, input: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        let Some(session) = self.session.clone() else { return self.poll_wire(context, input) };
+        let before = input.len();
+        session.take_early(input).or_else(|error| self.broken(error))?;
+        while input.len() == before && !self.ended && !session.is_closed() {
+            let mut sealed = std::mem::take(&mut self.sealed);
+            let read = self.poll_wire(context, &mut sealed);
+            let opened = read.map(|read| read.and_then(|_| session.open(&sealed, input)));
+            compact(&mut sealed, usize::MAX);
+            self.sealed = sealed;
+            match opened {
+                Poll::Ready(opened) => opened.or_else(|error| self.broken(error))?,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(input.len() - before))
+    }
+
+    /// What a broken session says: nothing that follows can be trusted.
+    fn broken<T>(&mut self, error: io::Error) -> io::Result<T> {
+        self.ended = true;
+        Err(error)
+    }
+
+    async fn read_wire(&mut self, input: &mut Vec<u8>) -> io::Result<usize> {
         if self.ended {
             return Ok(0);
         }
@@ -73,8 +123,7 @@ impl Reader {
         self.note(read)
     }
 
-    /// Polls a read that may stay pending while other work goes on; what arrives is appended.
-    pub fn poll_read(&mut self, context: &mut Context<'_>, input: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+    fn poll_wire(&mut self, context: &mut Context<'_>, input: &mut Vec<u8>) -> Poll<io::Result<usize>> {
         if self.ended {
             return Poll::Ready(Ok(0));
         }
@@ -114,6 +163,24 @@ impl Reader {
 impl Writer {
     /// Writes all of `bytes`, calling `progress` after each part; gives the buffer back empty.
     pub async fn write(&mut self, bytes: Vec<u8>, mut progress: impl FnMut()) -> (io::Result<()>, Vec<u8>) {
+        let Some(session) = self.session.clone() else { return self.write_wire(bytes, &mut progress).await };
+        let mut bytes = bytes;
+        for part in bytes.chunks(SEAL_BYTES) {
+            let mut sealed = std::mem::take(&mut self.sealed);
+            if let Err(error) = session.seal(part, &mut sealed) {
+                return (Err(error), bytes);
+            }
+            let (result, sealed) = self.write_wire(sealed, &mut progress).await;
+            self.sealed = sealed;
+            if result.is_err() {
+                return (result, bytes);
+            }
+        }
+        compact(&mut bytes, usize::MAX);
+        (Ok(()), bytes)
+    }
+
+    async fn write_wire(&mut self, bytes: Vec<u8>, progress: &mut impl FnMut()) -> (io::Result<()>, Vec<u8>) {
         let mut bytes = bytes;
         let mut written = 0;
         while written < bytes.len() {
@@ -126,15 +193,19 @@ impl Writer {
             }
             progress();
         }
-        bytes.clear();
-        if bytes.capacity() > KEEP_BYTES_MAX {
-            bytes = Vec::new();
-        }
+        compact(&mut bytes, usize::MAX);
         (Ok(()), bytes)
     }
 
     /// Says that nothing follows.
     pub async fn finish(&mut self) {
+        if let Some(session) = self.session.take() {
+            let mut farewell = std::mem::take(&mut self.sealed);
+            if session.close(&mut farewell).is_ok() {
+                // A peer that is gone needs no farewell.
+                let _ = self.write_wire(farewell, &mut || ()).await;
+            }
+        }
         // An error means that the peer has closed already.
         let _ = self.half.shutdown().await;
     }

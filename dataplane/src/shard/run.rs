@@ -1,7 +1,7 @@
 //! The threads of a node's shards: start, drain, stop.
 
 use std::future::Future;
-use std::net::TcpListener as StdListener;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use super::{MailboxReceiver, Shared, topology};
 use crate::bridge::Bridge;
 use crate::gateway::Gateway;
 use crate::net::accept::accept_loop;
+use crate::net::tls::Tls;
 use crate::net::{self, Limits, Listeners, Net};
 
 /// The shard's timer: deadlines of connections and the agent's clock are this coarse.
@@ -112,9 +113,11 @@ impl Shards {
         shared: &Arc<Shared>,
         mailboxes: Vec<MailboxReceiver>,
         listeners: Listeners,
+        secure: Option<Listeners>,
         options: &StartOptions,
     ) -> Result<Self, StartError> {
         assert_eq!(mailboxes.len(), listeners.sockets.len(), "one listener for each shard");
+        assert_eq!(secure.is_some(), shared.tls.is_some(), "certificates for a port, a port for certificates");
         assert_eq!(mailboxes.len(), shared.shard_count(), "one sender for each shard");
         let lifecycle = Arc::new(Lifecycle {
             drain: AtomicBool::new(false),
@@ -124,6 +127,7 @@ impl Shards {
         });
         let mut shards = Self { lifecycle: lifecycle.clone(), threads: Vec::new() };
         let mut started = Vec::new();
+        let mut secure = secure.map(|listeners| listeners.sockets.into_iter());
         for (index, (mailbox, listener)) in mailboxes.into_iter().zip(listeners.sockets).enumerate() {
             let (report, reported) = mpsc::sync_channel(1);
             let seat = Seat {
@@ -131,6 +135,7 @@ impl Shards {
                 shared: shared.clone(),
                 mailbox,
                 listener,
+                secure: secure.as_mut().and_then(Iterator::next),
                 lifecycle: lifecycle.clone(),
                 options: options.clone(),
                 report,
@@ -206,6 +211,8 @@ struct Seat {
     shared: Arc<Shared>,
     mailbox: MailboxReceiver,
     listener: StdListener,
+    /// The listener whose connections speak TLS.
+    secure: Option<StdListener>,
     lifecycle: Arc<Lifecycle>,
     options: StartOptions,
     report: mpsc::SyncSender<Result<(), StartError>>,
@@ -242,20 +249,31 @@ fn live(seat: Seat) {
 }
 
 async fn run(seat: Seat) -> Result<(), StartError> {
-    let Seat { index, shared, mailbox, listener, lifecycle, options, report } = seat;
+    let Seat { index, shared, mailbox, listener, secure, lifecycle, options, report } = seat;
     let failed = |source| StartError::Listener { shard: index, source };
-    listener.set_nonblocking(options.backend == Backend::Epoll).map_err(failed)?;
-    let listener = TcpListener::from_std(listener).map_err(failed)?;
+    let adopt = |listener: StdListener| {
+        listener.set_nonblocking(options.backend == Backend::Epoll)?;
+        TcpListener::from_std(listener)
+    };
+    let listener = adopt(listener).map_err(failed)?;
+    let secure = secure.map(adopt).transpose().map_err(failed)?;
 
     let net = Net::new(index, options.limits, shared.metrics.clone());
     net.tick();
     let bridge = Bridge::new(index, shared.clone());
     let gateway = Rc::new(Gateway::new(shared.clone(), net.clone(), bridge.clone()));
     bridge.resume();
-    drop(monoio::spawn(accept_loop(net.clone(), listener, {
-        let net = net.clone();
-        move |stream| drop(monoio::spawn(net::connection::run(net.clone(), gateway.clone(), stream)))
-    })));
+    let serve = |tls: Option<Arc<Tls>>| {
+        let (net, gateway) = (net.clone(), gateway.clone());
+        move |stream, peer: SocketAddr| {
+            let (net, gateway, tls) = (net.clone(), gateway.clone(), tls.clone());
+            drop(monoio::spawn(net::connection::run(net, gateway, stream, peer.ip(), tls)));
+        }
+    };
+    drop(monoio::spawn(accept_loop(net.clone(), listener, serve(None))));
+    if let Some(secure) = secure {
+        drop(monoio::spawn(accept_loop(net.clone(), secure, serve(shared.tls.clone()))));
+    }
     let _ = report.send(Ok(()));
     drop(report);
 

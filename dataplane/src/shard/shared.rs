@@ -36,6 +36,8 @@ pub struct Shared {
     pub health: Arc<Health>,
     /// What the shards' gateways share: the keys' epoch and rate meters.
     pub gateway: Arc<crate::gateway::Common>,
+    /// Certificates of the TLS port, if there is one.
+    pub tls: Option<Arc<crate::net::tls::Tls>>,
     /// One sender for each shard, in order.
     pub mailboxes: Vec<MailboxSender>,
 }

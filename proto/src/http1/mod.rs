@@ -17,9 +17,9 @@ mod tests;
 
 pub use crate::date::http_date;
 pub use body::{BodyDecoder, BodyFraming, Progress, write_chunk, write_last_chunk};
-pub use request::{HeadParser, Method, RequestHead, Version, parse};
+pub use request::{HeadParser, Method, Parts, RequestHead, Version, parse};
 pub use response::{CONTINUE_100, ResponseBody, ResponseHead, parse_response, reason_phrase, write_error, write_head};
-pub use target::{percent_decode, query_pairs};
+pub use target::{form_decode, percent_decode, query_pairs};
 
 /// A message that cannot be accepted. The answer is this status, and then the connection is closed: after
 /// a framing error nothing that follows can be trusted.

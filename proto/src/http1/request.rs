@@ -74,6 +74,21 @@ pub enum Version {
     Http10,
     /// HTTP/1.1.
     Http11,
+    /// HTTP/2.
+    Http2,
+}
+
+/// A request whose parts another protocol has already taken apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// Path and query.
+    pub target: &'a str,
+    /// The authority pseudo-header; empty = the `host` field speaks.
+    pub authority: &'a str,
+    /// No body follows.
+    pub ended: bool,
 }
 
 /// A range of the head bytes. [`HEAD_BYTES_MAX`] fits into `u16`.
@@ -159,6 +174,60 @@ impl RequestHead {
         self.headers()
             .filter(|(known, _)| known.eq_ignore_ascii_case(name))
             .any(|(_, value)| tokens(value).any(|known| known.eq_ignore_ascii_case(token.as_bytes())))
+    }
+
+    /// A head from the parts of an HTTP/2 request, held to the same rules as one of HTTP/1.1.
+    pub fn assemble<'a>(parts: &Parts<'a>, fields: &[(&'a str, &'a [u8])]) -> Result<Self, HttpError> {
+        let authority = (!parts.authority.is_empty()).then_some(("host", parts.authority.as_bytes()));
+        // RFC 9113 section 8.3.1: a `host` beside the authority must say the same.
+        let differs = |(name, value): (&str, &[u8])| {
+            authority.is_some_and(|(_, authority)| name == "host" && !value.eq_ignore_ascii_case(authority))
+        };
+        if fields.iter().copied().any(differs) {
+            return Err(HttpError::bad("authority and Host differ"));
+        }
+        let rest = fields.iter().copied().filter(|(name, _)| authority.is_none() || *name != "host");
+        let fields = authority.into_iter().chain(rest);
+        let facts = Facts::gather(fields.clone(), Version::Http2)?;
+        let method = Method::of(parts.method);
+        let path = target::check(parts.target, method, facts.host)?;
+        let (count, field_bytes) =
+            fields.clone().fold((0, 0), |(count, bytes), (name, value)| (count + 1, bytes + name.len() + value.len()));
+        if count > HEADERS_MAX {
+            return Err(HttpError::new(431, "more than 100 header fields"));
+        }
+        if path.len() + field_bytes > HEAD_BYTES_MAX {
+            return Err(HttpError::new(431, "head is longer than 32 KiB"));
+        }
+        let framing = match (parts.ended, facts.framing) {
+            (true, BodyFraming::Length(_)) => return Err(HttpError::bad("Content-Length without a body")),
+            (true, _) => BodyFraming::None,
+            (false, BodyFraming::Length(length)) => BodyFraming::Length(length),
+            (false, _) => BodyFraming::Chunked,
+        };
+        let mut bytes = Vec::with_capacity(path.len() + field_bytes);
+        let mut spans = Vec::with_capacity(count);
+        let mut keep = |part: &[u8]| {
+            let start = bytes.len() as u16;
+            bytes.extend_from_slice(part);
+            Span(start, bytes.len() as u16)
+        };
+        let target = keep(path.as_bytes());
+        for (name, value) in fields {
+            let name = keep(name.as_bytes());
+            spans.push((name, keep(value)));
+        }
+        Ok(Self {
+            method,
+            version: Version::Http2,
+            framing,
+            keep_alive: true,
+            expect_continue: false,
+            head_bytes: 0,
+            bytes: bytes.into(),
+            target,
+            fields: spans.into(),
+        })
     }
 
     fn text(&self, span: Span) -> &str {
@@ -256,7 +325,7 @@ fn read_head(head: &[u8], head_bytes: usize) -> Result<RequestHead, HttpError> {
     let full_target = request.path.unwrap_or("");
     let target = target::check(full_target, method, facts.host)?;
     let keep_alive = match version {
-        Version::Http11 => !facts.close,
+        Version::Http11 | Version::Http2 => !facts.close,
         Version::Http10 => facts.keep_alive && !facts.close,
     };
     let target = Span::of(&bytes, target.as_bytes());
@@ -333,7 +402,7 @@ impl<'a> Facts<'a> {
         facts.host = match (host, version) {
             (Some(host), _) => host,
             (None, Version::Http10) => "",
-            (None, Version::Http11) => return Err(HttpError::bad("no Host")),
+            (None, Version::Http11 | Version::Http2) => return Err(HttpError::bad("no Host")),
         };
         facts.framing = match (chunked, length) {
             (true, Some(_)) => return Err(HttpError::bad("Content-Length together with Transfer-Encoding")),

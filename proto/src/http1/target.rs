@@ -29,6 +29,11 @@ pub fn percent_decode(text: &str) -> Option<String> {
     decode(text, false)
 }
 
+/// Decodes `%XX` and `+` as space: a name or value of a form. `None` as for [`percent_decode`].
+pub fn form_decode(text: &str) -> Option<String> {
+    decode(text, true)
+}
+
 /// The pairs of a query string, decoded with `+` as space. Pairs that do not decode are left out.
 pub fn query_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
     query.split('&').filter(|pair| !pair.is_empty()).filter_map(|pair| {

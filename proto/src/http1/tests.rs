@@ -389,3 +389,27 @@ proptest! {
         let _ = query_pairs(&text).count();
     }
 }
+
+#[test]
+fn a_head_of_another_protocol_obeys_the_same_rules() {
+    let assemble = |target: &str, authority: &str, ended: bool, fields: &[(&str, &[u8])]| {
+        let parts = Parts { method: "POST", target, authority, ended };
+        RequestHead::assemble(&parts, fields).map_err(|error| error.status)
+    };
+    let head = assemble("/a?b=c", "x.example", false, &[("content-length", b"5"), ("x", b"y")]).expect("a head");
+    assert_eq!((head.path(), head.query(), head.header("host")), ("/a", Some("b=c"), Some("x.example")));
+    assert_eq!((head.framing, head.method, head.header("x")), (BodyFraming::Length(5), Method::Post, Some("y")));
+    assert_eq!(assemble("/", "x", false, &[]).expect("a head").framing, BodyFraming::Chunked);
+    assert_eq!(assemble("/", "x", true, &[]).expect("a head").framing, BodyFraming::None);
+    assert_eq!(assemble("/", "", true, &[("host", b"h")]).expect("a head").header("host"), Some("h"));
+    let host = assemble("/", "x", true, &[("host", b"X")]).expect("the same host");
+    assert_eq!(host.headers().filter(|(name, _)| *name == "host").count(), 1);
+    assert_eq!(assemble("/", "x", true, &[("host", b"other")]).err(), Some(400));
+    assert_eq!(assemble("/", "", true, &[]).err(), Some(400));
+    assert_eq!(assemble("/", "x", true, &[("content-length", b"5")]).err(), Some(400));
+    assert_eq!(assemble("/", "x", false, &[("content-length", b"+5")]).err(), Some(400));
+    assert_eq!(assemble("/ /", "x", true, &[]).err(), Some(400));
+    assert_eq!(assemble("no-slash", "x", true, &[]).err(), Some(400));
+    assert_eq!(assemble("/", "x", true, &[("big", &[b'a'; 40_000])]).err(), Some(431));
+    assert_eq!(assemble("/", "x", true, &[("a", b"b".as_slice()); 101]).err(), Some(431));
+}
