@@ -30,6 +30,58 @@ pub fn rfc3339(unix_ms: u64) -> String {
     )
 }
 
+/// The Unix time in seconds of a date that starts `2026-01-01T00:00:00` (or with a space for the `T`), with an
+/// optional fraction and then `Z`, `+08:00` or ` +0800`. `None` for anything else.
+pub fn parse_timestamp(text: &str) -> Option<u64> {
+    let bytes = text.as_bytes();
+    let number = |from: usize, to: usize| {
+        let digits = bytes.get(from..to)?;
+        digits.iter().try_fold(0i64, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + i64::from(digit - b'0')))
+    };
+    let marks = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')];
+    if marks.iter().any(|(at, mark)| bytes.get(*at) != Some(mark)) || !matches!(bytes.get(10), Some(b'T' | b' ')) {
+        return None;
+    }
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let mut rest = text.get(19..)?;
+    if let Some(fraction) = rest.strip_prefix('.') {
+        rest = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
+    }
+    let offset_s = if rest == "Z" {
+        0
+    } else {
+        let zone = rest.strip_prefix(' ').unwrap_or(rest).as_bytes();
+        let (sign, digits) = match zone.split_first()? {
+            (b'+', digits) => (1, digits),
+            (b'-', digits) => (-1, digits),
+            _ => return None,
+        };
+        let digits: Vec<i64> = digits
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit() || **byte == b':')
+            .filter(|byte| **byte != b':')
+            .map(|digit| i64::from(digit - b'0'))
+            .collect();
+        let [h1, h2, m1, m2] = digits[..] else { return None };
+        sign * ((h1 * 10 + h2) * 3_600 + (m1 * 10 + m2) * 60)
+    };
+    let seconds = days_from_civil(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second - offset_s;
+    u64::try_from(seconds).ok()
+}
+
+/// The inverse of [`civil`].
+fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
 /// Days since 1970-01-01 to (year, month, day): years are counted from March, so that the leap day is last.
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
@@ -46,6 +98,25 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn timestamps_read_back() {
+        for seconds in [0, 784_111_777, 951_782_400, 1_767_225_600, 4_107_542_400] {
+            assert_eq!(parse_timestamp(&rfc3339(seconds * 1_000)), Some(seconds));
+        }
+        assert_eq!(parse_timestamp("2026-01-01T08:00:00+08:00"), Some(1_767_225_600));
+        assert_eq!(parse_timestamp("2026-01-01 08:00:00.052290112 +0800 CST m=+3612.1"), Some(1_767_225_600));
+        for bad in [
+            "",
+            "2026-01-01",
+            "2026-13-01T00:00:00Z",
+            "2026-01-01T00:00:00",
+            "2026-01-01T00:00:00+1",
+            "é026-01-01T00:00:00Z",
+        ] {
+            assert_eq!(parse_timestamp(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn dates_of_known_days() {

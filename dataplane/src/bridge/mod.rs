@@ -243,9 +243,14 @@ fn conversation_key(principal: &Principal, session: &str) -> ConversationKey {
 /// Events that are authentic and ask for no answer.
 fn ignored(event: &InboundEvent) -> Option<&'static str> {
     match event.kind {
-        EventKind::Message | EventKind::Action if event.text.trim().is_empty() => Some("it has no text"),
-        EventKind::Message | EventKind::Action if !event.mentioned => Some("it is not addressed to us"),
-        EventKind::Message | EventKind::Action => None,
+        EventKind::Message | EventKind::Action | EventKind::Command if event.text.trim().is_empty() => {
+            Some("it has no text")
+        }
+        EventKind::Message | EventKind::Action | EventKind::Command if !event.mentioned => {
+            Some("it is not addressed to us")
+        }
+        EventKind::Message | EventKind::Action | EventKind::Command => None,
+        EventKind::StreamPoll => Some("it asks for a reply that is sent when it is finished"),
         EventKind::Edited => Some("it is an edit of an earlier message"),
         EventKind::DataChange => Some("no trigger listens to data changes"),
     }
@@ -282,7 +287,7 @@ fn channel_arrival(account: &Account, event: InboundEvent, ticket: Ticket) -> Ar
                 account: account.name.clone(),
                 chat: event.chat,
                 thread: event.thread,
-                reply_to: event.message_id,
+                reply_to: event.reply_handle.or(event.message_id),
             },
             event_key: event.event_key,
             dedup_scope: scope,

@@ -122,7 +122,7 @@ impl State {
             );
             return dead(why);
         };
-        let call = match channel::encode_reply(account, job, self.clock.now_ms() / 1_000) {
+        let call = match channel::encode_reply(account, job, None, self.clock.now_ms() / 1_000) {
             Ok(call) => call,
             Err(error) => return dead(error.to_string()),
         };
@@ -208,22 +208,25 @@ impl State {
 /// Whether a platform recognises a reply that it has seen. The delivery has to know before the first call is
 /// made; the test below compares with what the encoder says of its calls.
 fn recognises_repetition(kind: ChannelKind) -> bool {
-    match kind {
-        ChannelKind::StandardWebhooks => true,
-        ChannelKind::Telegram => false,
-    }
+    kind.spec().recognises_repetition
 }
 
 fn retry_after(reply: &HttpReply) -> Option<&str> {
     reply.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("retry-after")).map(|(_, value)| value.as_str())
 }
 
+fn classify(kind: ChannelKind, reply: &HttpReply) -> channel::Delivery {
+    let answered = channel::Answered { status: reply.status, retry_after: retry_after(reply), body: &reply.body };
+    channel::classify(kind, &answered)
+}
+
 /// What an answer, or its absence, means for the delivery.
 fn verdict(kind: ChannelKind, result: Result<HttpReply, CallError>) -> Verdict {
     match result {
-        Ok(reply) => match channel::classify(kind, reply.status, retry_after(&reply), &reply.body) {
+        Ok(reply) => match classify(kind, &reply) {
             channel::Delivery::Delivered { receipt } => Verdict::Delivered { receipt: receipt.unwrap_or_default() },
             channel::Delivery::Dead { why } => Verdict::Dead { why },
+            channel::Delivery::TokenRefused { why } => Verdict::Dead { why },
             channel::Delivery::Unknown { why } => Verdict::Ambiguous { why },
             channel::Delivery::Retry { after, why } => Verdict::Retry {
                 after_ms: after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
@@ -265,18 +268,12 @@ mod tests {
 
     #[test]
     fn deliveries_and_encoders_agree_on_who_recognises_a_repetition() {
-        for kind in ChannelKind::ALL {
-            let account = Account {
-                kind,
-                name: "a".into(),
-                tenant: TenantId::DEFAULT,
-                secrets: vec![Secret::new("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")],
-                bot_token: Some(Secret::new("1:x")),
-                api_base: None,
-                reply_url: Some("http://127.0.0.1:1/".into()),
-                bot_username: None,
-            };
-            let call = channel::encode_reply(&account, &job(kind), 1).expect("a complete account");
+        for kind in [ChannelKind::StandardWebhooks, ChannelKind::Telegram] {
+            let mut account = Account::new(kind, "a", TenantId::DEFAULT);
+            account.secrets = vec![Secret::new("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")];
+            account.bot_token = Some(Secret::new("1:x"));
+            account.reply_url = Some("http://127.0.0.1:1/".into());
+            let call = channel::encode_reply(&account, &job(kind), None, 1).expect("a complete account");
             assert_eq!(call.idempotent, recognises_repetition(kind), "{kind}");
         }
     }

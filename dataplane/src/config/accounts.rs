@@ -54,26 +54,22 @@ fn account(raw: &RawChannel, environment: Environment<'_>) -> Result<Account, Tr
             Err(why) => return Err(raw.trouble(line, &format!("has the tenant {text:?}"), &why)),
         },
     };
-    let mut secrets = Vec::new();
-    if let Some((references, line)) = raw.values.get("secrets") {
-        for reference in references {
-            secrets.push(raw.secret("secrets", reference, *line, environment)?);
-        }
-    }
-    let bot_token = match raw.one("bot_token")? {
-        Some((reference, line)) => Some(raw.secret("bot_token", reference, line, environment)?),
-        None => None,
-    };
-    let account = Account {
-        kind,
-        name: name.to_owned(),
-        tenant,
-        secrets,
-        bot_token,
-        api_base: raw.url("api_base")?,
-        reply_url: raw.url("reply_url")?,
-        bot_username: raw.one("bot_username")?.map(|(text, _)| text.to_owned()),
-    };
+    let text = |key| Ok::<_, Trouble>(raw.one(key)?.map(|(text, _)| text.to_owned()));
+    let mut account = Account::new(kind, name, tenant);
+    account.secrets = raw.secrets("secrets", environment)?;
+    account.encryption_keys = raw.secrets("encryption_keys", environment)?;
+    account.verify_token = raw.one_secret("verify_token", environment)?;
+    account.bot_token = raw.one_secret("bot_token", environment)?;
+    account.app_secret = raw.one_secret("app_secret", environment)?;
+    account.app_id = text("app_id")?;
+    account.bot_id = text("bot_id")?;
+    account.bot_username = text("bot_username")?;
+    account.sender = text("sender")?;
+    account.mode = text("mode")?;
+    account.topics = raw.values.get("topics").map_or_else(Vec::new, |(topics, _)| topics.clone());
+    account.public_url = raw.url("public_url")?;
+    account.api_base = raw.url("api_base")?;
+    account.reply_url = raw.url("reply_url")?;
     raw.complete(&account)?;
     Ok(account)
 }
@@ -131,16 +127,24 @@ impl RawChannel {
         Ok(Secret::new(value))
     }
 
+    fn secrets(&self, key: &str, environment: Environment<'_>) -> Result<Vec<Secret>, Trouble> {
+        let Some((references, line)) = self.values.get(key) else { return Ok(Vec::new()) };
+        references.iter().map(|reference| self.secret(key, reference, *line, environment)).collect()
+    }
+
+    fn one_secret(&self, key: &str, environment: Environment<'_>) -> Result<Option<Secret>, Trouble> {
+        let Some((reference, line)) = self.one(key)? else { return Ok(None) };
+        self.secret(key, reference, line, environment).map(Some)
+    }
+
     /// Each kind needs some of the optional keys.
     fn complete(&self, account: &Account) -> Result<(), Trouble> {
-        let lacks = |key: &str, why: &str| Err(self.trouble(self.line, &format!("has no `{key}`"), why));
-        match account.kind {
-            _ if account.secrets.is_empty() => lacks("secrets", "without it no webhook can be verified"),
-            ChannelKind::Telegram if account.bot_token.is_none() => lacks("bot_token", "replies are sent with it"),
-            ChannelKind::StandardWebhooks if account.reply_url.is_none() => {
-                lacks("reply_url", "replies are posted there")
+        match account.missing().next() {
+            None => Ok(()),
+            Some(need) => {
+                let why = format!("{} needs it: {}", account.kind.spec().title, need.what);
+                Err(self.trouble(self.line, &format!("has no `{}`", need.key), &why))
             }
-            _ => Ok(()),
         }
     }
 }

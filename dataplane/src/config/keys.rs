@@ -179,8 +179,25 @@ keys! {
 }
 
 /// The keys of one `[[channel]]` table.
-pub const CHANNEL_KEYS: &[&str] =
-    &["kind", "name", "tenant", "secrets", "bot_token", "api_base", "reply_url", "bot_username"];
+pub const CHANNEL_KEYS: &[&str] = &[
+    "kind",
+    "name",
+    "tenant",
+    "secrets",
+    "encryption_keys",
+    "verify_token",
+    "bot_token",
+    "app_secret",
+    "app_id",
+    "bot_id",
+    "bot_username",
+    "sender",
+    "mode",
+    "topics",
+    "public_url",
+    "api_base",
+    "reply_url",
+];
 
 /// The setting called `name`.
 pub fn find(name: &str) -> Option<&'static Key> {

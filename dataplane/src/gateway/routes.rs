@@ -114,7 +114,7 @@ const CHAT: Access = Access::Key(SCOPE_CHAT);
 const ADMIN: Access = Access::Key(SCOPE_ADMIN);
 
 /// The table.
-pub static ROUTES: [Row; 21] = [
+pub static ROUTES: [Row; 22] = [
     row(Verb::Get, "/healthz", Access::Public, Endpoint::Healthz, Route::Health),
     row(Verb::Get, "/readyz", Access::Public, Endpoint::Readyz, Route::Health),
     for_client(with_body(row(Verb::Post, "/v1/chat/completions", CHAT, Endpoint::Chat, Route::Chat), BODY_BYTES_MAX)),
@@ -126,6 +126,8 @@ pub static ROUTES: [Row; 21] = [
         row(Verb::Post, "/v1/embeddings", CHAT, Endpoint::Embeddings, Route::Embeddings),
         BODY_BYTES_MAX,
     )),
+    // Some platforms test the address with a GET.
+    row(Verb::Get, "/hooks/{}/{}", Access::Signed, Endpoint::Hook, Route::Hook),
     with_body(row(Verb::Post, "/hooks/{}/{}", Access::Signed, Endpoint::Hook, Route::Hook), WEBHOOK_BODY_BYTES_MAX),
     row(Verb::Get, "/v1/models", CHAT, Endpoint::Models, Route::Models),
     row(Verb::Get, "/v1/models/{*}", CHAT, Endpoint::Model, Route::Models),

@@ -4,17 +4,79 @@
 //! Any other `type` is a change report of another system. Out: a Standard Webhook to the account's
 //! `reply_url` whose `webhook-id` is the effect key, so that the receiver recognises a repetition.
 
+use super::event::Request;
+use super::kind::{self, Need, Spec, Streaming, need};
 use super::{
-    Account, Decoded, Delivery, EncodeError, EventKind, InboundEvent, Incoming, OutboundCall, Reject, Secret,
-    retry_after,
+    Account, Answer, Answered, Decoded, Delivery, EncodeError, EventKind, InboundEvent, Incoming, OutboundCall,
+    Outgoing, Platform, Reject, Secret,
 };
-use crate::limits::{
-    CHANNEL_TEXT_BYTES_MAX, EVENT_KEY_BYTES_MAX, NAME_BYTES_MAX, WEBHOOK_BODY_BYTES_MAX, WEBHOOK_SIGNATURES_MAX,
-    WEBHOOK_SKEW_S,
-};
-use crate::record::OutboxJob;
+use crate::limits::{CHANNEL_TEXT_BYTES_MAX, EVENT_KEY_BYTES_MAX, NAME_BYTES_MAX, WEBHOOK_SIGNATURES_MAX};
+use crate::split::Unit;
 use crate::{date, digest};
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+
+const NEEDS: &[Need] = &[
+    need("secrets", "whsec_... secret shared with the sender, or its whpk_... public key"),
+    need("reply_url", "where answers are posted"),
+];
+static SPEC: Spec = Spec {
+    id: "standard_webhooks",
+    title: "Standard Webhooks",
+    needs: NEEDS,
+    covers_body: true,
+    // No platform limit; receivers of webhooks are advised to expect bodies below 20 kB.
+    text_max: (Unit::Bytes, 16 * 1024),
+    body_bytes_max: kind::BODY_1_MIB,
+    retry_window_ms: kind::DAY_MS,
+    account_rate: kind::per_second(100),
+    chat_rate: kind::per_second(20),
+    recognises_repetition: true,
+    streaming: Streaming::Final,
+};
+
+pub(super) struct Adapter;
+
+impl Platform for Adapter {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn open<'a>(&self, request: &Request<'a>) -> Result<Cow<'a, [u8]>, Reject> {
+        let (id, timestamp, signatures) = signed_headers(&request.incoming)?;
+        let id = valid_id(id)?;
+        super::proof::fresh(request, timestamp, super::proof::Clock::Seconds)?;
+        verify(request.account, id, timestamp, signatures, request.incoming.body)?;
+        Ok(Cow::Borrowed(request.incoming.body))
+    }
+
+    fn read(&self, request: &Request<'_>, plain: &[u8]) -> Result<Decoded, Reject> {
+        let id = valid_id(signed_headers(&request.incoming)?.0)?;
+        Decoded::event(event(request.account, id, plain)?, Answer::ok())
+    }
+
+    fn send(&self, out: &Outgoing<'_>) -> Result<OutboundCall, EncodeError> {
+        signed_call(out, &out.account.secrets)
+    }
+
+    fn classify(&self, answered: &Answered<'_>) -> Delivery {
+        match answered.status {
+            410 => Delivery::Dead { why: "the receiver answered 410: it wants no more messages".to_owned() },
+            // 3xx: a redirect to another host was not followed.
+            300..=399 => Delivery::Retry {
+                after: answered.pause(None),
+                why: format!("the receiver answered {}", answered.status),
+            },
+            401 => Delivery::Dead { why: "the receiver refused it with 401".to_owned() },
+            _ => answered.by_status(None, ""),
+        }
+    }
+}
+
+/// The answer of a channel that only reports, as a Standard Webhook signed with its `bot_token`.
+pub(super) fn report(out: &Outgoing<'_>) -> Result<OutboundCall, EncodeError> {
+    signed_call(out, out.account.bot_token.as_slice())
+}
 
 enum Key {
     Hmac(Vec<u8>),
@@ -51,17 +113,6 @@ fn mac(key: &[u8], id: &[u8], timestamp: &[u8], body: &[u8]) -> String {
     digest::base64(&digest::hmac_sha256(key, &[id, b".", timestamp, b".", body]))
 }
 
-pub(super) fn decode(account: &Account, incoming: &Incoming<'_>, now_s: u64) -> Result<Decoded, Reject> {
-    if incoming.body.len() > WEBHOOK_BODY_BYTES_MAX {
-        return Err(Reject::TooLarge("webhook body"));
-    }
-    let (id, timestamp, signatures) = signed_headers(incoming)?;
-    let id = std::str::from_utf8(id).ok().filter(|id| id_is_valid(id)).ok_or(Reject::Unauthorized("malformed id"))?;
-    check_time(timestamp, now_s)?;
-    verify(account, id, timestamp, signatures, incoming.body)?;
-    event(account, id, incoming.body).map(Decoded::Event)
-}
-
 type Signed<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 
 /// Id, timestamp and signatures. The `svix-` names are the older ones of the same scheme.
@@ -82,11 +133,8 @@ fn id_is_valid(id: &str) -> bool {
     (1..=EVENT_KEY_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'.')
 }
 
-fn check_time(timestamp: &[u8], now_s: u64) -> Result<(), Reject> {
-    let digits = (1..=19).contains(&timestamp.len()) && timestamp.iter().all(u8::is_ascii_digit);
-    let sent_s = digits.then(|| timestamp.iter().fold(0u64, |sum, digit| sum * 10 + u64::from(digit - b'0')));
-    let skew_s = sent_s.ok_or(Reject::Unauthorized("malformed timestamp"))?.abs_diff(now_s);
-    if skew_s > WEBHOOK_SKEW_S { Err(Reject::Stale { skew_s }) } else { Ok(()) }
+fn valid_id(id: &[u8]) -> Result<&str, Reject> {
+    std::str::from_utf8(id).ok().filter(|id| id_is_valid(id)).ok_or(Reject::Unauthorized("malformed id"))
 }
 
 fn verify(account: &Account, id: &str, timestamp: &[u8], signatures: &[u8], body: &[u8]) -> Result<(), Reject> {
@@ -142,16 +190,19 @@ fn event(account: &Account, id: &str, body: &[u8]) -> Result<InboundEvent, Rejec
     if text.len() > CHANNEL_TEXT_BYTES_MAX {
         return Err(Reject::TooLarge("text"));
     }
-    Ok(InboundEvent {
-        event_key: id.to_owned(),
-        user: name(fields, "user")?.unwrap_or_else(|| "webhook".to_owned()),
-        chat: name(fields, "conversation")?.unwrap_or_else(|| account.name.clone()),
-        thread: name(fields, "thread")?,
-        message_id: name(fields, "message_id")?,
-        text: text.to_owned(),
-        kind: if is_message { EventKind::Message } else { EventKind::DataChange },
-        mentioned: is_message,
-    })
+    let kind = if is_message { EventKind::Message } else { EventKind::DataChange };
+    let user = name(fields, "user")?.unwrap_or_else(|| "webhook".to_owned());
+    let chat = name(fields, "conversation")?.unwrap_or_else(|| account.name.clone());
+    let mut event = InboundEvent::new(kind, id, user, chat);
+    event.thread = name(fields, "thread")?;
+    event.message_id = name(fields, "message_id")?;
+    event.text = text.to_owned();
+    event.mentioned = is_message;
+    if !is_message {
+        let change = object.get("type").and_then(Value::as_str).unwrap_or("change");
+        event.change = Some((account.name.clone(), change.to_owned()));
+    }
+    Ok(event)
 }
 
 /// An id field: text, or a number as its text.
@@ -166,43 +217,28 @@ fn name(fields: &Map<String, Value>, field: &str) -> Result<Option<String>, Reje
     if valid { Ok(Some(text)) } else { Err(Reject::Malformed("an id is empty, too long or has control characters")) }
 }
 
-pub(super) fn encode_reply(account: &Account, job: &OutboxJob, now_s: u64) -> Result<OutboundCall, EncodeError> {
-    let missing = |missing| EncodeError { channel: account.kind, account: account.name.clone(), missing };
-    let url = account.reply_url.clone().ok_or_else(|| missing("no reply_url is configured"))?;
+fn signed_call(out: &Outgoing<'_>, secrets: &[Secret]) -> Result<OutboundCall, EncodeError> {
+    let url = out.account.reply_url.clone().ok_or_else(|| out.missing("no reply_url is configured"))?;
     let body = json!({
         "type": "message.reply",
-        "timestamp": date::rfc3339(job.created_ms),
+        "timestamp": date::rfc3339(out.created_ms),
         "data": {
-            "conversation": job.address.chat,
-            "thread": job.address.thread,
-            "in_reply_to": job.address.reply_to,
-            "text": job.text,
+            "conversation": out.address.chat,
+            "thread": out.address.thread,
+            "in_reply_to": out.address.reply_to,
+            "text": out.text,
         },
     });
-    let body = body.to_string().into_bytes();
-    let id = job.key.to_string();
+    let id = out.key.to_string();
+    let call = OutboundCall::json("POST", url, &body).repeatable();
     // One signature for each secret, so that the receiver can change its secret at any time.
-    let signatures: Vec<String> = account.secrets.iter().filter_map(|secret| sign(secret, &id, now_s, &body)).collect();
+    let signatures: Vec<String> =
+        secrets.iter().filter_map(|secret| sign(secret, &id, out.now_s, &call.body)).collect();
     if signatures.is_empty() {
-        return Err(missing("no symmetric secret (whsec_...) is configured to sign with"));
+        return Err(out.missing("no symmetric secret (whsec_...) is configured to sign with"));
     }
-    let headers = [
-        ("content-type", "application/json".to_owned()),
-        ("webhook-id", id),
-        ("webhook-timestamp", now_s.to_string()),
-        ("webhook-signature", signatures.join(" ")),
-    ];
-    let headers = headers.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    Ok(OutboundCall { method: "POST", url, headers, body, idempotent: true })
-}
-
-pub(super) fn classify(status: u16, retry_after_header: Option<&str>) -> Delivery {
-    match status {
-        200..=299 => Delivery::Delivered { receipt: None },
-        410 => Delivery::Dead { why: "the receiver answered 410: it wants no more messages".to_owned() },
-        300..=399 | 408 | 425 | 429 | 500.. => {
-            Delivery::Retry { after: retry_after(retry_after_header), why: format!("the receiver answered {status}") }
-        }
-        _ => Delivery::Dead { why: format!("the receiver refused it with {status}") },
-    }
+    Ok(call
+        .header("webhook-id", id)
+        .header("webhook-timestamp", out.now_s.to_string())
+        .header("webhook-signature", signatures.join(" ")))
 }

@@ -3,14 +3,35 @@
 //! Telegram does not sign: the request carries the `secret_token` that was given to `setWebhook`. The body is
 //! therefore as trustworthy as the token and TLS.
 
-use super::{Account, Decoded, Delivery, EncodeError, EventKind, InboundEvent, Incoming, OutboundCall, Reject};
-use crate::digest;
-use crate::limits::{CHANNEL_TEXT_BYTES_MAX, RETRY_DELAY_S_MAX, WEBHOOK_BODY_BYTES_MAX};
-use crate::record::OutboxJob;
+use super::event::Request;
+use super::kind::{self, Need, Spec, Streaming, need, option};
+use super::{Account, Answer, Answered, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall};
+use super::{Outgoing, Platform, Reject, proof, value};
+use crate::limits::{CHANNEL_TEXT_BYTES_MAX, RETRY_DELAY_S_MAX};
+use crate::split::Unit;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::time::Duration;
 
+const NEEDS: &[Need] = &[
+    need("secrets", "the secret_token that you give to setWebhook"),
+    need("bot_token", "bot token of @BotFather"),
+    option("bot_username", "the bot's name without @, to recognise mentions in groups"),
+];
+static SPEC: Spec = Spec {
+    id: "telegram",
+    title: "Telegram",
+    needs: NEEDS,
+    covers_body: false,
+    text_max: (Unit::Utf16, 4_096),
+    body_bytes_max: kind::BODY_1_MIB,
+    retry_window_ms: kind::DAY_MS,
+    account_rate: kind::per_second(30),
+    chat_rate: kind::per_minute(60, 20),
+    recognises_repetition: false,
+    streaming: Streaming::Edits { pause_ms: 1_000 },
+};
 const API_BASE: &str = "https://api.telegram.org";
 
 #[derive(Deserialize)]
@@ -85,48 +106,79 @@ struct CallbackMessage {
     chat: Chat,
 }
 
-pub(super) fn decode(account: &Account, incoming: &Incoming<'_>) -> Result<Decoded, Reject> {
-    if incoming.body.len() > WEBHOOK_BODY_BYTES_MAX {
-        return Err(Reject::TooLarge("webhook body"));
+pub(super) struct Adapter;
+
+impl Platform for Adapter {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
-    let token = incoming.single("x-telegram-bot-api-secret-token")?.unwrap_or_default();
-    verify(account, token)?;
-    let update: Update = std::str::from_utf8(incoming.body)
-        .ok()
-        .and_then(|text| serde_json::from_str(text).ok())
-        .ok_or(Reject::Malformed("body is not a Telegram update"))?;
-    let event_key = update.update_id.to_string();
-    match update {
-        Update { message: Some(message), .. } => message_event(account, event_key, message, EventKind::Message),
-        Update { edited_message: Some(message), .. } => message_event(account, event_key, message, EventKind::Edited),
-        Update { channel_post: Some(message), .. } => message_event(account, event_key, message, EventKind::Message),
-        Update { callback_query: Some(query), .. } => callback_event(event_key, query),
-        _ => Ok(Decoded::Ignore { why: "update of a kind that is not handled" }),
+
+    fn open<'a>(&self, request: &Request<'a>) -> Result<Cow<'a, [u8]>, Reject> {
+        let token = request.incoming.needed("x-telegram-bot-api-secret-token")?;
+        proof::shared_word(request.account, token)?;
+        Ok(Cow::Borrowed(request.incoming.body))
+    }
+
+    fn read(&self, request: &Request<'_>, plain: &[u8]) -> Result<Decoded, Reject> {
+        let update: Update =
+            serde_json::from_slice(plain).map_err(|_| Reject::Malformed("body is not a Telegram update"))?;
+        let (account, key) = (request.account, update.update_id.to_string());
+        match update {
+            Update { message: Some(message), .. } => message_event(account, key, message, EventKind::Message),
+            Update { edited_message: Some(message), .. } => message_event(account, key, message, EventKind::Edited),
+            Update { channel_post: Some(message), .. } => message_event(account, key, message, EventKind::Message),
+            Update { callback_query: Some(query), .. } => callback_event(key, query),
+            _ => Decoded::ignore("update of a kind that is not handled"),
+        }
+    }
+
+    fn send(&self, out: &Outgoing<'_>) -> Result<OutboundCall, EncodeError> {
+        let mut body = json!({"chat_id": id_value(&out.address.chat), "text": out.text});
+        if let Some(thread) = &out.address.thread {
+            body["message_thread_id"] = id_value(thread);
+        }
+        if let Some(message) = out.handle() {
+            body["reply_parameters"] = json!({"message_id": id_value(message), "allow_sending_without_reply": true});
+        }
+        if !out.buttons.is_empty() {
+            // Buttons carry at most 64 bytes; a longer value could not be told from another.
+            let short = out.buttons.iter().filter(|button| button.value.len() <= 64);
+            let row = |button: &super::Button| json!([{"text": button.label, "callback_data": button.value}]);
+            body["reply_markup"] = json!({"inline_keyboard": short.map(row).collect::<Vec<_>>()});
+        }
+        // Telegram has no key for repetitions: a lost answer leaves the delivery unknown.
+        call(out, "sendMessage", &body)
+    }
+
+    fn edit(&self, out: &Outgoing<'_>, message_id: &str) -> Option<Result<OutboundCall, EncodeError>> {
+        let body =
+            json!({"chat_id": id_value(&out.address.chat), "message_id": id_value(message_id), "text": out.text});
+        Some(call(out, "editMessageText", &body).map(OutboundCall::repeatable))
+    }
+
+    fn typing(&self, out: &Outgoing<'_>) -> Option<Result<OutboundCall, EncodeError>> {
+        let body = json!({"chat_id": id_value(&out.address.chat), "action": "typing"});
+        Some(call(out, "sendChatAction", &body).map(OutboundCall::repeatable))
+    }
+
+    fn classify(&self, answered: &Answered<'_>) -> Delivery {
+        classify(answered.status, answered.body)
     }
 }
 
-fn verify(account: &Account, token: &[u8]) -> Result<(), Reject> {
-    let mut configured = false;
-    let mut valid = false;
-    for secret in account.secrets.iter().filter(|secret| !secret.bytes().is_empty()) {
-        configured = true;
-        valid |= digest::constant_time_eq(secret.bytes(), token);
-    }
-    match (configured, valid) {
-        (false, _) => Err(Reject::Misconfigured("no secret_token")),
-        (true, false) => Err(Reject::Unauthorized("secret token")),
-        (true, true) => Ok(()),
-    }
+fn call(out: &Outgoing<'_>, method: &str, body: &Value) -> Result<OutboundCall, EncodeError> {
+    let url = format!("{}/bot{}/{method}", out.account.api(API_BASE), out.bot_token()?);
+    Ok(OutboundCall::json("POST", url, body))
 }
 
 fn message_event(account: &Account, event_key: String, message: Message, kind: EventKind) -> Result<Decoded, Reject> {
     if message.from.as_ref().is_some_and(|from| from.is_bot) {
-        return Ok(Decoded::Ignore { why: "written by a bot" });
+        return Decoded::ignore("written by a bot");
     }
     let (text, entities) = match (&message.text, &message.caption) {
         (Some(text), _) => (text, &message.entities),
         (None, Some(caption)) => (caption, &message.caption_entities),
-        (None, None) => return Ok(Decoded::Ignore { why: "no text" }),
+        (None, None) => return Decoded::ignore("no text"),
     };
     if text.len() > CHANNEL_TEXT_BYTES_MAX {
         return Err(Reject::TooLarge("text"));
@@ -141,37 +193,29 @@ fn message_event(account: &Account, event_key: String, message: Message, kind: E
     // Without our own name we cannot recognise a mention; Telegram's privacy mode then decides what we get.
     let mentioned = private || addressed || reply_to_us || account.bot_username.is_none();
     if !mentioned {
-        return Ok(Decoded::Ignore { why: "not addressed to us" });
+        return Decoded::ignore("not addressed to us");
     }
     if text.is_empty() {
-        return Ok(Decoded::Ignore { why: "no text" });
+        return Decoded::ignore("no text");
     }
-    Ok(Decoded::Event(InboundEvent {
-        event_key,
-        user: message.from.map_or(message.chat.id, |from| from.id).to_string(),
-        chat: message.chat.id.to_string(),
-        thread: thread(message.message_thread_id, message.is_topic_message),
-        message_id: Some(message.message_id.to_string()),
-        text,
-        kind,
-        mentioned,
-    }))
+    let user = message.from.map_or(message.chat.id, |from| from.id).to_string();
+    let mut event = InboundEvent::new(kind, event_key, user, message.chat.id.to_string());
+    event.thread = thread(message.message_thread_id, message.is_topic_message);
+    event.message_id = Some(message.message_id.to_string());
+    event.text = text;
+    Decoded::event(event, Answer::ok())
 }
 
 fn callback_event(event_key: String, query: CallbackQuery) -> Result<Decoded, Reject> {
     let (Some(message), Some(data)) = (query.message, query.data) else {
-        return Ok(Decoded::Ignore { why: "button without message or data" });
+        return Decoded::ignore("button without message or data");
     };
-    Ok(Decoded::Event(InboundEvent {
-        event_key,
-        user: query.from.id.to_string(),
-        chat: message.chat.id.to_string(),
-        thread: thread(message.message_thread_id, message.is_topic_message),
-        message_id: Some(message.message_id.to_string()),
-        text: data,
-        kind: EventKind::Action,
-        mentioned: true,
-    }))
+    let mut event =
+        InboundEvent::new(EventKind::Action, event_key, query.from.id.to_string(), message.chat.id.to_string());
+    event.thread = thread(message.message_thread_id, message.is_topic_message);
+    event.message_id = Some(message.message_id.to_string());
+    event.text = data;
+    Decoded::event(event, Answer::ok())
 }
 
 /// Only topics of a forum are threads that can be answered into; other thread ids are reply chains.
@@ -191,7 +235,7 @@ fn without_mentions(text: &str, entities: &[Entity], bot_username: Option<&str>)
     let mut addressed = false;
     let mut cuts: Vec<(usize, usize)> = Vec::new();
     for entity in entities {
-        let Some((start, end)) = byte_range(text, entity.offset, entity.length) else { continue };
+        let Some((start, end)) = value::utf16_range(text, entity.offset, entity.length) else { continue };
         let marked = &text[start..end];
         match entity.kind.as_str() {
             "mention" if is_us(marked.strip_prefix('@'), bot_username) => {
@@ -228,54 +272,12 @@ fn without_mentions(text: &str, entities: &[Entity], bot_username: Option<&str>)
     (kept.trim().to_owned(), addressed)
 }
 
-/// The bytes of a range of UTF-16 units; `None` when it does not lie on characters of the text.
-fn byte_range(text: &str, offset: usize, length: usize) -> Option<(usize, usize)> {
-    let end = offset.checked_add(length)?;
-    let mut units = 0;
-    let mut start_byte = None;
-    for (byte, unit_length) in text.char_indices().map(|(at, c)| (at, c.len_utf16())).chain([(text.len(), 1)]) {
-        if units == offset {
-            start_byte = Some(byte);
-        }
-        if units == end {
-            return start_byte.map(|start| (start, byte));
-        }
-        units += unit_length;
-    }
-    None
-}
-
-pub(super) fn encode_reply(account: &Account, job: &OutboxJob) -> Result<OutboundCall, EncodeError> {
-    let missing = |missing| EncodeError { channel: account.kind, account: account.name.clone(), missing };
-    let token = account
-        .bot_token
-        .as_ref()
-        .and_then(|token| token.text())
-        .ok_or_else(|| missing("no bot_token is configured"))?;
-    let base = account.api_base.as_deref().unwrap_or(API_BASE).trim_end_matches('/');
-    let mut body = json!({"chat_id": id_value(&job.address.chat), "text": job.text});
-    if let Some(thread) = &job.address.thread {
-        body["message_thread_id"] = id_value(thread);
-    }
-    if let Some(message) = &job.address.reply_to {
-        body["reply_parameters"] = json!({"message_id": id_value(message), "allow_sending_without_reply": true});
-    }
-    Ok(OutboundCall {
-        method: "POST",
-        url: format!("{base}/bot{token}/sendMessage"),
-        headers: vec![("content-type".to_owned(), "application/json".to_owned())],
-        body: body.to_string().into_bytes(),
-        // Telegram has no key for repetitions: a lost answer leaves the delivery unknown.
-        idempotent: false,
-    })
-}
-
 /// Numeric ids go out as numbers, channel names such as `@news` as text.
 fn id_value(id: &str) -> Value {
     id.parse::<i64>().map_or_else(|_| Value::from(id), Value::from)
 }
 
-pub(super) fn classify(status: u16, body: &[u8]) -> Delivery {
+fn classify(status: u16, body: &[u8]) -> Delivery {
     let answer: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let ok = answer["ok"].as_bool();
     let said = answer["description"].as_str().unwrap_or("no description").chars().take(200).collect::<String>();

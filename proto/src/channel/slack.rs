@@ -1,0 +1,238 @@
+//! Slack: Events API, slash commands and buttons in, `chat.postMessage` or `response_url` out.
+//!
+//! Signed with HMAC-SHA-256 over `v0:timestamp:body` under the signing secret as text.
+
+use super::event::Request;
+use super::form::Form;
+use super::kind::{self, Need, Spec, Streaming, need, option};
+use super::outbound::{Codes, clip};
+use super::proof::{self, Clock};
+use super::{Answer, Answered, Attachment, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall};
+use super::{Outgoing, Platform, Reject, value, xml};
+use crate::digest;
+use crate::split::Unit;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+
+const API: &str = "https://slack.com";
+const RESPONSE_HOST: &str = "hooks.slack.com";
+const NEEDS: &[Need] = &[
+    need("secrets", "signing secret (Basic Information)"),
+    need("bot_token", "bot token xoxb-... (OAuth & Permissions)"),
+    option("app_id", "app id A...: events of other apps are refused"),
+    option("bot_id", "the bot's user id U...: its mentions are cut out"),
+];
+static SPEC: Spec = Spec {
+    id: "slack",
+    title: "Slack",
+    needs: NEEDS,
+    covers_body: true,
+    // The platform cuts above 40,000; long messages read badly and blocks fail far earlier.
+    text_max: (Unit::Chars, 4_000),
+    body_bytes_max: kind::BODY_1_MIB,
+    retry_window_ms: kind::DAY_MS,
+    account_rate: kind::per_second(50),
+    chat_rate: kind::per_second(1),
+    recognises_repetition: false,
+    streaming: Streaming::Edits { pause_ms: 1_200 },
+};
+
+pub(super) struct Adapter;
+
+impl Platform for Adapter {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn open<'a>(&self, request: &Request<'a>) -> Result<Cow<'a, [u8]>, Reject> {
+        let timestamp = request.incoming.needed("x-slack-request-timestamp")?;
+        proof::fresh(request, timestamp, Clock::Seconds)?;
+        proof::header_mac(request, "x-slack-signature", |secret| {
+            let mac = digest::hmac_sha256(secret, &[b"v0:", timestamp, b":", request.incoming.body]);
+            format!("v0={}", digest::hex(&mac))
+        })?;
+        Ok(Cow::Borrowed(request.incoming.body))
+    }
+
+    fn read(&self, request: &Request<'_>, plain: &[u8]) -> Result<Decoded, Reject> {
+        if request.incoming.is_form() {
+            let form = Form::parse(plain)?;
+            return match form.get("payload") {
+                Some(payload) => action(&value::parse_object(payload.as_bytes())?),
+                None => command(request, &form),
+            };
+        }
+        let body = value::parse_object(plain)?;
+        match value::text(&body, "/type") {
+            Some("url_verification") => {
+                let challenge = value::text(&body, "/challenge").ok_or(Reject::Malformed("no challenge"))?;
+                Ok(Decoded::Handshake(Answer::text(challenge)))
+            }
+            Some("event_callback") => message(request, &body),
+            Some("app_rate_limited") => Decoded::ignore("Slack limits our events"),
+            _ => Decoded::ignore("a callback of another kind"),
+        }
+    }
+
+    fn send(&self, out: &Outgoing<'_>) -> Result<OutboundCall, EncodeError> {
+        let mut body = json!({"text": escape(out.text)});
+        if !out.buttons.is_empty() {
+            body["blocks"] = blocks(out);
+        }
+        if let Some(url) = out.handle().filter(|handle| is_response_url(out, handle)) {
+            body["response_type"] = json!("in_channel");
+            return Ok(OutboundCall::json("POST", url.to_owned(), &body));
+        }
+        body["channel"] = json!(out.address.chat);
+        // Direct channels (D...) have no threads to keep apart; elsewhere the answer stays with its question.
+        let thread = out.address.thread.as_deref();
+        if let Some(thread) = thread.or_else(|| out.handle().filter(|_| !out.address.chat.starts_with('D'))) {
+            body["thread_ts"] = json!(thread);
+        }
+        let url = format!("{}/api/chat.postMessage", out.account.api(API));
+        Ok(OutboundCall::json("POST", url, &body).bearer(out.bot_token()?))
+    }
+
+    fn edit(&self, out: &Outgoing<'_>, message_id: &str) -> Option<Result<OutboundCall, EncodeError>> {
+        let body = json!({"channel": out.address.chat, "ts": message_id, "text": escape(out.text)});
+        let url = format!("{}/api/chat.update", out.account.api(API));
+        Some(out.bot_token().map(|token| OutboundCall::json("POST", url, &body).bearer(token).repeatable()))
+    }
+
+    fn classify(&self, answered: &Answered<'_>) -> Delivery {
+        let body = answered.json();
+        let error = value::text(&body, "/error").unwrap_or_default();
+        // `response_url` answers plain `ok`.
+        let code = match body["ok"].as_bool() {
+            Some(true) => Some(0),
+            Some(false)
+                if matches!(error, "ratelimited" | "rate_limited" | "internal_error" | "service_unavailable") =>
+            {
+                Some(2)
+            }
+            Some(false) => Some(1),
+            None => return answered.by_status(None, ""),
+        };
+        answered.by_code(code, Codes { token: &[], busy: &[2] }, value::id(&body, "/ts"), error)
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn blocks(out: &Outgoing<'_>) -> Value {
+    let buttons: Vec<Value> = out
+        .buttons
+        .iter()
+        .take(25)
+        .enumerate()
+        .map(|(index, button)| {
+            json!({
+                "type": "button", "action_id": format!("choice-{index}"), "value": clip(&button.value, 2_000),
+                "text": {"type": "plain_text", "text": clip(&button.label, 75)},
+            })
+        })
+        .collect();
+    json!([
+        {"type": "section", "text": {"type": "mrkdwn", "text": clip(&escape(out.text), 3_000)}},
+        {"type": "actions", "elements": buttons},
+    ])
+}
+
+/// An address from an event is only called when it is Slack's (or that of the configured API).
+fn is_response_url(out: &Outgoing<'_>, handle: &str) -> bool {
+    super::keys::host(handle) == Some(RESPONSE_HOST)
+        || out
+            .account
+            .api_base
+            .as_deref()
+            .is_some_and(|base| handle.starts_with(&format!("{}/", base.trim_end_matches('/'))))
+}
+
+fn command(request: &Request<'_>, form: &Form) -> Result<Decoded, Reject> {
+    if form.get("ssl_check") == Some("1") {
+        return Ok(Decoded::Handshake(Answer::ok()));
+    }
+    check_app(request, form.get("api_app_id"))?;
+    let field = |name| form.get(name).filter(|text| !text.is_empty()).ok_or(Reject::Malformed("a field is missing"));
+    let trigger = field("trigger_id")?;
+    let mut event = InboundEvent::new(EventKind::Command, trigger, field("user_id")?, field("channel_id")?);
+    event.message_id = Some(trigger.to_owned());
+    event.reply_handle = form.get("response_url").map(str::to_owned);
+    event.command = Some(field("command")?.to_owned());
+    event.text = form.get("text").unwrap_or_default().trim().to_owned();
+    Decoded::event(event, Answer::ok())
+}
+
+fn action(body: &Value) -> Result<Decoded, Reject> {
+    if value::text(body, "/type") != Some("block_actions") {
+        return Decoded::ignore("an interaction of another kind");
+    }
+    let key = value::id(body, "/trigger_id").map_or_else(|| value::needed(body, "/actions/0/action_ts"), Ok)?;
+    let (user, chat) = (value::needed(body, "/user/id")?, value::needed(body, "/channel/id")?);
+    let mut event = InboundEvent::new(EventKind::Action, key, user, chat);
+    event.message_id = value::id(body, "/message/ts");
+    event.thread = value::id(body, "/message/thread_ts");
+    event.reply_handle = value::id(body, "/response_url");
+    let pressed = value::text(body, "/actions/0/value").or_else(|| value::text(body, "/actions/0/action_id"));
+    event.text = pressed.unwrap_or_default().to_owned();
+    Decoded::event(event, Answer::ok())
+}
+
+fn check_app(request: &Request<'_>, app: Option<&str>) -> Result<(), Reject> {
+    match (request.account.app_id.as_deref(), app) {
+        (Some(ours), Some(app)) if ours != app => Err(Reject::Unauthorized("an event of another app")),
+        _ => Ok(()),
+    }
+}
+
+fn message(request: &Request<'_>, body: &Value) -> Result<Decoded, Reject> {
+    check_app(request, value::text(body, "/api_app_id"))?;
+    let event = value::at(body, "/event");
+    let bot = request.account.bot_id.as_deref().or_else(|| value::text(body, "/authorizations/0/user_id"));
+    if event.get("bot_id").is_some_and(|id| !id.is_null()) || (bot.is_some() && value::text(event, "/user") == bot) {
+        return Decoded::ignore("written by a bot");
+    }
+    if value::text(event, "/subtype").is_some_and(|kind| kind != "file_share" && kind != "thread_broadcast") {
+        return Decoded::ignore("a message of a kind that is not handled");
+    }
+    match (value::text(event, "/type"), value::text(event, "/channel_type")) {
+        // Slack sends a mention in a channel as `app_mention` and again as `message`: only one of them counts.
+        (Some("app_mention"), _) | (Some("message"), Some("im")) => {}
+        (Some("message"), _) => return Decoded::ignore("not addressed to us"),
+        _ => return Decoded::ignore("an event of a kind that is not handled"),
+    }
+    let (user, chat) = (value::needed(event, "/user")?, value::needed(event, "/channel")?);
+    let mut found = InboundEvent::new(EventKind::Message, value::needed(body, "/event_id")?, user, chat);
+    found.thread = value::id(event, "/thread_ts");
+    found.message_id = value::id(event, "/ts");
+    found.text = without_mention(value::text(event, "/text").unwrap_or_default(), bot);
+    found.attachments = value::list(event, "/files")
+        .iter()
+        .filter_map(|file| {
+            let kind = value::text(file, "/mimetype").unwrap_or("file").to_owned();
+            Some(Attachment { kind, reference: value::id(file, "/url_private").or_else(|| value::id(file, "/id"))? })
+        })
+        .collect();
+    Decoded::event(found, Answer::ok())
+}
+
+/// Cuts `<@U...>` of us; when our id is not known, the mention that the text starts with.
+fn without_mention(text: &str, bot: Option<&str>) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("<@") {
+        let Some(length) = rest[start..].find('>') else { break };
+        let inner = &rest[start + 2..start + length];
+        let id = inner.split('|').next().unwrap_or_default();
+        let ours = match bot {
+            Some(bot) => id == bot,
+            None => kept.trim().is_empty() && rest[..start].trim().is_empty(),
+        };
+        kept.push_str(&rest[..if ours { start } else { start + length + 1 }]);
+        rest = &rest[start + length + 1..];
+    }
+    kept.push_str(rest);
+    xml::unescape_html(kept.trim())
+}
