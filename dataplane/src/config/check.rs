@@ -137,6 +137,7 @@ fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<Eng
         inter_token_target: texts.duration("engine.inter_token_target", Duration::from_millis(1), minute)?,
         first_token_max: Some(texts.duration("engine.first_token_max", Duration::ZERO, 60 * minute)?)
             .filter(|limit| !limit.is_zero()),
+        embedding_int8: texts.choice("engine.embedding_int8", &[("false", false), ("true", true)])?,
     })
 }
 

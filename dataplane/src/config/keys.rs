@@ -113,6 +113,9 @@ keys! {
     "engine.first_token_max", "MILLRACE_ENGINE_FIRST_TOKEN_MAX", "0s",
         "Refuse requests (429) whose first token is predicted later than this, up to 1h; 0s refuses only what would miss its own deadline",
         "A longer time turns overload into long waits instead of early refusals.";
+    "engine.embedding_int8", "MILLRACE_ENGINE_EMBEDDING_INT8", "false",
+        "Keep most of the encoder's weights as bytes instead of half floats: true or false",
+        "true saves two fifths of their memory and embeds faster; vectors keep a cosine of 0.999 with the exact ones (all-MiniLM-L6-v2).";
     "storage.cache_mib", "MILLRACE_STORAGE_CACHE_MIB", "64",
         "Block cache and write buffers of the store in MiB, 8 to 1048576",
         "Counts in the memory plan.";

@@ -65,6 +65,8 @@ pub struct EngineOptions {
     pub inter_token_target: Duration,
     /// Longest predicted time to the first token that is accepted; `None` is any.
     pub first_token_max: Option<Duration>,
+    /// Keep the encoder's weights as bytes.
+    pub embedding_int8: bool,
 }
 
 /// Settings of the store.
