@@ -155,9 +155,13 @@ impl EmbedWorker {
             let shared = Arc::clone(&shared);
             move || {
                 team.attach();
-                while !shared.queue().closed {
+                loop {
                     while batcher.has_work() {
                         batcher.when_idle(&mut team);
+                    }
+                    // Looked at after the work: a receiver that blocks may have used up the wake-up.
+                    if shared.queue().closed {
+                        return;
                     }
                     std::thread::park();
                 }
