@@ -29,7 +29,10 @@ MEMBERS := proto inference storage agent dataplane loadtest bench tests
 ONLY ?=
 ARGS ?=
 
-.PHONY: help setup setup-test build run test figures fmt lint doc clean
+# Seconds for each target of `make fuzz`.
+TIME ?= 60
+
+.PHONY: help setup setup-test build run test fuzz sanitize figures fmt lint doc clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -59,6 +62,16 @@ test: setup-test ## all tests of all crates, against real models and real client
 	else \
 	    exec $(CARGO) test --release --locked --workspace --lib --bins --tests --no-fail-fast -- --test-threads=2 $(ONLY); \
 	fi
+
+fuzz: ## random input for the parsers of outside data (ONLY=gguf for one of them, TIME=60 seconds each)
+	@exec tests/fuzz/run.sh "$(TIME)" $(ONLY)
+
+# AddressSanitizer comes with the compiler but is not offered by a stable one, hence RUSTC_BOOTSTRAP. A target folder of
+# its own keeps the product's builds. Models are left out: the modules with unsafe code are tested on small ones.
+sanitize: ## the tests of the modules with unsafe code under AddressSanitizer
+	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Ctarget-cpu=x86-64-v3 -Zsanitizer=address" CARGO_TARGET_DIR="$(TARGET_DIR)/sanitize" \
+	    $(CARGO) test --release --locked --target x86_64-unknown-linux-gnu -p millrace-inference --lib -- \
+	    --test-threads=2 $(or $(ONLY),kernel kv:: backend gguf encoder model)
 
 figures: setup-test ## measure; one JSON line per figure (ONLY=prefix for a part)
 	@$(CARGO) build --release --locked --workspace --bins

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use millrace_inference::encoder::Encoder;
+use millrace_inference::encoder::{Encoder, Precision};
 use millrace_inference::model::Model;
 use millrace_inference::{ChatTemplate, EmbedWorker, Engine, EngineConfig, Tokenizer};
 use millrace_proto::id::TenantId;
@@ -35,7 +35,7 @@ use crate::shard::{self, Shards, Shared, StartOptions};
 use crate::sys;
 use crate::trouble::Trouble;
 
-/// Texts that may wait for the embedding worker.
+/// Calls that may wait for the embedding worker.
 const EMBED_QUEUE_MAX: usize = 256;
 /// Engine threads give way to reactors, so that accepting stays quick while every core computes.
 const ENGINE_NICE: i32 = 5;
@@ -233,7 +233,9 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
         .map(|found| in_thread("load-draft", move || load_model(&found, &draft_cache)))
         .transpose()?;
     let chat_load = in_thread("load-model", move || load_chat(&chat, &cache))?;
-    let encoder_load = encoder.map(|found| in_thread("load-encoder", move || load_encoder(&found))).transpose()?;
+    let precision = if config.engine.embedding_int8 { Precision::Int8 } else { Precision::Half };
+    let encoder_load =
+        encoder.map(|found| in_thread("load-encoder", move || load_encoder(&found, precision))).transpose()?;
     let deadline = Instant::now() + config.model_load_timeout;
     let began = Instant::now();
     let store = open_store(config)?;
@@ -314,8 +316,8 @@ fn load_chat(found: &Found, cache: &Path) -> Result<Chat, Trouble> {
     Ok(Chat { model, tokenizer: Arc::new(tokenizer), template: Arc::new(template) })
 }
 
-fn load_encoder(found: &Found) -> Result<Arc<Encoder>, Trouble> {
-    Encoder::load(&found.path).map(Arc::new).map_err(|error| broken_model(found, &error))
+fn load_encoder(found: &Found, precision: Precision) -> Result<Arc<Encoder>, Trouble> {
+    Encoder::load(&found.path, precision).map(Arc::new).map_err(|error| broken_model(found, &error))
 }
 
 fn open_store(config: &Config) -> Result<Store, Trouble> {
@@ -355,7 +357,7 @@ impl Node {
             tracing::info!(?flags, reason, "the kernel refused a ring");
         }
         let engine = start_engine(&config, &parts.chat, parts.draft.clone())?;
-        let embedder = start_embedder(parts.encoder.as_ref())?;
+        let embedder = start_embedder(&engine, parts.encoder.as_ref())?;
         let control = Control::start().map_err(|error| {
             Trouble::new("the control thread cannot start", error.to_string(), "look at `ulimit -u` and `ulimit -n`")
         })?;
@@ -489,8 +491,8 @@ fn start_engine(config: &Config, chat: &Chat, draft: Option<Arc<Model>>) -> Resu
     engine
 }
 
-fn start_embedder(encoder: Option<&Arc<Encoder>>) -> Result<Option<Arc<EmbedWorker>>, Trouble> {
-    let start = |encoder| EmbedWorker::start(Arc::clone(encoder), EMBED_QUEUE_MAX, ENGINE_NICE).map(Arc::new);
+fn start_embedder(engine: &Engine, encoder: Option<&Arc<Encoder>>) -> Result<Option<Arc<EmbedWorker>>, Trouble> {
+    let start = |encoder| EmbedWorker::beside(engine, Arc::clone(encoder), EMBED_QUEUE_MAX).map(Arc::new);
     encoder.map(start).transpose().map_err(|error| in_parts(&error))
 }
 

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use millrace_inference::Encoder;
+use millrace_inference::{Encoder, Precision};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let texts: Vec<String> = args.collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let begun = Instant::now();
-    let encoder = Encoder::load(&PathBuf::from(folder))?;
+    let encoder = Encoder::load(&PathBuf::from(folder), Precision::default())?;
     eprintln!("loaded in {:?}, vectors of {}", begun.elapsed(), encoder.dimensions());
     let vectors = encoder.embed(&texts);
     for (text, vector) in texts.iter().zip(&vectors) {

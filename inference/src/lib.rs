@@ -23,7 +23,7 @@ pub mod tokenizer;
 pub mod worker;
 
 pub use constrain::{Constraint, ConstraintError, Frame};
-pub use encoder::{EmbedError, EmbedRequest, EmbedWorker, Encoder, EncoderError};
+pub use encoder::{EmbedError, EmbedPriority, EmbedRequest, EmbedWorker, Encoder, EncoderError, Precision};
 pub use request::{
     CancelHandle, FinishReason, Outlet, Output, ParameterError, Request, Sampling, SubmitError, Timings, TokenOut,
     Usage,

@@ -13,6 +13,7 @@ use crate::batch::forecast::{Demand, Limits, Newcomer};
 use crate::batch::job::Job;
 use crate::batch::scheduler::{Scheduler, StepBounds};
 use crate::constrain::Workshop;
+use crate::encoder::Batcher;
 use crate::kv::{BLOCK_TOKENS, KvFormat};
 use crate::model::Model;
 use crate::request::{CancelHandle, Request, SubmitError};
@@ -171,7 +172,9 @@ impl Shared {
 
 pub(crate) enum Message {
     Job(Box<Job>),
-    /// Look at `Shared::closing`.
+    /// Texts to embed between steps.
+    Embed(Box<Batcher>),
+    /// Look at `Shared::closing` and at what is to be embedded.
     Wake,
 }
 
@@ -267,8 +270,8 @@ impl Engine {
         };
         let demand = Demand::new(Limits { sequences_max, prefill_tokens, target_ns, blocks: limits.blocks });
         let shared = Arc::new(Shared { demand: Mutex::new(demand), ..Shared::default() });
-        // One more than the queue, so that a wake-up finds a place.
-        let (sender, receiver) = bounded(config.queue_max + 1);
+        // More than the queue, so that a batcher and wake-ups find a place.
+        let (sender, receiver) = bounded(config.queue_max + 4);
         let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Lookup::default())];
         if let Some(draft) = draft {
             drafters.push(Box::new(DraftModel::new(draft, tokenizer.vocabulary())));
@@ -323,6 +326,18 @@ impl Engine {
                 refuse(self.check_open().err().unwrap_or(SubmitError::Closed))
             }
         }
+    }
+
+    /// Gives the engine's threads something to embed between steps.
+    pub(crate) fn adopt(&self, batcher: Box<Batcher>) -> Result<(), SubmitError> {
+        self.check_open()?;
+        self.sender.try_send(Message::Embed(batcher)).map_err(|_| SubmitError::Closed)
+    }
+
+    /// Wakes the engine's thread when it sleeps; a full queue keeps it awake by itself.
+    pub(crate) fn waker(&self) -> impl Fn() + Send + Sync + 'static {
+        let sender = self.sender.clone();
+        move || _ = sender.try_send(Message::Wake)
     }
 
     /// Live counters.

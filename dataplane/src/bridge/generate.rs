@@ -208,8 +208,12 @@ impl State {
         Ok(TokenStream::new(&sender, Origin::Run(run), bridge, Some(prompt_tokens)))
     }
 
-    /// Asks the encoder; the answer is put where the caller waits.
-    pub fn embed_texts(&mut self, texts: Vec<String>) -> Result<Once<Embedded>, ApiError> {
+    /// Asks the encoder; the answer is put where the caller waits. Also says how many tokens the texts have.
+    pub fn embed_texts(
+        &mut self,
+        texts: Vec<String>,
+        priority: engine::EmbedPriority,
+    ) -> Result<(Once<Embedded>, usize), ApiError> {
         let Some(embedder) = self.shared.embedder.clone() else {
             return Err(ApiError::new(
                 404,
@@ -224,10 +228,11 @@ impl State {
         let done = move |result: Result<Vec<Vec<f32>>, engine::EmbedError>| {
             inlet.complete(Completion::Vectors { call, result: result.map_err(|error| error.to_string()) });
         };
-        embedder.submit(engine::EmbedRequest { texts, done: Box::new(done) }).map_err(|error| submit_error(&error))?;
+        let request = engine::EmbedRequest { texts, priority, done: Box::new(done) };
+        let tokens = embedder.submit(request).map_err(|error| submit_error(&error))?;
         let waiter = Once::default();
         self.calls.insert(call, Call::Vectors(waiter.clone()));
-        Ok(waiter)
+        Ok((waiter, tokens))
     }
 }
 
@@ -250,14 +255,13 @@ impl Bridge {
                 .with_next_step("Send the texts themselves."));
             }
         };
-        let embedder = self.shared.embedder.clone();
-        let tokens =
-            embedder.map_or(0, |embedder| texts.iter().map(|text| embedder.encoder().count_tokens(text)).sum());
-        let waiter = self.state.borrow_mut().embed_texts(texts)?;
+        let width = self.shared.embedder.as_ref().map_or(0, |embedder| embedder.encoder().dimensions());
+        let dimensions = request.dimensions.map(|wanted| check_dimensions(wanted, width)).transpose()?;
+        let (waiter, tokens) = self.state.borrow_mut().embed_texts(texts, engine::EmbedPriority::Bulk)?;
         let mut vectors =
             waiter.await.map_err(|why| ApiError::internal(format!("The embedding model failed: {why}.")))?;
-        if let Some(dimensions) = request.dimensions {
-            shorten(&mut vectors, dimensions)?;
+        if let Some(dimensions) = dimensions {
+            vectors.iter_mut().for_each(|vector| shorten(vector, dimensions));
         }
         let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
         let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
@@ -287,20 +291,19 @@ impl Bridge {
     }
 }
 
-/// Keeps the first components and gives the vectors length 1 again.
-fn shorten(vectors: &mut [Vec<f32>], dimensions: i64) -> Result<(), ApiError> {
-    let width = vectors.first().map_or(0, Vec::len);
-    let wanted = usize::try_from(dimensions).ok().filter(|n| (1..=width).contains(n)).ok_or_else(|| {
-        ApiError::invalid_param("dimensions", format!("dimensions is {dimensions}; this model gives 1 to {width}."))
-    })?;
-    for vector in vectors {
-        vector.truncate(wanted);
-        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
-        if length > 0.0 {
-            vector.iter_mut().for_each(|x| *x /= length);
-        }
+fn check_dimensions(wanted: i64, width: usize) -> Result<usize, ApiError> {
+    usize::try_from(wanted).ok().filter(|n| (1..=width).contains(n)).ok_or_else(|| {
+        ApiError::invalid_param("dimensions", format!("dimensions is {wanted}; this model gives 1 to {width}."))
+    })
+}
+
+/// Keeps the first components and gives the vector length 1 again.
+fn shorten(vector: &mut Vec<f32>, dimensions: usize) {
+    vector.truncate(dimensions);
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    if length > 0.0 {
+        vector.iter_mut().for_each(|x| *x /= length);
     }
-    Ok(())
 }
 
 /// The longest that a request for a view may wait for vectors and facts.
@@ -357,9 +360,12 @@ mod tests {
 
     #[test]
     fn shortened_vectors_have_length_one() {
-        let mut vectors = vec![vec![3.0, 4.0, 12.0]];
-        shorten(&mut vectors, 2).unwrap();
-        assert_eq!(vectors, [[0.6, 0.8]]);
-        assert!(shorten(&mut vectors, 3).is_err());
+        let mut vector = vec![3.0, 4.0, 12.0];
+        shorten(&mut vector, 2);
+        assert_eq!(vector, [0.6, 0.8]);
+        assert_eq!(check_dimensions(3, 3).unwrap(), 3);
+        for refused in [0, -1, 4] {
+            assert_eq!(check_dimensions(refused, 3).unwrap_err().status, 400);
+        }
     }
 }

@@ -145,9 +145,10 @@ impl Bridge {
         if limit == 0 {
             return Ok(Vec::new());
         }
-        let vectors = self.state.borrow_mut().embed_texts(vec![text.to_owned()]);
+        let texts = vec![text.to_owned()];
+        let vectors = self.state.borrow_mut().embed_texts(texts, millrace_inference::EmbedPriority::Query);
         let embedding = match vectors {
-            Ok(waiter) => within(waiter).await?.ok().and_then(|vectors| vectors.into_iter().next()),
+            Ok((waiter, _)) => within(waiter).await?.ok().and_then(|vectors| vectors.into_iter().next()),
             Err(_) => None,
         };
         let waiter: Once<Result<Vec<Recalled>, String>> = Once::default();

@@ -183,6 +183,7 @@ fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<Eng
         first_token_max: Some(texts.duration("engine.first_token_max", Duration::ZERO, 60 * minute)?)
             .filter(|limit| !limit.is_zero()),
         speculation: texts.choice("engine.speculation", &[("auto", Speculation::Auto), ("off", Speculation::Off)])?,
+        embedding_int8: texts.choice("engine.embedding_int8", &[("false", false), ("true", true)])?,
     })
 }
 

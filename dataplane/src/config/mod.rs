@@ -72,6 +72,8 @@ pub struct EngineOptions {
     pub first_token_max: Option<Duration>,
     /// Whether the engine guesses tokens.
     pub speculation: Speculation,
+    /// Keep the encoder's weights as bytes.
+    pub embedding_int8: bool,
 }
 
 /// Settings of the store.

@@ -7,7 +7,7 @@ use memmap2::MmapMut;
 
 use super::forward::{ATTEND_ROWS_MAX, FF_TOKENS, Frame, Unit};
 use super::moe::Mixture;
-use super::team::Team;
+use super::team::{Crew, Team, TeamConfig};
 use super::{Backend, BackendError, BackendLimits, BackendStartError, LogitsBuf, LogitsWanted, StepPlan};
 use crate::kernel::{self, BLOCK, Kernels};
 use crate::kv::{BLOCK_TOKENS, KvFormat, blocks_for};
@@ -149,7 +149,8 @@ impl CpuBackend {
             vocab: hyper.vocab,
         };
         let work = Work::new(&model, config, limits.context_max);
-        let team = Team::start(config)?;
+        let CpuConfig { threads, nice, .. } = *config;
+        let team = Team::start(TeamConfig { threads, cpus: config.cpus.clone(), nice })?;
         Ok(CpuBackend { kernels, limits, team, kv, kv_format: config.kv_format, work, model })
     }
 }
@@ -231,6 +232,10 @@ impl Backend for CpuBackend {
 
     fn attach(&mut self) {
         self.team.attach();
+    }
+
+    fn crew(&mut self) -> Option<&mut dyn Crew> {
+        Some(&mut self.team)
     }
 
     fn step(&mut self, plan: &StepPlan, logits: &mut LogitsBuf) -> Result<(), BackendError> {

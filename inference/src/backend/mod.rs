@@ -18,6 +18,8 @@ use std::path::PathBuf;
 
 pub use cpu::{CpuBackend, CpuConfig};
 pub use plan::{LogitsBuf, LogitsWanted, SliceView, StepPlan};
+pub use team::{Crew, Solo};
+pub(crate) use team::{Team, TeamConfig};
 
 /// What a backend can hold; fixed when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,6 +215,11 @@ pub trait Backend: Send {
     /// To be called once on the thread that will call [`Backend::step`], so that the backend can pin it and set its
     /// priority like its own threads.
     fn attach(&mut self);
+
+    /// The threads that compute steps, for other work between these; `None` when they are not the processor's.
+    fn crew(&mut self) -> Option<&mut dyn Crew> {
+        None
+    }
 
     /// Runs one step: makes the planned copies of blocks, then writes keys and values of every planned token into its sequence's blocks and one row of logits
     /// for each token that asked, in plan order. On an error nothing was computed.

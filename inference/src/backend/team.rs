@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
-use super::{BackendStartError, CpuConfig};
+use super::BackendStartError;
 
 /// Polls with a pause between them: some tens of microseconds, longer than almost every phase.
 const SPINS: u32 = 2_000;
@@ -18,11 +18,43 @@ const YIELDS: u32 = 100;
 
 type Job = dyn Fn(usize, &Barrier) + Sync;
 
+/// Some threads that can be given work: the same job for each, which divides the work by itself.
+pub trait Crew {
+    /// Runs `job` once on each thread, the calling one included, and returns when all are done.
+    fn run(&mut self, job: &(dyn Fn() + Sync));
+}
+
+/// The calling thread alone.
+pub struct Solo;
+
+impl Crew for Solo {
+    fn run(&mut self, job: &(dyn Fn() + Sync)) {
+        job();
+    }
+}
+
+/// Threads of a team and where they run.
+#[derive(Clone, Debug)]
+pub(crate) struct TeamConfig {
+    /// Threads, the owner's included.
+    pub(crate) threads: usize,
+    /// Cores to pin them to, first the owner.
+    pub(crate) cpus: Option<Vec<usize>>,
+    /// Priority, 0 to 19.
+    pub(crate) nice: i32,
+}
+
 /// The team; its owner is member 0.
-pub(super) struct Team {
+pub(crate) struct Team {
     shared: Arc<Shared>,
     members: Vec<JoinHandle<()>>,
-    config: CpuConfig,
+    config: TeamConfig,
+}
+
+impl Crew for Team {
+    fn run(&mut self, job: &(dyn Fn() + Sync)) {
+        Team::run(self, &|_, _| job());
+    }
 }
 
 struct Shared {
@@ -40,16 +72,16 @@ unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 impl Team {
-    pub(super) fn start(config: &CpuConfig) -> Result<Team, BackendStartError> {
+    pub(crate) fn start(config: TeamConfig) -> Result<Team, BackendStartError> {
         let shared = Arc::new(Shared {
             epoch: Signal::default(),
             job: UnsafeCell::new(None),
             stop: AtomicBool::new(false),
             barrier: Barrier { size: config.threads as u32, arrived: AtomicU32::new(0), generation: Signal::default() },
         });
-        let mut team = Team { shared, members: Vec::new(), config: config.clone() };
-        for index in 1..config.threads {
-            let (shared, config) = (team.shared.clone(), config.clone());
+        let mut team = Team { shared, members: Vec::new(), config };
+        for index in 1..team.config.threads {
+            let (shared, config) = (team.shared.clone(), team.config.clone());
             let member = std::thread::Builder::new()
                 .name(format!("compute-{index}"))
                 .spawn(move || {
@@ -63,7 +95,7 @@ impl Team {
     }
 
     /// Pins and prioritises the calling thread as member 0.
-    pub(super) fn attach(&self) {
+    pub(crate) fn attach(&self) {
         settle(&self.config, 0);
     }
 
@@ -205,7 +237,7 @@ impl Signal {
 }
 
 /// Pins the calling thread and sets its priority. Both only affect speed, so a refusal is logged, not an error.
-fn settle(config: &CpuConfig, index: usize) {
+fn settle(config: &TeamConfig, index: usize) {
     if let Some(&cpu) = config.cpus.as_ref().and_then(|cpus| cpus.get(index)) {
         // SAFETY: an all-zero `cpu_set_t` is valid, and CPU_SET is bounds-checked by the test before it.
         let refused = unsafe {
@@ -238,23 +270,14 @@ mod tests {
 
     use super::*;
 
-    fn config(threads: usize) -> CpuConfig {
-        CpuConfig {
-            threads,
-            cpus: None,
-            nice: 0,
-            kv_format: crate::kv::KvFormat::F16,
-            kv_bytes_max: 0,
-            context_max: 0,
-            step_tokens_max: 0,
-            step_logits_max: 0,
-        }
+    fn config(threads: usize) -> TeamConfig {
+        TeamConfig { threads, cpus: None, nice: 0 }
     }
 
     #[test]
     fn every_member_runs_each_job_once_and_the_barrier_separates_phases() {
         for threads in [1, 2, 5] {
-            let mut team = Team::start(&config(threads)).expect("threads start");
+            let mut team = Team::start(config(threads)).expect("threads start");
             for _ in 0..50 {
                 let (first, second) = (AtomicUsize::new(0), AtomicUsize::new(0));
                 team.run(&|_, barrier| {
@@ -270,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_sleeping_member_is_woken() {
-        let mut team = Team::start(&config(2)).expect("threads start");
+        let mut team = Team::start(config(2)).expect("threads start");
         while team.shared.epoch.sleepers.load(Ordering::SeqCst) == 0 {
             std::thread::yield_now();
         }

@@ -15,8 +15,9 @@ use super::plan::{Plan, Share, View};
 use super::pool::Pool;
 use super::queue::{Key, Queue, Queued as _};
 use super::sequence::{Sequence, ns_since};
-use crate::backend::{Backend, LogitsBuf, StepPlan};
+use crate::backend::{Backend, LogitsBuf, Solo, StepPlan};
 use crate::constrain::STEP_PATIENCE;
+use crate::encoder::Batcher;
 use crate::request::{FinishReason, Outlet};
 use crate::sample::Sampler;
 use crate::speculate::{Drafter, Odds, Speculation};
@@ -57,6 +58,8 @@ pub(crate) struct Scheduler {
     meter: Meter,
     /// Constrained sequences that wait for a slow mask: without blocks, outside batch and queue.
     parked: Vec<Sequence>,
+    /// What is embedded between steps, on the same threads.
+    embedding: Option<Box<Batcher>>,
     /// What is left in this step of the time to wait for masks.
     patience: Duration,
     sampler: Sampler,
@@ -114,6 +117,7 @@ impl Scheduler {
             fair: Fair::default(),
             meter: Meter::default(),
             parked: Vec::new(),
+            embedding: None,
             patience: STEP_PATIENCE,
             plan: Plan::default(),
             views: Vec::new(),
@@ -164,6 +168,7 @@ impl Scheduler {
                 self.leave_batch(begun);
                 self.publish_load();
                 self.wake_outlets();
+                self.embed(None);
                 continue;
             }
             self.publish_step();
@@ -179,7 +184,20 @@ impl Scheduler {
             stats.rows.add(self.step.tokens().len() as u64);
             stats.step_us.add((computed - computing).as_micros() as u64);
             stats.overhead_us.add(((computing - begun) + computed.elapsed()).as_micros() as u64);
-            self.meter.note(&self.work, begun.elapsed().saturating_sub(self.guessing));
+            let took = begun.elapsed();
+            self.meter.note(&self.work, took.saturating_sub(self.guessing));
+            self.embed(Some(took));
+        }
+    }
+
+    /// Computes what is due of the texts to embed after a step that took so long, or a slice when there was no step.
+    fn embed(&mut self, step: Option<Duration>) {
+        let Some(embedding) = &mut self.embedding else { return };
+        let mut solo = Solo;
+        let crew = self.backend.crew().unwrap_or(&mut solo);
+        match step {
+            Some(step) => embedding.after_step(crew, step, Duration::from_nanos(self.bounds.target_ns as u64)),
+            None => embedding.when_idle(crew),
         }
     }
 
@@ -189,7 +207,9 @@ impl Scheduler {
             if self.shared.closing.load(Ordering::Acquire) && self.parked.is_empty() {
                 return false;
             }
-            if self.parked.is_empty() {
+            if self.embedding.as_mut().is_some_and(|embedding| embedding.has_work()) {
+                // It is looked for requests after each slice.
+            } else if self.parked.is_empty() {
                 match self.receiver.recv() {
                     Ok(message) => self.accept(message),
                     Err(_) => return false,
@@ -206,11 +226,15 @@ impl Scheduler {
     }
 
     fn accept(&mut self, message: Message) {
-        if let Message::Job(job) = message {
-            self.sequences += 1;
-            let sequence = Sequence::new(*job, self.sequences, self.epoch);
-            self.fair.join(sequence.tenant(), sequence.job.request.weight);
-            self.enqueue(sequence, Instant::now());
+        match message {
+            Message::Job(job) => {
+                self.sequences += 1;
+                let sequence = Sequence::new(*job, self.sequences, self.epoch);
+                self.fair.join(sequence.tenant(), sequence.job.request.weight);
+                self.enqueue(sequence, Instant::now());
+            }
+            Message::Embed(batcher) => self.embedding = Some(batcher),
+            Message::Wake => {}
         }
     }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes data/llama_exact.json: what the weights of the model say when nothing is rounded.
+"""Writes data/llama_exact.json, and with --perplexity the sums in data/perplexity.json: what the weights of the model
+say when nothing is rounded.
 
     pip install numpy gguf
-    exact_reference.py MODEL.gguf
+    exact_reference.py MODEL.gguf [--perplexity]
 
 An engine that rounds activations to 8 bits cannot be judged by another that rounds them too: their difference is the
 sum of two errors. This is the network itself, written plainly from the architecture's definition in 64-bit floats over
@@ -83,4 +84,22 @@ def main():
     (DATA / "llama_exact.json").write_text(f'{{"cases": [\n{text}\n]}}\n')
 
 
-main()
+def perplexity():
+    """Sum of the negative log-probabilities in the second half of each chunk of data/perplexity.json."""
+    network = Network(sys.argv[1])
+    record = json.loads((DATA / "perplexity.json").read_text())
+    size, ids = record["chunk"], record["ids"]
+    sums = []
+    for start in range(0, len(ids), size):
+        chunk = ids[start : start + size]
+        logits = network.logits(chunk)[size // 2 : -1]
+        top = logits.max(-1, keepdims=True)
+        logprobs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+        sums.append(round(-sum(float(row[t]) for row, t in zip(logprobs, chunk[size // 2 + 1 :])), 5))
+        print(sums[-1], file=sys.stderr)
+    record["exact_nll"], record["ids"] = sums, None
+    text = json.dumps(record, indent=1).replace('"ids": null', f'"ids": {json.dumps(ids)}')
+    (DATA / "perplexity.json").write_text(text + "\n")
+
+
+perplexity() if "--perplexity" in sys.argv else main()

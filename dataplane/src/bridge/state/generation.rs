@@ -28,7 +28,12 @@ impl State {
                 .and_then(|vectors| vectors.into_iter().next().ok_or_else(|| "the encoder gave no vector".to_owned()));
             inlet.complete(Completion::Embedded { op, result });
         };
-        let request = engine::EmbedRequest { texts: vec![text], done: Box::new(done) };
+        let request = engine::EmbedRequest {
+            texts: vec![text],
+            // A turn waits for what it recalls.
+            priority: engine::EmbedPriority::Query,
+            done: Box::new(done),
+        };
         if let Err(error) = embedder.submit(request) {
             self.events.push_back(Event::Embedded { op, result: Err(error.to_string()) });
         }

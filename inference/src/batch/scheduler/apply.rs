@@ -38,6 +38,7 @@ impl Scheduler {
         let shares = self.tenants.iter().map(|tenant| self.fair.share(*tenant));
         self.shares.extend(shares.map(|(time, weight)| Share { time, weight }));
         let StepBounds { sequences_max, prefill_tokens, logits_rows, speculation, target_ns } = self.bounds;
+        let target_ns = self.embedding.as_ref().map_or(target_ns, |embedding| embedding.leaves_of(target_ns));
         let pace = self.meter.rates().map(|rates| Pace { rates, target_ns });
         let bounds = Bounds { free_blocks, sequences_max, prefill_tokens, logits_rows, speculation, pace };
         self.plan.fill(&self.views, &self.shares, &bounds);
