@@ -3,7 +3,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use millrace_bench::{CHAT_JSON, chat_head, inbox_record};
 use millrace_proto::api::{ChatChunk, ChatRequest, ChunkChoice, Delta};
-use millrace_proto::channel::{self, Account, ChannelKind, Incoming, Secret};
+use millrace_proto::channel::{self, Account, Ambient, ChannelKind, Incoming, NoKeys, Secret};
 use millrace_proto::record::{InboxRecord, Record};
 use millrace_proto::{http1, id::TenantId, sse, ws};
 use std::hint::black_box;
@@ -88,16 +88,8 @@ fn frames(c: &mut Criterion) {
 }
 
 fn webhook(c: &mut Criterion) {
-    let account = Account {
-        kind: ChannelKind::StandardWebhooks,
-        name: "shop".into(),
-        tenant: TenantId(1),
-        secrets: vec![Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")],
-        bot_token: None,
-        api_base: None,
-        reply_url: None,
-        bot_username: None,
-    };
+    let mut account = Account::new(ChannelKind::StandardWebhooks, "bench", TenantId::DEFAULT);
+    account.secrets = vec![Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")];
     let body = br#"{"type":"message","conversation":"c1","user":"ada","text":"My printer does not start."}"#;
     let now_s = 1_767_225_600;
     let signature = channel::standard_webhooks::sign(&account.secrets[0], "msg_1", now_s, body).expect("symmetric");
@@ -107,10 +99,12 @@ fn webhook(c: &mut Criterion) {
         ("webhook-timestamp", timestamp.as_bytes()),
         ("webhook-signature", signature.as_bytes()),
     ];
-    let incoming = Incoming { headers: &headers, body };
-    assert!(channel::decode(&account, &incoming, now_s).is_ok());
+    let incoming =
+        Incoming { method: "POST", path: "/hooks/standard_webhooks/bench", query: "", headers: &headers, body };
+    let ambient = Ambient { now_s, keys: &NoKeys, entropy: [0; 16] };
+    assert!(channel::decode(&account, &incoming, &ambient).is_ok());
     c.bench_function("webhook, verify and decode", |b| {
-        b.iter(|| channel::decode(&account, black_box(&incoming), now_s))
+        b.iter(|| channel::decode(&account, black_box(&incoming), &ambient))
     });
 }
 

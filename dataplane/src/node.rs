@@ -233,7 +233,7 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
         .map(|found| in_thread("load-draft", move || load_model(&found, &draft_cache)))
         .transpose()?;
     let chat_load = in_thread("load-model", move || load_chat(&chat, &cache))?;
-    let precision = if config.engine.embedding_int8 { Precision::Int8 } else { Precision::Half };
+    let precision = config.engine.embedding_precision();
     let encoder_load =
         encoder.map(|found| in_thread("load-encoder", move || load_encoder(&found, precision))).transpose()?;
     let deadline = Instant::now() + config.model_load_timeout;

@@ -25,7 +25,7 @@
 use std::path::PathBuf;
 
 use millrace_inference::backend::{Backend, CpuBackend, CpuConfig, LogitsBuf, LogitsWanted, StepPlan};
-use millrace_inference::kv::{BlockId, blocks_for};
+use millrace_inference::kv::{BlockId, KvFormat, blocks_for};
 use millrace_inference::model::Model;
 
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -81,6 +81,7 @@ impl Chunks {
             threads: 2,
             cpus: None,
             nice: 0,
+            kv_format: KvFormat::F16,
             kv_bytes_max: 64 << 20,
             context_max: chunk,
             step_tokens_max: STEP,

@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use millrace_loadtest::{Options, Report, run};
-use millrace_proto::channel::{self, Account, ChannelKind, Incoming, Secret};
+use millrace_proto::channel::{self, Account, Ambient, ChannelKind, Incoming, NoKeys, Secret};
 use millrace_proto::http1::{
     BodyDecoder, HeadParser, RequestHead, ResponseBody, write_chunk, write_head, write_last_chunk,
 };
@@ -162,22 +162,15 @@ fn a_stall_is_charged_to_every_request_that_waited() {
 
 #[test]
 fn webhook_events_are_signed_and_never_repeat() {
-    let account = Account {
-        kind: ChannelKind::StandardWebhooks,
-        name: "shop".into(),
-        tenant: TenantId(1),
-        secrets: vec![Secret::new(SECRET)],
-        bot_token: None,
-        api_base: None,
-        reply_url: None,
-        bot_username: None,
-    };
+    let mut account = Account::new(ChannelKind::StandardWebhooks, "shop", TenantId(1));
+    account.secrets = vec![Secret::new(SECRET)];
     let ids = Arc::new(Mutex::new(HashSet::new()));
     let seen = Arc::clone(&ids);
     let address = serve(move |_, head, body, stream| {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let headers = head.header_pairs();
-        let verified = channel::decode(&account, &Incoming { headers: &headers, body }, now_s);
+        let incoming = Incoming { method: "POST", path: head.path(), query: "", headers: &headers, body };
+        let verified = channel::decode(&account, &incoming, &Ambient { now_s, keys: &NoKeys, entropy: [0; 16] });
         let fresh = seen.lock().unwrap().insert(head.header("webhook-id").unwrap().to_owned());
         let good = verified.is_ok() && fresh && head.path() == "/hooks/standard_webhooks/shop";
         answer(stream, if good { 200 } else { 401 }, "{}")

@@ -77,7 +77,7 @@ pub(super) fn run(args: &MemoryArgs) -> Result<ExitCode, Trouble> {
     }
     let config = config::load(&args.settings.flags)?.config;
     let encoder = match models::encoder(&config)? {
-        Some(found) => Some(Encoder::load(&found.path).map_err(|error| {
+        Some(found) => Some(Encoder::load(&found.path, config.engine.embedding_precision()).map_err(|error| {
             Trouble::new("the embedding model cannot be loaded", error.to_string(), "`millrace doctor` looks at it")
         })?),
         None => {

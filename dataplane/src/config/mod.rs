@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use millrace_inference::Speculation;
+use millrace_inference::encoder::Precision;
 use millrace_inference::kv::KvFormat;
 use millrace_proto::channel::Account;
 use millrace_proto::retry::RetryPolicy;
@@ -74,6 +75,13 @@ pub struct EngineOptions {
     pub speculation: Speculation,
     /// Keep the encoder's weights as bytes.
     pub embedding_int8: bool,
+}
+
+impl EngineOptions {
+    /// How the encoder's weights are kept.
+    pub fn embedding_precision(&self) -> Precision {
+        if self.embedding_int8 { Precision::Int8 } else { Precision::Half }
+    }
 }
 
 /// Settings of the store.

@@ -174,7 +174,7 @@ pub fn check(vector: &Value) -> Result<(), String> {
         ("accept", Ok(Decoded::Events { events, .. })) => compare(&vector["event"], &events[0]),
         ("challenge", Ok(Decoded::Handshake(answer))) => challenge(&vector["challenge_response"], &answer, &case),
         ("challenge", Ok(Decoded::Confirm { call, answer })) => {
-            if vector["challenge_response"]["fetch"] != Value::from(call.url.as_str()) {
+            if vector["challenge_response"]["fetch"] != call.url.as_str() {
                 return Err(format!("confirms at {}", call.url));
             }
             challenge(&vector["challenge_response"], &answer, &case)
