@@ -154,7 +154,7 @@ impl Workload {
 mod tests {
     use super::*;
     use clap::Parser;
-    use millrace_proto::channel::{self, Account, ChannelKind, Decoded, Incoming};
+    use millrace_proto::channel::{self, Account, Ambient, ChannelKind, Decoded, Incoming, NoKeys};
     use millrace_proto::{api::ChatRequest, http1, id::TenantId};
 
     fn workload(arguments: &str) -> anyhow::Result<Workload> {
@@ -183,19 +183,16 @@ mod tests {
         let wire = workload.request(7, 1_000);
         let head = http1::parse(&wire).unwrap().unwrap();
         assert_eq!(head.path(), "/hooks/standard_webhooks/load");
-        let account = Account {
-            kind: ChannelKind::StandardWebhooks,
-            name: "load".into(),
-            tenant: TenantId(1),
-            secrets: vec![Secret::new(secret)],
-            bot_token: None,
-            api_base: None,
-            reply_url: None,
-            bot_username: None,
-        };
+        let mut account = Account::new(ChannelKind::StandardWebhooks, "load", TenantId(1));
+        account.secrets = vec![Secret::new(secret)];
         let headers = head.header_pairs();
-        let incoming = Incoming { headers: &headers, body: &wire[head.head_bytes..] };
-        let Ok(Decoded::Event(event)) = channel::decode(&account, &incoming, 1_000) else { panic!("it verifies") };
+        let body = &wire[head.head_bytes..];
+        let incoming = Incoming { method: "POST", path: head.path(), query: "", headers: &headers, body };
+        let ambient = Ambient { now_s: 1_000, keys: &NoKeys, entropy: [0; 16] };
+        let Ok(Decoded::Events { events, .. }) = channel::decode(&account, &incoming, &ambient) else {
+            panic!("it verifies")
+        };
+        let [event] = &events[..] else { panic!("one event, not {}", events.len()) };
         assert_eq!((event.event_key.as_str(), event.chat.as_str()), ("load_5_7", "load-7"));
     }
 
