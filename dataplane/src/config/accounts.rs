@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use millrace_proto::channel::{Account, ChannelKind, Secret};
+use millrace_proto::channel::{Account, ChannelKind, Secret, access};
 use millrace_proto::id::TenantId;
 
 use super::layers::RawChannel;
@@ -137,8 +137,12 @@ impl RawChannel {
         self.secret(key, reference, line, environment).map(Some)
     }
 
-    /// Each kind needs some of the optional keys.
+    /// Each kind needs some of the optional keys, and some kinds need more than this node has.
     fn complete(&self, account: &Account) -> Result<(), Trouble> {
+        if let Some(why) = unserved(account) {
+            let what = format!("is of the kind `{}`, which cannot be served yet", account.kind.as_str());
+            return Err(self.trouble(self.line, &what, why));
+        }
         match account.missing().next() {
             None => Ok(()),
             Some(need) => {
@@ -146,6 +150,22 @@ impl RawChannel {
                 Err(self.trouble(self.line, &format!("has no `{}`", need.key), &why))
             }
         }
+    }
+}
+
+/// What an account needs and this node lacks: with it the channel would be deaf or dumb.
+fn unserved(account: &Account) -> Option<&'static str> {
+    match account.kind {
+        ChannelKind::Teams | ChannelKind::GoogleChat | ChannelKind::EmailSns => {
+            Some("its events are signed with keys that this version does not fetch; use `standard_webhooks` in between")
+        }
+        ChannelKind::Matrix => {
+            Some("its events come by PUT, which this version does not take; use `standard_webhooks` in between")
+        }
+        _ if account.bot_token.is_none() && access::request(account, 0).is_some() => {
+            Some("its replies need an access token, which this version does not fetch; give one as `bot_token`")
+        }
+        _ => None,
     }
 }
 

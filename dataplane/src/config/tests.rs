@@ -144,6 +144,10 @@ fn incomplete_doubled_and_misspelt_channels_are_refused() {
     assert!(refused(&one.replace("\"a\"", "\"../a\"")).contains("path"));
     assert!(refused(&one.replace("http://", "ftp://")).contains("http://"));
     assert!(refused("channel = 5").contains("[[channel]]"));
+    for kind in ["teams", "googlechat", "email_sns", "matrix", "wecom", "feishu"] {
+        let text = refused(&format!("[[channel]]\nkind = \"{kind}\"\nname = \"a\"\n"));
+        assert!(text.contains("cannot be served yet"), "{text}");
+    }
 }
 
 #[test]
