@@ -131,11 +131,11 @@ pub fn rsa_verify(hash: RsaHash, n: &[u8], e: &[u8], message: &[u8], given: &[u8
 }
 
 /// RSA PKCS #1 v1.5 with SHA-256 under a private key in PKCS #8; `None` when the key cannot be read. The
-/// signature depends on key and message alone; the system's random numbers only blind the computation.
-pub fn rsa_sign_sha256(pkcs8: &[u8], message: &[u8]) -> Option<Vec<u8>> {
+/// signature depends on key and message alone; random numbers only blind the computation.
+pub fn rsa_sign_sha256(pkcs8: &[u8], message: &[u8], random: &dyn ring::rand::SecureRandom) -> Option<Vec<u8>> {
     let pair = signature::RsaKeyPair::from_pkcs8(pkcs8).ok()?;
     let mut out = vec![0; pair.public().modulus_len()];
-    pair.sign(&signature::RSA_PKCS1_SHA256, &ring::rand::SystemRandom::new(), message, &mut out).ok()?;
+    pair.sign(&signature::RSA_PKCS1_SHA256, random, message, &mut out).ok()?;
     Some(out)
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use millrace_proto::channel::{Account, ChannelKind, Secret, access};
 use millrace_proto::id::TenantId;
+use ring::rand::SystemRandom;
 
 use super::layers::RawChannel;
 use super::{nearest, units};
@@ -162,7 +163,7 @@ fn unserved(account: &Account) -> Option<&'static str> {
         ChannelKind::Matrix => {
             Some("its events come by PUT, which this version does not take; use `standard_webhooks` in between")
         }
-        _ if account.bot_token.is_none() && access::request(account, 0).is_some() => {
+        _ if account.bot_token.is_none() && access::request(account, 0, &SystemRandom::new()).is_some() => {
             Some("its replies need an access token, which this version does not fetch; give one as `bot_token`")
         }
         _ => None,

@@ -12,9 +12,14 @@ const LIFE_S_MAX: u64 = 24 * 3_600;
 /// First and longest pause after a failed fetch.
 const PAUSE_S: (u64, u64) = (1, 60);
 
-/// The call that gets an access token; `None` for platforms whose tokens do not expire.
-pub fn request(account: &Account, now_s: u64) -> Option<Result<OutboundCall, EncodeError>> {
-    account.kind.platform().access(account, now_s)
+/// The call that gets an access token; `None` for platforms whose tokens do not expire. Random numbers blind the
+/// signature of platforms that want a signed assertion.
+pub fn request(
+    account: &Account,
+    now_s: u64,
+    random: &dyn ring::rand::SecureRandom,
+) -> Option<Result<OutboundCall, EncodeError>> {
+    account.kind.platform().access(account, now_s, random)
 }
 
 /// A token with its life.

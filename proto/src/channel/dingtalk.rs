@@ -123,7 +123,12 @@ impl Platform for Adapter {
         }
     }
 
-    fn access(&self, account: &super::Account, _now_s: u64) -> Option<Result<OutboundCall, EncodeError>> {
+    fn access(
+        &self,
+        account: &super::Account,
+        _now_s: u64,
+        _random: &dyn ring::rand::SecureRandom,
+    ) -> Option<Result<OutboundCall, EncodeError>> {
         Some(account.client_credentials().map(|(id, secret)| {
             let body = json!({"appKey": id, "appSecret": secret});
             OutboundCall::json("POST", format!("{}/v1.0/oauth2/accessToken", account.api(API)), &body)

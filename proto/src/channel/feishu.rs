@@ -137,7 +137,12 @@ impl Platform for Adapter {
         answered.by_code(body["code"].as_i64(), codes, value::id(&body, "/data/message_id"), said)
     }
 
-    fn access(&self, account: &super::Account, _now_s: u64) -> Option<Result<OutboundCall, EncodeError>> {
+    fn access(
+        &self,
+        account: &super::Account,
+        _now_s: u64,
+        _random: &dyn ring::rand::SecureRandom,
+    ) -> Option<Result<OutboundCall, EncodeError>> {
         Some(account.client_credentials().map(|(id, secret)| {
             let body = json!({"app_id": id, "app_secret": secret});
             let url = format!("{}/open-apis/auth/v3/tenant_access_token/internal", account.api(API));

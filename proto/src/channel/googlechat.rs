@@ -136,7 +136,12 @@ impl Platform for Adapter {
     }
 
     /// A signed assertion of the service account (RFC 7523) is exchanged for a token.
-    fn access(&self, account: &super::Account, now_s: u64) -> Option<Result<OutboundCall, EncodeError>> {
+    fn access(
+        &self,
+        account: &super::Account,
+        now_s: u64,
+        random: &dyn ring::rand::SecureRandom,
+    ) -> Option<Result<OutboundCall, EncodeError>> {
         let assertion = || {
             let file = value::parse_object(account.app_secret.as_ref()?.bytes()).ok()?;
             let key = super::keys::unpem(value::text(&file, "/private_key")?, "PRIVATE KEY")?;
@@ -147,7 +152,7 @@ impl Platform for Adapter {
             let header = json!({"alg": "RS256", "typ": "JWT"});
             let part = |value: &serde_json::Value| digest::base64url(value.to_string().as_bytes());
             let signed = format!("{}.{}", part(&header), part(&claims));
-            let signature = digest::rsa_sign_sha256(&key, signed.as_bytes())?;
+            let signature = digest::rsa_sign_sha256(&key, signed.as_bytes(), random)?;
             Some(format!("{signed}.{}", digest::base64url(&signature)))
         };
         let unusable = EncodeError {

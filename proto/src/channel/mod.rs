@@ -99,7 +99,12 @@ trait Platform: Sync {
     }
 
     /// How to get an access token, for platforms with short-lived ones.
-    fn access(&self, _account: &Account, _now_s: u64) -> Option<Result<OutboundCall, EncodeError>> {
+    fn access(
+        &self,
+        _account: &Account,
+        _now_s: u64,
+        _random: &dyn ring::rand::SecureRandom,
+    ) -> Option<Result<OutboundCall, EncodeError>> {
         None
     }
 }

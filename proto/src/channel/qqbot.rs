@@ -127,7 +127,12 @@ impl Platform for Adapter {
         }
     }
 
-    fn access(&self, account: &super::Account, _now_s: u64) -> Option<Result<OutboundCall, EncodeError>> {
+    fn access(
+        &self,
+        account: &super::Account,
+        _now_s: u64,
+        _random: &dyn ring::rand::SecureRandom,
+    ) -> Option<Result<OutboundCall, EncodeError>> {
         Some(account.client_credentials().map(|(id, secret)| {
             OutboundCall::json("POST", TOKEN.to_owned(), &json!({"appId": id, "clientSecret": secret}))
         }))

@@ -115,7 +115,12 @@ impl Platform for Adapter {
         }
     }
 
-    fn access(&self, account: &super::Account, _now_s: u64) -> Option<Result<OutboundCall, EncodeError>> {
+    fn access(
+        &self,
+        account: &super::Account,
+        _now_s: u64,
+        _random: &dyn ring::rand::SecureRandom,
+    ) -> Option<Result<OutboundCall, EncodeError>> {
         let tenant = account.mode.as_deref().unwrap_or("botframework.com");
         let url = format!("{}/{}/oauth2/v2.0/token", account.api(LOGIN), super::form::percent_encode(tenant));
         Some(account.client_credentials().map(|(id, secret)| {

@@ -95,7 +95,12 @@ impl Platform for Adapter {
     }
 
     /// A stable token: a second node that asks does not end the token of the first.
-    fn access(&self, account: &super::Account, _now_s: u64) -> Option<Result<OutboundCall, EncodeError>> {
+    fn access(
+        &self,
+        account: &super::Account,
+        _now_s: u64,
+        _random: &dyn ring::rand::SecureRandom,
+    ) -> Option<Result<OutboundCall, EncodeError>> {
         Some(account.client_credentials().map(|(id, secret)| {
             let body = json!({"grant_type": "client_credential", "appid": id, "secret": secret});
             OutboundCall::json("POST", format!("{}/cgi-bin/stable_token", account.api(API)), &body)

@@ -82,7 +82,12 @@ impl Platform for Adapter {
         answered.by_code(body["errcode"].as_i64(), CODES, value::id(&body, "/msgid"), said)
     }
 
-    fn access(&self, account: &super::Account, _now_s: u64) -> Option<Result<OutboundCall, EncodeError>> {
+    fn access(
+        &self,
+        account: &super::Account,
+        _now_s: u64,
+        _random: &dyn ring::rand::SecureRandom,
+    ) -> Option<Result<OutboundCall, EncodeError>> {
         Some(account.client_credentials().map(|(id, secret)| {
             let query = super::form::encode(&[("corpid", id), ("corpsecret", secret)]);
             OutboundCall::get(format!("{}/cgi-bin/gettoken?{query}", account.api(API)))

@@ -64,7 +64,7 @@ fn calls(kind: ChannelKind) -> Vec<(&'static str, OutboundCall)> {
             calls.extend(made.into_iter().filter_map(|(what, call)| Some((what, call?.ok()?))));
         }
     }
-    let access = kind.platform().access(&account, NOW_S);
+    let access = kind.platform().access(&account, NOW_S, &ring::rand::SystemRandom::new());
     calls.extend(access.and_then(Result::ok).map(|call| ("access", call)));
     calls
 }
