@@ -80,6 +80,35 @@ def decode():
     show(names[1], ours["ttft_ms"], "ms", None, peer and peer["ttft_ms"], LOWER)
 
 
+# Long enough for any measured reply: it ends by its token limit, as the one without a schema does.
+TICKETS = {"type": "array", "minItems": 40, "items": {"type": "object", "additionalProperties": False, "properties": {
+    "title": {"type": "string", "maxLength": 60}, "priority": {"enum": ["low", "normal", "high"]},
+    "minutes": {"type": "integer", "minimum": 0, "maximum": 480}, "tags": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 4},
+}, "required": ["title", "priority", "minutes", "tags"]}}
+
+
+def structured():
+    """What a JSON schema costs: decoding with one beside decoding without, in the same server."""
+    if not wanted("engine.structured"):
+        return
+    schema = {"ignore_eos": False, "response_format": {"type": "json_schema", "json_schema": {"name": "tickets", "schema": TICKETS}}}
+    with servers.millrace() as server:
+        free = asyncio.run(chats.alone(server, OPTIONS.repeat, 128))
+        bound = asyncio.run(chats.alone(server, OPTIONS.repeat, 128, schema))
+        many_free = asyncio.run(chats.closed_loop(server, 8, 16, 64))
+        many_bound = asyncio.run(chats.closed_loop(server, 8, 16, 64, more=schema))
+        per = lambda what, of: servers.metric(server, what) / max(servers.metric(server, of), 1)
+        mask_us = per("millrace_mask_seconds_total", "millrace_masks_total") * 1e6
+        wait_us = per("millrace_mask_wait_seconds_total", "millrace_masks_total") * 1e6
+        ready_ms = per("millrace_constraint_seconds_total", "millrace_constraints_total") * 1e3
+    show("engine.structured.decode.b1_tok_s", bound["tokens_s"], "tok/s", round(free["tokens_s"], 1), free["tokens_s"])
+    show("engine.structured.chat8.out_tok_s", many_bound["tokens_s"], "tok/s", round(many_free["tokens_s"], 1), many_free["tokens_s"])
+    show("engine.structured.chat8.errors", many_bound["errors"], "errors", 0, many_free["errors"], LOWER)
+    show("engine.structured.mask_us", mask_us, "us", None, better=LOWER)
+    show("engine.structured.mask_wait_us", wait_us, "us", None, better=LOWER)
+    show("engine.structured.ready_ms", ready_ms, "ms", None, better=LOWER)
+
+
 def many():
     """8, 32 and 64 people at once, who ask again as soon as they are answered; 64 of them ask once."""
     for users, requests in ((8, 48), (32, 96), (64, 64)):
