@@ -1,6 +1,6 @@
 //! The answer side of a request: heads, whole bodies and streams into one buffer that leaves in
 //! as few writes as possible. Handlers see no difference between HTTP/1.1, whose framing is
-//! written here, and a stream of HTTP/2, whose framing the [`Sink`] adds.
+//! written here, and a stream of HTTP/2, whose framing the `Sink` adds.
 
 use std::cell::RefCell;
 use std::io::Write as _;
