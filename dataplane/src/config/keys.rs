@@ -142,7 +142,7 @@ keys! {
         "off makes answers slower that repeat parts of their context, while few run at once.";
     "engine.embedding_int8", "MILLRACE_ENGINE_EMBEDDING_INT8", "false",
         "Keep most of the encoder's weights as bytes instead of half floats: true or false",
-        "true saves two fifths of their memory and embeds faster; vectors keep a cosine of 0.999 with the exact ones (all-MiniLM-L6-v2).";
+        "true saves two fifths of their memory; vectors keep a cosine of 0.999 with the exact ones (all-MiniLM-L6-v2).";
     "storage.cache_mib", "MILLRACE_STORAGE_CACHE_MIB", "64",
         "Block cache and write buffers of the store in MiB, 8 to 1048576",
         "Counts in the memory plan.";
