@@ -18,7 +18,6 @@ pub(crate) const QUERY_ZERO: i32 = 128;
 pub(crate) type Scan = fn(query: &[u8], rows: &[i8], products: &mut [i32]);
 
 fn kernels() -> Vec<(&'static str, Scan)> {
-    #[allow(unused_mut)]
     let mut found: Vec<(&'static str, Scan)> = vec![("scalar", scalar)];
     #[cfg(target_arch = "x86_64")]
     {
