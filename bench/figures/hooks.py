@@ -9,6 +9,7 @@ import time
 import aiohttp
 from aiohttp import web
 
+import chats
 import servers
 from chats import percentile
 
@@ -23,7 +24,7 @@ def signed(number, now):
                   "webhook-signature": "v1," + base64.b64encode(tag).decode()}
 
 
-async def run(per_second, seconds):
+async def run(per_second, seconds, chats_at_once):
     async def received(request):
         await request.read()
         return web.Response(status=204)
@@ -51,6 +52,9 @@ async def run(per_second, seconds):
                     if reply.status == 200:
                         latencies.append(time.perf_counter() - intended)
 
+            crowd = asyncio.create_task(chats.closed_loop(server, chats_at_once, 20_000, 64)) if chats_at_once else None
+            if crowd:
+                await asyncio.sleep(3)
             for number in range(20):
                 await one(number, time.perf_counter())
             latencies.clear()
@@ -62,6 +66,9 @@ async def run(per_second, seconds):
                     await asyncio.sleep(pause)
                 tasks.append(asyncio.create_task(one(20 + number, intended)))
             await asyncio.gather(*tasks)
+            if crowd:
+                crowd.cancel()
+                await asyncio.gather(crowd, return_exceptions=True)
         milliseconds = [latency * 1e3 for latency in latencies]
         return {"p50_ms": percentile(milliseconds, 50), "p99_ms": percentile(milliseconds, 99), "statuses": statuses,
                 "refused": sum(count for status, count in statuses.items() if status != 200)}
@@ -70,5 +77,6 @@ async def run(per_second, seconds):
         await runner.cleanup()
 
 
-def measure(per_second=50, seconds=6):
-    return asyncio.run(run(per_second, seconds))
+def measure(per_second=50, seconds=6, chats_at_once=0):
+    """With `chats_at_once` that many people keep the engine busy beside the events."""
+    return asyncio.run(run(per_second, seconds, chats_at_once))

@@ -18,6 +18,7 @@ import sys
 import time
 
 import chats
+import dataplane
 import engine
 import hooks
 import servers
@@ -189,6 +190,7 @@ def main():
     parser.parse_args(namespace=OPTIONS)
     for group in (start, decode, structured, many, http, acknowledgements):
         group()
+    dataplane.measure(show, wanted, OPTIONS.repeat)
     engine.kernels(show, wanted, OPTIONS.repeat)
     engine.crowds(show, wanted)
     engine.first_token(show, wanted, OPTIONS.repeat)

@@ -90,13 +90,14 @@ class Server:
         return (resident - weights) / 1024
 
 
-def millrace(environment=None, config="", data=None):
-    """Millrace with this configuration and a fresh data folder, or the one named; returns when it is ready."""
+def millrace(environment=None, config="", data=None, binary=None, prefix=()):
+    """Millrace with this configuration and a fresh data folder, or the one named; returns when it is ready. `prefix` are words
+    before the command, such as those of taskset."""
     fresh = None if data else tempfile.TemporaryDirectory(prefix="millrace-figures-")
     data = data or fresh.name
     (Path(data) / "millrace.toml").write_text(config)
     server = Server(
-        [os.environ["MILLRACE_BIN"], "serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--ready-json",
+        [*prefix, binary or os.environ["MILLRACE_BIN"], "serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--ready-json",
          "--data", data, "--models", str(models())],
         {"MILLRACE_LIMITS_REQUESTS_PER_MINUTE": "10000000", **(environment or {})})
     server.data = fresh  # Removed together with the server.

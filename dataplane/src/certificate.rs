@@ -129,7 +129,7 @@ mod tests {
             client_required: false,
         };
         let listen = "192.0.2.7:8443".parse().expect("an address");
-        let options = TlsOptions { listen, files: files.clone(), self_signed: true };
+        let options = TlsOptions { listen, files: files.clone(), self_signed: true, quic: true };
         assert_eq!(ensure_self_signed(&options).ok(), Some(true));
         let facts = inspect(&files.certificate).expect("readable");
         assert!(facts.self_signed && (300..VALID_DAYS.into()).contains(&facts.days_left()), "{facts:?}");

@@ -27,7 +27,7 @@ use crate::control::Control;
 use crate::gateway::auth;
 use crate::models::{self, Found};
 use crate::net::tls::Tls;
-use crate::net::{self, Listeners};
+use crate::net::{self, Listeners, QuicSockets};
 use crate::obs::{self, EngineSnapshot, Health, Metrics, NodeFacts, StorageSnapshot};
 use crate::plan::Plan;
 use crate::shard::reactor::{self, Preference};
@@ -41,6 +41,8 @@ const EMBED_QUEUE_MAX: usize = 256;
 const ENGINE_NICE: i32 = 5;
 /// Folder in the data folder whose content can be made again.
 const CACHE_FOLDER: &str = "cache";
+/// How many ports are tried for one that is free on TCP and UDP, when the system chooses.
+const PORT_TRIES_MAX: u32 = 8;
 /// What stopping may take beyond the drain before it is reported.
 const STOP_SLOW: Duration = Duration::from_secs(5);
 
@@ -62,7 +64,7 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     let listeners = net::listen(loaded.config.listen, loaded.config.workers).map_err(|error| in_parts(&error))?;
     let http = listeners.address;
     let secure = open_tls(&loaded.config)?;
-    let https = secure.as_ref().map(|(listeners, _)| listeners.address);
+    let https = secure.as_ref().map(|secure| secure.listeners.address);
 
     if !http.ip().is_loopback() {
         tracing::warn!(%http, "the API is open to the network over plain HTTP: use tls.listen, or a TLS proxy in front");
@@ -116,11 +118,19 @@ fn wait_for_end(ended: &AtomicBool, reload: impl Fn()) -> Result<(), Trouble> {
 /// The sockets of a node.
 struct Doors {
     plain: Listeners,
-    secure: Option<(Listeners, Arc<Tls>)>,
+    secure: Option<Secure>,
+}
+
+/// What the TLS port needs.
+struct Secure {
+    listeners: Listeners,
+    /// The UDP sockets beside it, when QUIC is served.
+    quic: Option<QuicSockets>,
+    tls: Arc<Tls>,
 }
 
 /// Binds the TLS port and reads its certificate, if there is to be one.
-fn open_tls(config: &Config) -> Result<Option<(Listeners, Arc<Tls>)>, Trouble> {
+fn open_tls(config: &Config) -> Result<Option<Secure>, Trouble> {
     let Some(options) = &config.tls else { return Ok(None) };
     if options.self_signed && certificate::ensure_self_signed(options)? {
         let path = options.files.certificate.display();
@@ -128,8 +138,20 @@ fn open_tls(config: &Config) -> Result<Option<(Listeners, Arc<Tls>)>, Trouble> {
     }
     let tls = Tls::open(options.files.clone()).map_err(|error| in_parts(&error))?;
     tell_certificate(&options.files.certificate);
-    let listeners = net::listen(options.listen, config.workers).map_err(|error| in_parts(&error))?;
-    Ok(Some((listeners, Arc::new(tls))))
+    let tls = Arc::new(tls);
+    let mut tries = PORT_TRIES_MAX;
+    loop {
+        let listeners = net::listen(options.listen, config.workers).map_err(|error| in_parts(&error))?;
+        if !options.quic {
+            return Ok(Some(Secure { listeners, quic: None, tls }));
+        }
+        match net::bind_quic(listeners.address, config.workers) {
+            Ok(quic) => return Ok(Some(Secure { listeners, quic: Some(quic), tls })),
+            // The port that the system chose for TCP has another owner on UDP: it may choose again.
+            Err(_) if options.listen.port() == 0 && tries > 1 => tries -= 1,
+            Err(error) => return Err(in_parts(&error)),
+        }
+    }
 }
 
 fn tell_certificate(path: &Path) {
@@ -351,7 +373,10 @@ impl Node {
         plan: &Plan,
     ) -> Result<Self, Trouble> {
         let config = Arc::new(config);
-        let (secure, tls) = doors.secure.unzip();
+        let (secure, quic, tls) = match doors.secure {
+            Some(Secure { listeners, quic, tls }) => (Some(listeners), quic, Some(tls)),
+            None => (None, None, None),
+        };
         let probe = reactor::probe(preference(config.io)).map_err(|error| in_parts(&error))?;
         for (flags, reason) in &probe.refused {
             tracing::info!(?flags, reason, "the kernel refused a ring");
@@ -395,7 +420,7 @@ impl Node {
             mailboxes: senders,
         });
         let shards =
-            Shards::start(&shared, receivers, doors.plain, secure, &options).map_err(|error| in_parts(&error))?;
+            Shards::start(&shared, receivers, doors.plain, secure, quic, &options).map_err(|error| in_parts(&error))?;
         tracing::info!(io = %probe.backend, shards = shared.shard_count(), "reactors run");
         Ok(Self { shared, shards, first_key, model: parts.name })
     }

@@ -10,6 +10,7 @@
 
 mod client;
 mod options;
+pub mod quic;
 mod report;
 mod require;
 mod run;

@@ -24,6 +24,14 @@ pub const WS_CONTROL_BYTES_MAX: usize = 125;
 /// Longest WebSocket message, fragments together.
 pub const WS_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
+/// Longest first frame of `millrace/1`: a token and a name.
+pub const NATIVE_HELLO_BYTES_MAX: usize = 10 * 1024;
+/// Longest request frame of `millrace/1`: what the JSON API takes as well.
+pub const NATIVE_REQUEST_BYTES_MAX: usize = BODY_BYTES_MAX;
+/// Longest answer frame of `millrace/1`: the vectors of a full embedding request, 256 of 4,096 components, and
+/// the names around them.
+pub const NATIVE_ANSWER_BYTES_MAX: usize = 256 * 4_096 * 4 + 64 * 1024;
+
 /// Messages in one chat request.
 pub const CHAT_MESSAGES_MAX: usize = 2_048;
 /// Upper end of `max_tokens`; the model's context window is the tighter bound in practice.

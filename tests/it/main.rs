@@ -9,6 +9,7 @@ mod drain;
 mod kill;
 mod limits;
 mod metrics;
+mod quic;
 mod recall;
 mod start;
 mod tidy;

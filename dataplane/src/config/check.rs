@@ -142,6 +142,7 @@ const TLS_FOLDER: &str = "tls";
 
 fn tls(texts: &Texts<'_>, data: &Path) -> Result<Option<TlsOptions>, Trouble> {
     let self_signed = texts.choice("tls.self_signed", &[("false", false), ("true", true)])?;
+    let quic = texts.choice("tls.quic", &[("true", true), ("false", false)])?;
     let client_required = texts.choice("tls.client_auth", &[("require", true), ("request", false)])?;
     let named = (texts.optional("tls.certificate"), texts.optional("tls.key"));
     let client_ca = texts.optional("tls.client_ca").map(PathBuf::from);
@@ -165,7 +166,7 @@ fn tls(texts: &Texts<'_>, data: &Path) -> Result<Option<TlsOptions>, Trouble> {
         (None, Some(_)) => return Err(texts.setting("tls.key").refuse("tls.certificate is missing")),
     };
     let files = TlsFiles { certificate, key, client_ca, client_required };
-    Ok(Some(TlsOptions { listen: texts.address("tls.listen")?, files, self_signed }))
+    Ok(Some(TlsOptions { listen: texts.address("tls.listen")?, files, self_signed, quic }))
 }
 
 fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<EngineOptions, Trouble> {

@@ -93,7 +93,7 @@ keys! {
         "Browser origins that may call the API, comma separated, each like https://example.org; empty allows none but the page itself",
         "Pages of these origins can use a key that their visitor gives them.";
     "tls.listen", "MILLRACE_TLS_LISTEN", "",
-        "Address of the API over TLS (https, HTTP/1.1 and HTTP/2), such as 0.0.0.0:8443; port 0 picks a free one; empty turns it off",
+        "Address of the API over TLS (HTTP/1.1, HTTP/2 and, over UDP, HTTP/3), such as 0.0.0.0:8443; port 0 picks a free one; empty turns it off",
         "This is the port to open to a network; `listen` can stay on loopback.";
     "tls.certificate", "MILLRACE_TLS_CERTIFICATE", "",
         "PEM file with the certificate chain, the server's own first; read again on SIGHUP",
@@ -110,6 +110,9 @@ keys! {
     "tls.client_auth", "MILLRACE_TLS_CLIENT_AUTH", "require",
         "With tls.client_ca: require refuses clients without a certificate, request only checks those that show one",
         "Nothing.";
+    "tls.quic", "MILLRACE_TLS_QUIC", "true",
+        "true serves HTTP/3 and millrace/1 on the UDP port with the number of tls.listen",
+        "A firewall must let UDP through on that port; some 2 MiB for each shard.";
     "engine.threads", "MILLRACE_ENGINE_THREADS", "auto",
         "Compute threads of the engine, 1 to 512; auto is one for each CPU",
         "More than CPUs makes every step slower.";

@@ -132,6 +132,8 @@ pub struct TlsOptions {
     pub files: TlsFiles,
     /// Make certificate and key in the data folder when they are not there.
     pub self_signed: bool,
+    /// Serve HTTP/3 and `millrace/1` on the UDP port of the same number.
+    pub quic: bool,
 }
 
 /// Everything a node needs to know, checked.

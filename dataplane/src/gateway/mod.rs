@@ -11,11 +11,13 @@ mod calls;
 mod console;
 mod generate;
 mod hook;
+mod native;
 pub mod routes;
 mod sessions;
 mod shape;
 mod socket;
 
+use std::cell::OnceCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,6 +48,8 @@ pub struct Gateway {
     rate: gcra::Limit,
     started: Instant,
     started_unix_s: u64,
+    /// The list of models as JSON: it does not change while the node runs.
+    models_json: OnceCell<Rc<[u8]>>,
 }
 
 /// What `admit` decided.
@@ -64,6 +68,7 @@ impl Gateway {
             rate: gcra::Limit::per_minute(per_minute, per_minute),
             started: Instant::now(),
             started_unix_s: unix_ms() / 1_000,
+            models_json: OnceCell::new(),
             shared,
             net,
             bridge,
@@ -183,8 +188,8 @@ impl Gateway {
     async fn answer(&self, plan: &Plan, principal: &Principal, request: &Request<'_>) -> Result<Response, ApiError> {
         let segments = routes::segments(plan.row, request.head.path());
         match plan.row.endpoint {
-            Endpoint::Models => Ok(Response::json(200, json(&ModelList::new(self.models())))),
             Endpoint::Model => self.model(segments),
+            Endpoint::Echo => self.echo(request),
             Endpoint::Embeddings => self.embeddings(principal, request).await,
             Endpoint::Sessions => self.sessions(principal, request),
             Endpoint::SessionMessages => self.session_messages(principal, request, segments),
@@ -197,6 +202,7 @@ impl Gateway {
             Endpoint::AdminStatus => self.status(principal),
             Endpoint::Healthz
             | Endpoint::Readyz
+            | Endpoint::Models
             | Endpoint::ConsoleIndex
             | Endpoint::ConsoleAsset
             | Endpoint::Chat
@@ -260,6 +266,7 @@ impl Service for Gateway {
                 | Endpoint::ConsoleAsset
                 | Endpoint::Models
                 | Endpoint::Model
+                | Endpoint::Echo
         );
         Ok(Admitted {
             plan: Plan { row, principal },
@@ -289,6 +296,11 @@ impl Service for Gateway {
             (Endpoint::Completions, Some(principal)) => {
                 let cors = self.allowed_origin(request.head).map(str::to_owned);
                 Box::pin(self.complete(principal, request.body, cors, out)).await;
+            }
+            (Endpoint::Models, Some(_)) => {
+                let list = self.models_json.get_or_init(|| json(&ModelList::new(self.models())).into());
+                let response = Response::shared(200, "application/json", list.clone());
+                out.respond(self.with_cors(response, request.head));
             }
             (_, Some(principal)) => {
                 let response = match Box::pin(self.answer(&plan, principal, &request)).await {

@@ -61,6 +61,7 @@ pub enum Endpoint {
     Embeddings,
     Models,
     Model,
+    Echo,
     Sessions,
     SessionMessages,
     SessionContext,
@@ -81,6 +82,8 @@ pub struct Row {
     pub verb: Verb,
     /// The path; `{}` stands for one segment, a final `{*}` for the rest.
     pub path: &'static str,
+    /// The path has no variable segment: it is compared, not matched.
+    exact: bool,
     /// Who may call it.
     pub access: Access,
     /// What answers.
@@ -96,8 +99,23 @@ pub struct Row {
 /// Admin bodies are a few names.
 const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
 
+/// An echo measures a small message.
+const ECHO_BODY_BYTES_MAX: usize = 64 * 1024;
+
 const fn row(verb: Verb, path: &'static str, access: Access, endpoint: Endpoint, metric: Route) -> Row {
-    Row { verb, path, access, endpoint, metric, body_bytes_max: 0, cancel_on_leave: false }
+    let exact = !has_hole(path.as_bytes());
+    Row { verb, path, exact, access, endpoint, metric, body_bytes_max: 0, cancel_on_leave: false }
+}
+
+const fn has_hole(path: &[u8]) -> bool {
+    let mut at = 0;
+    while at < path.len() {
+        if path[at] == b'{' {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 const fn with_body(mut row: Row, body_bytes_max: usize) -> Row {
@@ -114,7 +132,7 @@ const CHAT: Access = Access::Key(SCOPE_CHAT);
 const ADMIN: Access = Access::Key(SCOPE_ADMIN);
 
 /// The table.
-pub static ROUTES: [Row; 22] = [
+pub static ROUTES: [Row; 23] = [
     row(Verb::Get, "/healthz", Access::Public, Endpoint::Healthz, Route::Health),
     row(Verb::Get, "/readyz", Access::Public, Endpoint::Readyz, Route::Health),
     for_client(with_body(row(Verb::Post, "/v1/chat/completions", CHAT, Endpoint::Chat, Route::Chat), BODY_BYTES_MAX)),
@@ -131,6 +149,7 @@ pub static ROUTES: [Row; 22] = [
     with_body(row(Verb::Post, "/hooks/{}/{}", Access::Signed, Endpoint::Hook, Route::Hook), WEBHOOK_BODY_BYTES_MAX),
     row(Verb::Get, "/v1/models", CHAT, Endpoint::Models, Route::Models),
     row(Verb::Get, "/v1/models/{*}", CHAT, Endpoint::Model, Route::Models),
+    with_body(row(Verb::Post, "/v1/echo", CHAT, Endpoint::Echo, Route::Echo), ECHO_BODY_BYTES_MAX),
     row(Verb::Get, "/v1/sessions", CHAT, Endpoint::Sessions, Route::Sessions),
     row(Verb::Get, "/v1/sessions/{}/messages", CHAT, Endpoint::SessionMessages, Route::Sessions),
     for_client(row(Verb::Get, "/v1/sessions/{}/context", CHAT, Endpoint::SessionContext, Route::Sessions)),
@@ -175,7 +194,14 @@ pub enum Found<'a> {
 pub fn find<'a>(method: &str, path: &'a str) -> Found<'a> {
     let mut others: Vec<&'static str> = Vec::new();
     for row in &ROUTES {
-        let Some(segments) = matches(row.path, path) else { continue };
+        let segments = match row.exact {
+            true if row.path == path => Segments::default(),
+            true => continue,
+            false => match matches(row.path, path) {
+                Some(segments) => segments,
+                None => continue,
+            },
+        };
         if row.verb.accepts(method) {
             return Found::Row(row, segments);
         }

@@ -203,7 +203,9 @@ impl<S: Service> Connection<'_, S> {
             let life = http2::live(self.net, self.line, self.service, self.peer, reader, writer, Vec::new());
             return Box::pin(life).await;
         }
-        self.live(reader, Outgoing::new(self.net.clone(), self.line.clone(), writer)).await;
+        let mut out = Outgoing::new(self.net.clone(), self.line.clone(), writer);
+        out.set_secure(self.peer.secure);
+        self.live(reader, out).await;
     }
 
     async fn live(&self, mut reader: Reader, mut out: Outgoing) {
@@ -212,8 +214,9 @@ impl<S: Service> Connection<'_, S> {
         let mut at = 0;
         let mut served: u64 = 0;
         let mut ahead: Vec<u8> = Vec::new();
+        let mut parser = HeadParser::default();
         loop {
-            let head = match self.head(&mut reader, &mut out, &mut input, &mut at, served).await {
+            let head = match self.head(&mut parser, &mut reader, &mut out, &mut input, &mut at, served).await {
                 Ok(Begun::Head(head)) => head,
                 Ok(Begun::Over) => return,
                 Ok(Begun::Preface) => {
@@ -291,6 +294,7 @@ impl<S: Service> Connection<'_, S> {
             };
             count(self.net, admitted.metric, status, started);
             at += head.head_bytes + coded;
+            parser.recycle(head);
             if !ahead.is_empty() {
                 input.append(&mut ahead);
             }
@@ -299,6 +303,8 @@ impl<S: Service> Connection<'_, S> {
                 Some(Next::Continue) => {}
                 Some(Next::Upgrade(upgrade)) => {
                     wire::compact(&mut input, at);
+                    // An upgraded connection may live for days: it keeps nothing of its request.
+                    drop((parser, ahead));
                     return self.service.upgraded(upgrade, reader, input, out, self.line.clone()).await;
                 }
             }
@@ -357,13 +363,13 @@ impl<S: Service> Connection<'_, S> {
     /// Reads until a whole head stands at `at`.
     async fn head(
         &self,
+        parser: &mut HeadParser,
         reader: &mut Reader,
         out: &mut Outgoing,
         input: &mut Vec<u8>,
         at: &mut usize,
         served: u64,
     ) -> Result<Begun, Broken> {
-        let mut parser = HeadParser::default();
         let mut begun = false;
         let mut ready_reads = 0;
         loop {

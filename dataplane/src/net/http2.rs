@@ -182,6 +182,7 @@ async fn exchange<S: Service>(shared: &Shared<S>, request: http::Request<RecvStr
     let started = Instant::now();
     let (parts, mut body) = request.into_parts();
     let mut out = Outgoing::stream_of(net.clone(), line.clone(), sink.clone());
+    out.set_secure(peer.secure);
     let head = match assemble(&parts, body.is_end_stream()) {
         Ok(head) => head,
         Err(error) => {

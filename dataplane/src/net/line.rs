@@ -46,7 +46,8 @@ pub enum Cut {
 
 /// One connection as the sweep sees it.
 pub struct Line {
-    socket: RawFd,
+    /// The connection's own; `None` = it shares one with others (QUIC) and is told instead.
+    socket: Option<RawFd>,
     slot: Cell<usize>,
     read_until_ms: Cell<u64>,
     write_until_ms: Cell<u64>,
@@ -129,9 +130,10 @@ impl Line {
             return;
         }
         self.cut.set(Some(why));
+        let Some(socket) = self.socket else { return self.wake_enders() };
         // SAFETY: `Lines::join` returned a guard that lives inside the task that owns the stream
         // and is dropped before it; a line leaves the table with its guard, so `socket` is open here.
-        let socket = unsafe { BorrowedFd::borrow_raw(self.socket) };
+        let socket = unsafe { BorrowedFd::borrow_raw(socket) };
         // An error means that the peer has closed already.
         let _ = SockRef::from(&socket).shutdown(how);
     }
@@ -146,9 +148,18 @@ pub struct Lines {
 impl Lines {
     /// Enters a connection. The guard must be dropped before the stream is closed.
     pub fn join(self: &Rc<Self>, stream: &TcpStream) -> LineGuard {
+        self.enter(Some(stream.as_raw_fd()))
+    }
+
+    /// Enters a connection without a socket of its own: it is told of a cut through [`Line::poll_ending`].
+    pub fn join_detached(self: &Rc<Self>) -> LineGuard {
+        self.enter(None)
+    }
+
+    fn enter(self: &Rc<Self>, socket: Option<RawFd>) -> LineGuard {
         let mut table = self.table.borrow_mut();
         let line = Rc::new(Line {
-            socket: stream.as_raw_fd(),
+            socket,
             slot: Cell::new(table.len()),
             read_until_ms: Cell::new(NEVER),
             write_until_ms: Cell::new(NEVER),

@@ -90,14 +90,18 @@ pub fn listen(address: SocketAddr, count: usize) -> Result<Listeners, ListenErro
 
 /// Succeeds when nobody listens on `address`.
 fn claim(address: SocketAddr) -> io::Result<()> {
+    patiently(|| bind(address, false).map(drop))
+}
+
+/// Tries a bind until a port that was just given up is free.
+pub(super) fn patiently(bind: impl Fn() -> io::Result<()>) -> io::Result<()> {
     let started = Instant::now();
     loop {
-        match bind(address, false) {
-            Ok(_closed_again) => return Ok(()),
+        match bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < BUSY_RETRY_MAX => {
                 std::thread::sleep(BUSY_RETRY_PAUSE);
             }
-            Err(error) => return Err(error),
+            done => return done,
         }
     }
 }
@@ -119,7 +123,7 @@ fn bind(address: SocketAddr, share_port: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn explain(address: SocketAddr, source: io::Error) -> ListenError {
+pub(super) fn explain(address: SocketAddr, source: io::Error) -> ListenError {
     match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::InUse { address },
         io::ErrorKind::PermissionDenied => ListenError::Denied { address },

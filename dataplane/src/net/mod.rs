@@ -11,13 +11,14 @@ mod http2;
 pub mod line;
 pub mod listener;
 pub mod outgoing;
+pub mod quic;
 pub mod tls;
 pub mod wire;
 
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use connection::{Admitted, Next, Refused, Request, Service};
 pub use line::Peer;
 pub use listener::{ListenError, Listeners, listen};
 pub use outgoing::{Body, Gone, Outgoing, Response};
+pub use quic::{QuicSockets, bind as bind_quic};
 
 use crate::obs::{Metrics, ShardMetrics};
 use date::DateCache;
@@ -68,6 +70,8 @@ pub struct Net {
     pub limits: Limits,
     /// Open connections.
     pub lines: Rc<Lines>,
+    /// What tells clients of the TLS port that the same is served over HTTP/3 (RFC 7838); empty = it is not.
+    pub alt_svc: String,
     /// New work is refused and connections close after their answer.
     pub draining: Cell<bool>,
     metrics: Arc<Metrics>,
@@ -82,7 +86,7 @@ pub struct Net {
 
 impl Net {
     /// State for shard `shard`.
-    pub fn new(shard: usize, limits: Limits, metrics: Arc<Metrics>) -> Rc<Self> {
+    pub fn new(shard: usize, limits: Limits, metrics: Arc<Metrics>, alt_svc: String) -> Rc<Self> {
         let mut seed = [0u8; 8];
         // Request ids only need to differ; without randomness they start from the shard's number.
         if getrandom::fill(&mut seed).is_err() {
@@ -92,6 +96,7 @@ impl Net {
             shard,
             limits,
             lines: Rc::default(),
+            alt_svc,
             draining: Cell::new(false),
             metrics,
             stopped_accepting: Cell::new(false),
@@ -144,7 +149,8 @@ impl Net {
         mixed ^ (mixed >> 31)
     }
 
-    fn put_date(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.date.borrow().as_str().as_bytes());
+    /// The text of the `Date` header.
+    fn date(&self) -> Ref<'_, DateCache> {
+        self.date.borrow()
     }
 }

@@ -10,8 +10,9 @@ use millrace_proto::api::ApiError;
 use millrace_proto::http1::{reason_phrase, write_last_chunk};
 
 use super::Net;
-use super::http2::Sink;
+use super::http2;
 use super::line::Line;
+use super::quic;
 use super::wire::Writer;
 
 /// Buffered answers of pipelined requests are written beyond this.
@@ -33,6 +34,8 @@ pub enum Body {
     Static(&'static [u8]),
     /// Made for this answer.
     Owned(Vec<u8>),
+    /// Made once for many answers of the shard.
+    Shared(Rc<[u8]>),
 }
 
 impl Body {
@@ -41,6 +44,7 @@ impl Body {
             Self::Empty => &[],
             Self::Static(bytes) => bytes,
             Self::Owned(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
         }
     }
 }
@@ -69,6 +73,11 @@ impl Response {
     /// An answer with a compiled-in body.
     pub fn fixed(status: u16, content_type: &'static str, body: &'static [u8]) -> Self {
         Self { status, content_type, body: Body::Static(body), headers: Vec::new(), close: false }
+    }
+
+    /// An answer with a body that many answers share.
+    pub fn shared(status: u16, content_type: &'static str, body: Rc<[u8]>) -> Self {
+        Self { status, content_type, body: Body::Shared(body), headers: Vec::new(), close: false }
     }
 
     /// An answer without a body.
@@ -117,8 +126,10 @@ struct Exchange {
 enum Way {
     /// The connection itself.
     Http1(Writer),
-    /// One stream of a connection.
-    Http2(Rc<RefCell<Sink>>),
+    /// One stream of an HTTP/2 connection.
+    Http2(Rc<RefCell<http2::Sink>>),
+    /// One stream of an HTTP/3 connection.
+    Http3(Rc<RefCell<quic::Sink>>),
 }
 
 /// The answer side.
@@ -129,6 +140,8 @@ pub struct Outgoing {
     buffer: Vec<u8>,
     exchange: Exchange,
     gone: bool,
+    /// The connection is under TLS, so its client may be told of HTTP/3.
+    secure: bool,
 }
 
 impl Outgoing {
@@ -138,19 +151,29 @@ impl Outgoing {
     }
 
     /// The answer side of one HTTP/2 stream.
-    pub(super) fn stream_of(net: Rc<Net>, line: Rc<Line>, sink: Rc<RefCell<Sink>>) -> Self {
+    pub(super) fn stream_of(net: Rc<Net>, line: Rc<Line>, sink: Rc<RefCell<http2::Sink>>) -> Self {
         Self::on(net, line, Way::Http2(sink))
     }
 
+    /// The answer side of one HTTP/3 stream.
+    pub(super) fn http3(net: Rc<Net>, line: Rc<Line>, sink: Rc<RefCell<quic::Sink>>) -> Self {
+        Self::on(net, line, Way::Http3(sink))
+    }
+
     fn on(net: Rc<Net>, line: Rc<Line>, way: Way) -> Self {
-        Self { net, line, way, buffer: Vec::new(), exchange: Exchange::default(), gone: false }
+        Self { net, line, way, buffer: Vec::new(), exchange: Exchange::default(), gone: false, secure: false }
+    }
+
+    /// Says that the connection is under TLS.
+    pub(super) fn set_secure(&mut self, secure: bool) {
+        self.secure = secure;
     }
 
     /// Takes the connection back for another protocol, before anything was answered.
     pub(super) fn into_writer(self) -> Option<Writer> {
         match self.way {
             Way::Http1(writer) => Some(writer),
-            Way::Http2(_) => None,
+            Way::Http2(_) | Way::Http3(_) => None,
         }
     }
 
@@ -167,8 +190,8 @@ impl Outgoing {
         match request_id.and_then(honoured_id) {
             Some(id) => exchange.request_id.push_str(id),
             None => {
-                use std::fmt::Write as _;
-                let _ = write!(exchange.request_id, "req-{:016x}", self.net.next_request_id());
+                exchange.request_id.push_str("req-");
+                put_hex(&mut exchange.request_id, self.net.next_request_id());
             }
         }
     }
@@ -318,7 +341,12 @@ impl Outgoing {
         let writer = match &mut self.way {
             Way::Http1(writer) => writer,
             Way::Http2(sink) => {
-                let sent = Sink::send(sink, &mut self.buffer, net.limits.write).await;
+                let sent = http2::Sink::send(sink, &mut self.buffer, net.limits.write).await;
+                self.gone = sent.is_err();
+                return sent;
+            }
+            Way::Http3(sink) => {
+                let sent = quic::Sink::send(sink, &mut self.buffer, net.limits.write).await;
                 self.gone = sent.is_err();
                 return sent;
             }
@@ -348,30 +376,40 @@ impl Outgoing {
     fn status_line(&mut self, status: u16) {
         self.exchange.status = status;
         match &self.way {
+            Way::Http1(_) if status == 200 => self.buffer.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
             Way::Http1(_) => {
                 let _ = write!(self.buffer, "HTTP/1.1 {status} {}\r\n", reason_phrase(status));
             }
             Way::Http2(sink) => sink.borrow_mut().begin_head(status),
+            Way::Http3(sink) => sink.borrow_mut().begin_head(status),
         }
     }
 
     fn put_length(&mut self, bytes: usize) {
         match &self.way {
             Way::Http1(_) => {
-                let _ = write!(self.buffer, "content-length: {bytes}\r\n");
+                self.buffer.extend_from_slice(b"content-length: ");
+                put_decimal(&mut self.buffer, bytes);
+                self.buffer.extend_from_slice(b"\r\n");
             }
-            Way::Http2(sink) => sink.borrow_mut().put_header("content-length", bytes.to_string().as_bytes()),
+            Way::Http2(_) | Way::Http3(_) => self.put_header("content-length", bytes.to_string().as_bytes()),
         }
     }
 
     fn put_header(&mut self, name: &'static str, value: &[u8]) {
-        if let Way::Http2(sink) = &self.way {
-            return sink.borrow_mut().put_header(name, value);
+        match &self.way {
+            Way::Http1(_) => {}
+            Way::Http2(sink) => return sink.borrow_mut().put_header(name, value),
+            Way::Http3(sink) => return sink.borrow_mut().put_header(name, value),
         }
         self.buffer.extend_from_slice(name.as_bytes());
         self.buffer.extend_from_slice(b": ");
         // A value may hold text of a request (a model's name); a line break in it would forge a header.
-        self.buffer.extend(value.iter().map(|&byte| if byte < 0x20 || byte == 0x7f { b' ' } else { byte }));
+        if value.iter().any(|&byte| byte < 0x20 || byte == 0x7f) {
+            self.buffer.extend(value.iter().map(|&byte| if byte < 0x20 || byte == 0x7f { b' ' } else { byte }));
+        } else {
+            self.buffer.extend_from_slice(value);
+        }
         self.buffer.extend_from_slice(b"\r\n");
     }
 
@@ -379,13 +417,23 @@ impl Outgoing {
         if self.net.draining.get() {
             self.exchange.keep_alive = false;
         }
-        if let Way::Http2(sink) = &self.way {
-            let mut date = Vec::new();
-            self.net.put_date(&mut date);
-            return sink.borrow_mut().end_head(&date, &self.exchange.request_id);
+        if self.secure && !self.net.alt_svc.is_empty() {
+            let net = self.net.clone();
+            self.put_header("alt-svc", net.alt_svc.as_bytes());
+        }
+        let date = self.net.date();
+        match &self.way {
+            Way::Http1(_) => {}
+            Way::Http2(sink) => {
+                return sink.borrow_mut().end_head(date.as_str().as_bytes(), &self.exchange.request_id);
+            }
+            Way::Http3(sink) => {
+                return sink.borrow_mut().end_head(date.as_str().as_bytes(), &self.exchange.request_id);
+            }
         }
         self.buffer.extend_from_slice(b"date: ");
-        self.net.put_date(&mut self.buffer);
+        self.buffer.extend_from_slice(date.as_str().as_bytes());
+        drop(date);
         self.buffer.extend_from_slice(b"\r\nx-request-id: ");
         self.buffer.extend_from_slice(self.exchange.request_id.as_bytes());
         self.buffer.extend_from_slice(match (self.exchange.keep_alive, self.exchange.http_1_0) {
@@ -399,9 +447,34 @@ impl Outgoing {
 impl Outgoing {
     /// Nothing of the body is missing in the buffer.
     fn end_body(&mut self) {
-        if let Way::Http2(sink) = &self.way {
-            sink.borrow_mut().end_body();
+        match &self.way {
+            Way::Http1(_) => {}
+            Way::Http2(sink) => sink.borrow_mut().end_body(),
+            Way::Http3(sink) => sink.borrow_mut().end_body(),
         }
+    }
+}
+
+/// Appends a number. The formatting machinery of the library costs several times as much, for each answer.
+fn put_decimal(out: &mut Vec<u8>, mut number: usize) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+/// Appends sixteen hexadecimal digits.
+fn put_hex(out: &mut String, number: u64) {
+    for at in (0..16).rev() {
+        let digit = (number >> (at * 4) & 15) as u8;
+        out.push(char::from(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 }));
     }
 }
 
@@ -422,6 +495,18 @@ mod tests {
         assert_eq!(honoured_id("abc-1.2:3"), Some("abc-1.2:3"));
         for bad in ["", "a b", "a\r\nset-cookie: x", "<script>", &"a".repeat(129), "\u{e9}"] {
             assert_eq!(honoured_id(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_the_library_writes_them() {
+        for number in [0, 7, 10, 99, 12_345, usize::MAX] {
+            let mut out = Vec::new();
+            put_decimal(&mut out, number);
+            assert_eq!(out, number.to_string().into_bytes());
+            let mut out = String::new();
+            put_hex(&mut out, number as u64);
+            assert_eq!(out, format!("{number:016x}"));
         }
     }
 

@@ -134,7 +134,7 @@ impl Server {
             reactor::build(backend).expect("reactor").block_on(async move {
                 listener.set_nonblocking(backend == Backend::Epoll).expect("mode");
                 let listener = monoio::net::TcpListener::from_std(listener).expect("listener");
-                let net = Net::new(0, limits, Arc::new(Metrics::new(1)));
+                let net = Net::new(0, limits, Arc::new(Metrics::new(1)), String::new());
                 let service = Rc::new(Probe { net: net.clone(), left: told });
                 let accepted = net.clone();
                 drop(monoio::spawn(accept_loop(net.clone(), listener, move |stream, peer| {

@@ -10,6 +10,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
@@ -19,6 +20,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ProducesTickets, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
+
+use super::quic;
 
 /// First byte of every TLS record of a handshake.
 const HANDSHAKE_RECORD: u8 = 0x16;
@@ -62,10 +65,13 @@ pub struct TlsError {
 pub struct Tls {
     files: TlsFiles,
     current: RwLock<Current>,
+    /// Counts reloads, so that others notice one without a lock.
+    epoch: AtomicU64,
 }
 
 struct Current {
     config: Arc<ServerConfig>,
+    quic: quinn::ServerConfig,
     ticketer: Arc<dyn ProducesTickets>,
     /// The accepted signers of client certificates: a change ends resumption of older sessions.
     client_ca: Vec<u8>,
@@ -81,7 +87,7 @@ impl Tls {
     /// Reads the files and checks that they fit together.
     pub fn open(files: TlsFiles) -> Result<Self, TlsError> {
         let current = load(&files, None)?;
-        Ok(Self { files, current: RwLock::new(current) })
+        Ok(Self { files, current: RwLock::new(current), epoch: AtomicU64::new(0) })
     }
 
     /// Reads the files again. On an error everything stays as it was.
@@ -91,7 +97,19 @@ impl Tls {
             load(&self.files, Some(&current))?
         };
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        self.epoch.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// Counts reloads.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// What QUIC connections are given, and the epoch that it is at least from.
+    pub fn quic(&self) -> (u64, quinn::ServerConfig) {
+        let epoch = self.epoch();
+        (epoch, self.current.read().unwrap_or_else(PoisonError::into_inner).quic.clone())
     }
 
     fn config(&self) -> Arc<ServerConfig> {
@@ -131,7 +149,8 @@ fn load(files: &TlsFiles, before: Option<&Current>) -> Result<Current, TlsError>
     config.ticketer = ticketer.clone();
     // Early data could be replayed by whoever recorded it; requests here have effects.
     config.max_early_data_size = 0;
-    Ok(Current { config: Arc::new(config), ticketer, client_ca })
+    let quic = quic::server_config(&config).map_err(refuse)?;
+    Ok(Current { config: Arc::new(config), quic, ticketer, client_ca })
 }
 
 fn verifier(

@@ -22,6 +22,8 @@ pub enum Route {
     Embeddings,
     /// `GET /v1/models`.
     Models,
+    /// `POST /v1/echo`, and the same over `millrace/1`.
+    Echo,
     /// `GET /v1/sessions...`.
     Sessions,
     /// The chat WebSocket.
@@ -36,13 +38,14 @@ pub enum Route {
 
 impl Route {
     /// Every route, in label order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Health,
         Self::Console,
         Self::Chat,
         Self::Completions,
         Self::Embeddings,
         Self::Models,
+        Self::Echo,
         Self::Sessions,
         Self::Socket,
         Self::Hook,
@@ -59,6 +62,7 @@ impl Route {
             Self::Completions => "completions",
             Self::Embeddings => "embeddings",
             Self::Models => "models",
+            Self::Echo => "echo",
             Self::Sessions => "sessions",
             Self::Socket => "chat_ws",
             Self::Hook => "hook",

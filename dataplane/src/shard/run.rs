@@ -1,7 +1,7 @@
 //! The threads of a node's shards: start, drain, stop.
 
 use std::future::Future;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{SocketAddr, TcpListener as StdListener, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
@@ -19,8 +19,9 @@ use super::{MailboxReceiver, Shared, topology};
 use crate::bridge::Bridge;
 use crate::gateway::Gateway;
 use crate::net::accept::accept_loop;
+use crate::net::quic::Door;
 use crate::net::tls::Tls;
-use crate::net::{self, Limits, Listeners, Net};
+use crate::net::{self, Limits, Listeners, Net, QuicSockets};
 
 /// The shard's timer: deadlines of connections and the agent's clock are this coarse.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -114,6 +115,7 @@ impl Shards {
         mailboxes: Vec<MailboxReceiver>,
         listeners: Listeners,
         secure: Option<Listeners>,
+        quic: Option<QuicSockets>,
         options: &StartOptions,
     ) -> Result<Self, StartError> {
         assert_eq!(mailboxes.len(), listeners.sockets.len(), "one listener for each shard");
@@ -128,6 +130,8 @@ impl Shards {
         let mut shards = Self { lifecycle: lifecycle.clone(), threads: Vec::new() };
         let mut started = Vec::new();
         let mut secure = secure.map(|listeners| listeners.sockets.into_iter());
+        let alt_svc = quic.as_ref().map_or_else(String::new, |quic| alternative(quic.address.port()));
+        let mut quic = quic.map(|quic| quic.sockets.into_iter());
         for (index, (mailbox, listener)) in mailboxes.into_iter().zip(listeners.sockets).enumerate() {
             let (report, reported) = mpsc::sync_channel(1);
             let seat = Seat {
@@ -136,6 +140,8 @@ impl Shards {
                 mailbox,
                 listener,
                 secure: secure.as_mut().and_then(Iterator::next),
+                quic: quic.as_mut().and_then(Iterator::next),
+                alt_svc: alt_svc.clone(),
                 lifecycle: lifecycle.clone(),
                 options: options.clone(),
                 report,
@@ -213,6 +219,9 @@ struct Seat {
     listener: StdListener,
     /// The listener whose connections speak TLS.
     secure: Option<StdListener>,
+    /// The socket of the QUIC endpoint.
+    quic: Option<UdpSocket>,
+    alt_svc: String,
     lifecycle: Arc<Lifecycle>,
     options: StartOptions,
     report: mpsc::SyncSender<Result<(), StartError>>,
@@ -249,7 +258,7 @@ fn live(seat: Seat) {
 }
 
 async fn run(seat: Seat) -> Result<(), StartError> {
-    let Seat { index, shared, mailbox, listener, secure, lifecycle, options, report } = seat;
+    let Seat { index, shared, mailbox, listener, secure, quic, alt_svc, lifecycle, options, report } = seat;
     let failed = |source| StartError::Listener { shard: index, source };
     let adopt = |listener: StdListener| {
         listener.set_nonblocking(options.backend == Backend::Epoll)?;
@@ -258,7 +267,7 @@ async fn run(seat: Seat) -> Result<(), StartError> {
     let listener = adopt(listener).map_err(failed)?;
     let secure = secure.map(adopt).transpose().map_err(failed)?;
 
-    let net = Net::new(index, options.limits, shared.metrics.clone());
+    let net = Net::new(index, options.limits, shared.metrics.clone(), alt_svc);
     net.tick();
     let bridge = Bridge::new(index, shared.clone());
     let gateway = Rc::new(Gateway::new(shared.clone(), net.clone(), bridge.clone()));
@@ -273,6 +282,14 @@ async fn run(seat: Seat) -> Result<(), StartError> {
     drop(monoio::spawn(accept_loop(net.clone(), listener, serve(None))));
     if let Some(secure) = secure {
         drop(monoio::spawn(accept_loop(net.clone(), secure, serve(shared.tls.clone()))));
+    }
+    let door = quic
+        .zip(shared.tls.clone())
+        .map(|(socket, tls)| Door::open(socket, tls, index, shared.shard_count(), options.limits.idle))
+        .transpose()
+        .map_err(failed)?;
+    if let Some(door) = &door {
+        drop(monoio::spawn(door.clone().serve(net.clone(), gateway.clone())));
     }
     let _ = report.send(Ok(()));
     drop(report);
@@ -302,6 +319,9 @@ async fn run(seat: Seat) -> Result<(), StartError> {
             if lifecycle.end.load(Ordering::Acquire) {
                 net.lines.end();
             }
+            if let Some(door) = &door {
+                door.tick(net.draining.get());
+            }
             progress.connections.store(net.lines.len(), Ordering::Release);
             progress.bridge_busy.store(!bridge.idle(), Ordering::Release);
             // Only a tick after the drain has begun says something about it.
@@ -328,7 +348,15 @@ async fn run(seat: Seat) -> Result<(), StartError> {
         monoio::time::sleep(BACKLOG_PAUSE).await;
         net.lines.stop();
     }
+    if let Some(door) = &door {
+        door.close().await;
+    }
     Ok(())
+}
+
+/// Says that HTTP/3 is served on `port` (RFC 7838); good for a day.
+fn alternative(port: u16) -> String {
+    format!("h3=\":{port}\"; ma=86400")
 }
 
 fn unix_ms() -> u64 {

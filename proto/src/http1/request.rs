@@ -8,6 +8,8 @@ use std::mem::MaybeUninit;
 
 /// Empty lines that may come before a request line (RFC 9112 section 2.2 asks to skip at least one).
 const LEADING_EMPTY_LINES_MAX: usize = 2;
+/// Memory that a connection keeps for its next head.
+const SPARE_BYTES_MAX: usize = 4 * 1024;
 /// Room for method and version beside the longest target.
 const REQUEST_LINE_BYTES_MAX: usize = URI_BYTES_MAX + 64;
 
@@ -122,9 +124,9 @@ pub struct RequestHead {
     pub expect_continue: bool,
     /// Bytes of the head in the input: the body starts here.
     pub head_bytes: usize,
-    bytes: Box<[u8]>,
+    bytes: Vec<u8>,
     target: Span,
-    fields: Box<[(Span, Span)]>,
+    fields: Vec<(Span, Span)>,
 }
 
 impl RequestHead {
@@ -156,7 +158,9 @@ impl RequestHead {
 
     /// The first value of a header, byte for byte.
     pub fn header_bytes(&self, name: &str) -> Option<&[u8]> {
-        self.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let name = name.as_bytes();
+        let same = |(known, _): &&(Span, Span)| self.bytes[known.range()].eq_ignore_ascii_case(name);
+        self.fields.iter().find(same).map(|(_, value)| &self.bytes[value.range()])
     }
 
     /// All header fields in order.
@@ -224,9 +228,9 @@ impl RequestHead {
             keep_alive: true,
             expect_continue: false,
             head_bytes: 0,
-            bytes: bytes.into(),
+            bytes,
             target,
-            fields: spans.into(),
+            fields: spans,
         })
     }
 
@@ -239,6 +243,7 @@ impl RequestHead {
 /// in byte by byte costs linear time. One per connection; reusable after every head.
 #[derive(Clone, Debug, Default)]
 pub struct HeadParser {
+    spare: (Vec<u8>, Vec<(Span, Span)>),
     scanned: usize,
     line_start: usize,
     started: bool,
@@ -255,59 +260,82 @@ impl HeadParser {
     /// grow between calls.
     pub fn parse(&mut self, bytes: &[u8]) -> Result<Option<RequestHead>, HttpError> {
         let Some(end) = self.find_end(bytes)? else { return Ok(None) };
-        let head = read_head(&bytes[self.skipped..end], end);
+        let spare = std::mem::take(&mut self.spare);
+        let head = read_head(&bytes[self.skipped..end], end, spare);
         *self = Self::default();
         head.map(Some)
     }
 
-    /// Finds the end of the empty line that closes the head, checking line structure on the way.
+    /// Takes the memory of a head that is done with: the next one needs no allocation.
+    pub fn recycle(&mut self, head: RequestHead) {
+        if head.bytes.capacity() <= SPARE_BYTES_MAX {
+            self.spare = (head.bytes, head.fields);
+        }
+    }
+
+    /// Finds the end of the empty line that closes the head, checking line structure on the way. Jumps from one
+    /// byte that matters to the next.
     fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, HttpError> {
         while self.scanned < bytes.len() {
-            let at = self.scanned;
+            if self.scanned == self.line_start && matches!(bytes[self.scanned], b' ' | b'\t') {
+                return Err(HttpError::bad("line starts with white space (folded headers are not accepted)"));
+            }
+            let Some(found) = memchr::memchr3(b'\r', b'\n', 0, &bytes[self.scanned..]) else {
+                return self.judge_length(bytes.len()).map(|()| {
+                    self.scanned = bytes.len();
+                    None
+                });
+            };
+            let at = self.scanned + found;
+            self.judge_length(at)?;
             match bytes[at] {
-                b'\n' if at == 0 || bytes[at - 1] != b'\r' => {
-                    return Err(HttpError::bad("line feed without carriage return"));
-                }
-                b'\n' => {
-                    let line_bytes = at - 1 - self.line_start;
-                    self.scanned = at + 1;
-                    self.line_start = at + 1;
-                    if line_bytes > 0 {
-                        self.started = true;
-                    } else if self.started {
-                        return Ok(Some(at + 1));
-                    } else if at + 1 > LEADING_EMPTY_LINES_MAX * 2 {
-                        return Err(HttpError::bad("empty lines before the request"));
-                    } else {
-                        self.skipped = at + 1;
-                    }
-                    continue;
-                }
-                // Looking back, not ahead: the byte after the carriage return may not have arrived yet.
-                _ if at > 0 && bytes[at - 1] == b'\r' => {
-                    return Err(HttpError::bad("carriage return without line feed"));
-                }
                 0 => return Err(HttpError::bad("NUL in the head")),
-                b' ' | b'\t' if at == self.line_start => {
-                    return Err(HttpError::bad("line starts with white space (folded headers are not accepted)"));
-                }
+                b'\n' => return Err(HttpError::bad("line feed without carriage return")),
                 _ => {}
             }
-            let head_bytes = at + 1 - self.skipped;
-            if head_bytes > HEAD_BYTES_MAX {
-                return Err(HttpError::new(431, "head is longer than 32 KiB"));
+            match bytes.get(at + 1) {
+                // The byte after the carriage return has not arrived yet: looked at again then.
+                None => {
+                    self.scanned = at;
+                    return Ok(None);
+                }
+                Some(b'\n') => {}
+                Some(_) => return Err(HttpError::bad("carriage return without line feed")),
             }
-            if !self.started && head_bytes > REQUEST_LINE_BYTES_MAX {
-                return Err(HttpError::new(414, "request target is longer than 8 KiB"));
+            let line_bytes = at - self.line_start;
+            self.scanned = at + 2;
+            self.line_start = at + 2;
+            if line_bytes > 0 {
+                self.started = true;
+            } else if self.started {
+                return Ok(Some(at + 2));
+            } else if at + 2 > LEADING_EMPTY_LINES_MAX * 2 {
+                return Err(HttpError::bad("empty lines before the request"));
+            } else {
+                self.skipped = at + 2;
             }
-            self.scanned = at + 1;
         }
         Ok(None)
     }
+
+    /// Refuses a head that has reached `end` and is too long for it.
+    fn judge_length(&self, end: usize) -> Result<(), HttpError> {
+        let head_bytes = end - self.skipped;
+        if head_bytes > HEAD_BYTES_MAX {
+            return Err(HttpError::new(431, "head is longer than 32 KiB"));
+        }
+        if !self.started && head_bytes > REQUEST_LINE_BYTES_MAX {
+            return Err(HttpError::new(414, "request target is longer than 8 KiB"));
+        }
+        Ok(())
+    }
 }
 
-fn read_head(head: &[u8], head_bytes: usize) -> Result<RequestHead, HttpError> {
-    let bytes: Box<[u8]> = head.into();
+fn read_head(head: &[u8], head_bytes: usize, spare: (Vec<u8>, Vec<(Span, Span)>)) -> Result<RequestHead, HttpError> {
+    let (mut bytes, mut fields) = spare;
+    bytes.clear();
+    bytes.extend_from_slice(head);
+    fields.clear();
     let mut storage = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(&bytes, &mut storage) {
@@ -320,8 +348,7 @@ fn read_head(head: &[u8], head_bytes: usize) -> Result<RequestHead, HttpError> {
         _ => Version::Http11,
     };
     let method = Method::of(request.method.unwrap_or(""));
-    let fields = request.headers.iter().map(|field| (field.name, field.value));
-    let facts = Facts::gather(fields, version)?;
+    let facts = Facts::gather(request.headers.iter().map(|field| (field.name, field.value)), version)?;
     let full_target = request.path.unwrap_or("");
     let target = target::check(full_target, method, facts.host)?;
     let keep_alive = match version {
@@ -329,11 +356,9 @@ fn read_head(head: &[u8], head_bytes: usize) -> Result<RequestHead, HttpError> {
         Version::Http10 => facts.keep_alive && !facts.close,
     };
     let target = Span::of(&bytes, target.as_bytes());
-    let fields = request
-        .headers
-        .iter()
-        .map(|field| (Span::of(&bytes, field.name.as_bytes()), Span::of(&bytes, field.value)))
-        .collect();
+    let spans =
+        request.headers.iter().map(|field| (Span::of(&bytes, field.name.as_bytes()), Span::of(&bytes, field.value)));
+    fields.extend(spans);
     let (framing, expect_continue) = (facts.framing, facts.expect_continue && version == Version::Http11);
     Ok(RequestHead { method, version, framing, keep_alive, expect_continue, head_bytes, bytes, target, fields })
 }
