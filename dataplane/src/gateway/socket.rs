@@ -56,6 +56,8 @@ const HISTORY_MESSAGES_MAX: usize = 200;
 /// The connection has become a WebSocket.
 pub struct Upgrade {
     host_checked: HostChecked,
+    /// Compression was agreed on.
+    deflate: bool,
 }
 
 /// Proof that the origin was compared: only [`Gateway::open_socket`] makes one.
@@ -105,6 +107,7 @@ struct Talk<'a> {
     gateway: &'a Gateway,
     line: Rc<Line>,
     out: Outgoing,
+    deflate: bool,
     /// The key, kept to be checked again with every message: a revocation ends the talk.
     key: Option<String>,
     runs: Vec<Run>,
@@ -138,8 +141,9 @@ impl Gateway {
             ));
             return Next::Continue;
         }
-        out.switch_to_websocket(&accept);
-        Next::Upgrade(Upgrade { host_checked: HostChecked })
+        let deflate = ws::deflate_is_offered(head);
+        out.switch_to_websocket(&accept, deflate.then_some(ws::DEFLATE_AGREEMENT));
+        Next::Upgrade(Upgrade { host_checked: HostChecked, deflate })
     }
 
     /// Talks until either side ends it.
@@ -151,8 +155,9 @@ impl Gateway {
         out: Outgoing,
         line: Rc<Line>,
     ) {
-        let Upgrade { host_checked: HostChecked } = upgrade;
-        let mut talk = Talk { gateway: self, line, out, key: None, runs: Vec::new(), last_ping: Instant::now() };
+        let Upgrade { host_checked: HostChecked, deflate } = upgrade;
+        let mut talk =
+            Talk { gateway: self, line, out, deflate, key: None, runs: Vec::new(), last_ping: Instant::now() };
         let end = match talk.go_on(&mut reader, ahead).await {
             Ok(()) => return,
             Err(end) => end,
@@ -171,6 +176,9 @@ impl Gateway {
 impl Talk<'_> {
     async fn go_on(&mut self, reader: &mut Reader, ahead: Vec<u8>) -> Result<(), End> {
         let mut decoder = Decoder::new(Side::Server, WS_MESSAGE_BYTES_MAX);
+        if self.deflate {
+            decoder = decoder.deflated();
+        }
         let mut input = ahead;
         self.read_within(AUTH_WAIT);
         self.out.flush().await?;
@@ -392,7 +400,12 @@ impl Talk<'_> {
     }
 
     fn say(&mut self, value: &Value) {
-        say(&mut self.out, value);
+        // What comes whole may be long (a history); the pieces of an answer are not.
+        let text = value.to_string();
+        match self.deflate {
+            true => ws::encode_deflated(self.out.raw_buffer(), Opcode::Text, text.as_bytes()),
+            false => ws::encode(self.out.raw_buffer(), Opcode::Text, text.as_bytes()),
+        }
     }
 
     fn error(&mut self, id: Option<u64>, error: &ApiError) {

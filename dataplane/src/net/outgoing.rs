@@ -321,12 +321,16 @@ impl Outgoing {
     }
 
     /// Buffers the head that turns the connection into a WebSocket.
-    pub fn switch_to_websocket(&mut self, accept: &str) {
+    pub fn switch_to_websocket(&mut self, accept: &str, extensions: Option<&str>) {
         self.exchange.status = 101;
         self.buffer.extend_from_slice(
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",
         );
         self.buffer.extend_from_slice(accept.as_bytes());
+        if let Some(extensions) = extensions {
+            self.buffer.extend_from_slice(b"\r\nsec-websocket-extensions: ");
+            self.buffer.extend_from_slice(extensions.as_bytes());
+        }
         self.buffer.extend_from_slice(b"\r\nx-request-id: ");
         self.buffer.extend_from_slice(self.exchange.request_id.as_bytes());
         self.buffer.extend_from_slice(b"\r\n\r\n");

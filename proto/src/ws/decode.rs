@@ -1,6 +1,6 @@
 //! The decoder: bytes to messages.
 
-use super::{Opcode, close_code, close_code_is_valid};
+use super::{Opcode, close_code, close_code_is_valid, deflate};
 use crate::limits::WS_CONTROL_BYTES_MAX;
 
 /// Who decodes. Clients must mask their frames and servers must not.
@@ -47,6 +47,9 @@ const fn protocol(reason: &'static str) -> WsError {
     WsError { code: close_code::PROTOCOL_ERROR, reason }
 }
 
+/// The first reserved bit: on the first frame of a message it says that the message is compressed.
+pub(super) const COMPRESSED: u8 = 0x40;
+
 const INVALID_UTF8: WsError = WsError { code: close_code::INVALID_DATA, reason: "text is not UTF-8" };
 /// Two header bytes, eight of length, four of mask.
 const HEADER_BYTES_MAX: usize = 14;
@@ -56,6 +59,10 @@ const HEADER_BYTES_MAX: usize = 14;
 pub struct Decoder {
     side: Side,
     message_bytes_max: usize,
+    /// Compression was agreed on.
+    deflated: bool,
+    /// The message under way is compressed: it is judged when it is whole.
+    compressed: bool,
     header: [u8; HEADER_BYTES_MAX],
     header_bytes: usize,
     frame: Option<Frame>,
@@ -83,6 +90,8 @@ impl Decoder {
         Self {
             side,
             message_bytes_max,
+            deflated: false,
+            compressed: false,
             header: [0; HEADER_BYTES_MAX],
             header_bytes: 0,
             frame: None,
@@ -91,6 +100,12 @@ impl Decoder {
             control: Vec::new(),
             finished: false,
         }
+    }
+
+    /// Takes compressed messages, as the handshake has agreed on.
+    pub fn deflated(mut self) -> Self {
+        self.deflated = true;
+        self
     }
 
     /// Whether nothing more will be read.
@@ -157,10 +172,12 @@ impl Decoder {
     }
 
     fn check_first(&self, first: u8) -> Result<(), WsError> {
-        if first & 0x70 != 0 {
+        let opcode = Opcode::of(first & 15).ok_or(protocol("unknown opcode"))?;
+        let may_compress = self.deflated && matches!(opcode, Opcode::Text | Opcode::Binary);
+        let reserved = first & if may_compress { 0x70 & !COMPRESSED } else { 0x70 };
+        if reserved != 0 {
             return Err(protocol("reserved bits are set"));
         }
-        let opcode = Opcode::of(first & 15).ok_or(protocol("unknown opcode"))?;
         match (opcode, first & 0x80 != 0, self.message.is_some()) {
             (opcode, false, _) if opcode.is_control() => Err(protocol("control frame is fragmented")),
             (Opcode::Continuation, _, false) => Err(protocol("continuation without a message")),
@@ -205,6 +222,7 @@ impl Decoder {
             if opcode != Opcode::Continuation {
                 self.message = Some((opcode, Vec::new()));
                 self.valid_bytes = 0;
+                self.compressed = header[0] & COMPRESSED != 0;
             }
         }
         let mut mask = [0; 4];
@@ -231,7 +249,7 @@ impl Decoder {
         frame.masked_at = (frame.masked_at + take) & 3;
         frame.left -= take as u64;
         self.frame = Some(frame);
-        if !frame.opcode.is_control() {
+        if !frame.opcode.is_control() && !self.compressed {
             self.check_text(false)?;
         }
         Ok(())
@@ -260,6 +278,11 @@ impl Decoder {
             }
             Opcode::Text | Opcode::Binary | Opcode::Continuation if !frame.last => Ok(None),
             Opcode::Text | Opcode::Binary | Opcode::Continuation => {
+                if std::mem::take(&mut self.compressed)
+                    && let Some((_, message)) = &mut self.message
+                {
+                    *message = deflate::inflate(message, self.message_bytes_max)?;
+                }
                 self.check_text(true)?;
                 Ok(match self.message.take() {
                     Some((Opcode::Text, bytes)) => {

@@ -4,11 +4,13 @@
 //! invalid, also inside an unfinished frame, and every control frame is bounded by 125 bytes.
 
 mod decode;
+mod deflate;
 mod encode;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{Decoder, Event, Side, WsError};
+pub use deflate::{AGREEMENT as DEFLATE_AGREEMENT, encode_deflated, is_offered as deflate_is_offered};
 pub use encode::{CLOSE_REASON_BYTES_MAX, encode, encode_close, encode_masked};
 
 use crate::digest;
