@@ -173,7 +173,7 @@ fn unidirectional_streams_that_break_a_rule_are_told_which() {
         &[2],
         &[3, 0x41, 0x7f, 0x05],
         &[0x21, 1, 2, 3],
-        &[0, 4, 4, 0x01, 0x40, 0x64, 0x21],
+        &[0, 4, 5, 0x01, 0x40, 0x64, 0x21, 0],
     ];
     for stream in good {
         assert_eq!(uni(&[stream]), Ok(()), "{stream:x?}");
