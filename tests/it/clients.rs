@@ -117,3 +117,10 @@ fn a_keep_alive_connection_answers_pipelined_requests_in_order() {
     let statuses: Vec<u16> = (0..4).map(|_| connection.reply().expect("an answer").status).collect();
     assert_eq!(statuses, [200, 404, 200, 200]);
 }
+
+#[test]
+fn the_autobahn_cases_end_as_they_must() {
+    let server = Server::start_default();
+    println!("{}", python("ws_autobahn.py", &[&server.http.to_string(), &server.key]));
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
