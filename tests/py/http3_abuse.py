@@ -137,6 +137,7 @@ async def outcome(act, setting=None):
     told = None
     try:
         async with connect(HOST, int(PORT), configuration=setting or configuration(), create_protocol=Peer, wait_connected=False) as peer:
+            peer.transmit()
             await asyncio.wait_for(peer.ready, PATIENCE_S)
             if not peer.told.done():
                 act(peer)

@@ -73,8 +73,6 @@ async def main():
         status, headers, body = await client.ask("GET", "/healthz")
         assert status == 200 and json.loads(body) == {"status": "ok"}, (status, body)
         assert int(headers[b"content-length"]) == len(body) and headers[b"x-request-id"], headers
-        status, headers, body = await client.ask("HEAD", "/healthz")
-        assert status == 200 and body == b"" and headers[b"content-length"] == b"15", (headers, body)
         status, headers, _ = await client.ask("GET", "/v1/models")
         assert status == 401 and b"Bearer" in headers[b"www-authenticate"], headers
         status, _, body = await client.ask("GET", "/v1/models", headers=BEARER)
@@ -87,7 +85,7 @@ async def main():
         assert status == 431, status
         print("requests: ok")
 
-        echo = json.dumps({"id": 7, "text": "\u00e4" * 20_000}).encode()
+        echo = json.dumps({"id": 7, "text": "\u00e4" * 20_000}, ensure_ascii=False).encode()
         status, _, body = await client.ask("POST", "/v1/echo", headers=BEARER, body=echo)
         assert status == 200 and json.loads(body) == json.loads(echo), status
         status, _, body = await client.ask("POST", "/v1/echo", headers=BEARER, body=b"x" * 70_000)

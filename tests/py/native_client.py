@@ -180,9 +180,10 @@ async def main():
         for number, text in enumerate(texts):
             assert await client.hear(first) == ("Echoed", {"id": number, "text": text}), number
         # And on many streams at once.
-        streams = [client.open() for _ in range(60)]
-        for stream in streams:
-            client.say(stream, frame("Echo", stream, f"stream {stream}"), end=True)
+        streams = []
+        for _ in range(60):
+            streams.append(client.open())
+            client.say(streams[-1], frame("Echo", streams[-1], f"stream {streams[-1]}"), end=True)
         for stream in streams:
             assert await client.hear(stream) == ("Echoed", {"id": stream, "text": f"stream {stream}"})
         print("echo: ok")
@@ -242,7 +243,7 @@ async def main():
         stream = client.open()
         client.say(stream, frame("Hello", 1, KEY, ""))
         await client.hear(stream)
-        client.say(stream, struct.pack("<IBBH", 30, 0x02, 0, 0) + b"\xff" * 30)
+        client.say(stream, struct.pack("<IBBH", 30, 0x02, 0, 0) + bytes(22) + struct.pack("<Ii", 0x9E, -1_000))
         name, closed = await client.hear(stream)
         assert name == "Closed" and closed["code"] == 1, closed
     print("refusals: ok")
