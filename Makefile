@@ -23,7 +23,7 @@ export PROPTEST_RNG_SEED ?= 1
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 BINARY := $(TARGET_DIR)/release/millrace
-MEMBERS := proto inference storage agent dataplane loadtest bench tests
+MEMBERS := proto inference storage agent dataplane loadtest bench bench-storage tests
 
 # `make test ONLY=telegram` and `make figures ONLY=skeleton.decode` run a part; ARGS reaches `millrace serve`.
 ONLY ?=

@@ -22,6 +22,7 @@ import dataplane
 import engine
 import hooks
 import servers
+import storage
 
 LOWER, HIGHER = -1, 1
 OPTIONS = argparse.Namespace(only="", repeat=3)
@@ -194,6 +195,7 @@ def main():
     engine.kernels(show, wanted, OPTIONS.repeat)
     engine.crowds(show, wanted)
     engine.first_token(show, wanted, OPTIONS.repeat)
+    storage.measure(show, wanted)
 
 
 if __name__ == "__main__":

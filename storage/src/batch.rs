@@ -40,6 +40,12 @@ pub struct SpaceWrite {
     pub text: String,
     /// Its embedding; every passage of a space has the same length.
     pub embedding: Vec<f32>,
+    /// The user whose it is: nobody else finds it. `None` = everybody of the tenant does.
+    pub owner: Option<UserId>,
+    /// What searches may ask for: up to [`crate::SPACE_TAGS_MAX`] of up to [`crate::SPACE_TAG_BYTES_MAX`] bytes.
+    pub tags: Vec<String>,
+    /// Its time in Unix milliseconds, for searches that ask for one; 0 = unknown.
+    pub at_ms: u64,
 }
 
 /// Writes that become durable together or not at all. See [`crate::Store::submit`].
@@ -210,7 +216,8 @@ impl Batch {
 
     /// Adds or replaces a passage of a shared space.
     pub fn put_space(&mut self, write: SpaceWrite) {
-        self.push(write.text.len() + write.embedding.len() * 4, Op::SpacePut(write));
+        let tags: usize = write.tags.iter().map(String::len).sum();
+        self.push(write.text.len() + tags + write.embedding.len() * 4, Op::SpacePut(write));
     }
 
     /// Removes a passage of a shared space.

@@ -7,7 +7,7 @@
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId, virtual_shard};
 
 /// The layout this program writes. A store with a larger number is refused.
-pub(crate) const SCHEMA: u32 = 2;
+pub(crate) const SCHEMA: u32 = 3;
 
 /// Names in the control family.
 pub(crate) mod ctl {

@@ -10,7 +10,7 @@ use crate::layout::{self, DocId};
 use crate::memory::{self, Change, Derived};
 use crate::seal::TenantKeys;
 use crate::store::Shared;
-use crate::{EMBEDDING_DIM_MAX, VALUE_BYTES_MAX};
+use crate::{EMBEDDING_DIM_MAX, SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, VALUE_BYTES_MAX};
 use millrace_proto::id::TenantId;
 use std::sync::Arc;
 
@@ -127,14 +127,14 @@ fn build(shared: &Shared, batch: Batch) -> Result<Prepared, CommitError> {
                 check_space(&write)?;
                 let keys = keys_of(write.tenant)?;
                 let space = memory::space_key(&keys, &write.space);
-                let (row, vector) = memory::space_row(&keys, space, &write);
+                let (row, change) = memory::space_row(&keys, space, write);
                 prepared.ops.push(row);
-                prepared.spaces.push(Change { tenant: write.tenant, space, vid: write.id, vector: Some(vector) });
+                prepared.spaces.push(change);
             }
             Op::SpaceRemove { tenant, space, id } => {
                 let space = memory::space_key(&*keys_of(tenant)?, &space);
                 prepared.ops.push(KvOp::Delete(Cf::Space, layout::space(tenant, space, id)));
-                prepared.spaces.push(Change { tenant, space, vid: id, vector: None });
+                prepared.spaces.push(Change { tenant, space, vid: id, written: None });
             }
             Op::Invalid(why) => return Err(CommitError::Invalid { why }),
         }
@@ -175,6 +175,13 @@ fn check_space(write: &SpaceWrite) -> Result<(), CommitError> {
     check_embedding(&write.embedding)?;
     if write.embedding.is_empty() {
         let why = format!("passage {} of a shared space has no embedding", write.id);
+        return Err(CommitError::Invalid { why });
+    }
+    if write.tags.len() > SPACE_TAGS_MAX || write.tags.iter().any(|tag| tag.len() > SPACE_TAG_BYTES_MAX) {
+        let why = format!(
+            "passage {} has more than {SPACE_TAGS_MAX} tags or one longer than {SPACE_TAG_BYTES_MAX} bytes",
+            write.id
+        );
         return Err(CommitError::Invalid { why });
     }
     Ok(())

@@ -23,6 +23,7 @@ pub(crate) struct Stats {
     pub recall_ns_max: AtomicU64,
     pub recall_busy: AtomicU64,
     pub recall_failed: AtomicU64,
+    pub space_searches: AtomicU64,
     pub hot_users: AtomicUsize,
     pub hot_bytes: AtomicUsize,
     pub segments_sealed: AtomicU64,
@@ -70,6 +71,8 @@ pub struct StatsSnapshot {
     pub recall_busy: u64,
     /// Recalls that ended in an error.
     pub recall_failed: u64,
+    /// Searches of shared spaces.
+    pub space_searches: u64,
     /// Users whose vectors are in memory.
     pub hot_users: usize,
     /// Bytes of those vectors.
@@ -104,6 +107,7 @@ impl Stats {
             recall_ns_max: self.recall_ns_max.load(Relaxed),
             recall_busy: self.recall_busy.load(Relaxed),
             recall_failed: self.recall_failed.load(Relaxed),
+            space_searches: self.space_searches.load(Relaxed),
             hot_users: self.hot_users.load(Relaxed),
             hot_bytes: self.hot_bytes.load(Relaxed),
             segments_sealed: self.segments_sealed.load(Relaxed),

@@ -8,7 +8,7 @@ use crate::commit::{Committer, Done};
 use crate::error::{Busy, CommitError, KvError, OpenError, ReadError};
 use crate::layout::{self, ctl};
 use crate::lock::FolderLock;
-use crate::memory::{Memory, RecallQuery, Recalled, SpaceHit, SpaceQuery};
+use crate::memory::{Memory, RecallQuery, Recalled, SpaceHit, SpaceQuery, SpaceStats};
 use crate::migrate::migrate;
 use crate::pool::ReadPool;
 use crate::seal::{Kek, KeyRing, TenantKeys};
@@ -162,6 +162,12 @@ impl Store {
     ) -> Result<(), Busy> {
         let shared = Arc::clone(&self.inner.shared);
         self.on_pool(done, move || shared.search_space(&query))
+    }
+
+    /// How large a shared space is. Loads a space that was not asked since the start, which may take
+    /// seconds: not for a reactor.
+    pub fn space_stats(&self, tenant: TenantId, space: &str) -> Result<SpaceStats, ReadError> {
+        self.inner.shared.space_stats(tenant, space)
     }
 
     fn on_pool<T: 'static>(

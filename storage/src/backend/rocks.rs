@@ -20,19 +20,27 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-/// All memtables together. At 1 KiB a message that is some 10,000 messages between flushes.
-const WRITE_BUFFERS_BYTES: usize = 16 << 20;
-/// One family's memtable.
-const WRITE_BUFFER_BYTES: usize = 4 << 20;
+/// Least and most bytes of all memtables together; between them it is as much as the block cache. Small memtables are
+/// flushed often and their files merged often: at 100 MB a second of writes that takes a whole core.
+const WRITE_BUFFERS_BYTES: std::ops::RangeInclusive<usize> = 16 << 20..=128 << 20;
+/// One family's memtable, as a share of all: messages are most of what is written.
+const WRITE_BUFFER_SHARE_MESSAGES: usize = 2;
+/// The same for every other family.
+const WRITE_BUFFER_SHARE: usize = 4;
+/// Files of a family's first level that are merged together: each file is rewritten less often, and a read looks at
+/// a few more of them, through their filters.
+const FIRST_LEVEL_FILES: i32 = 8;
 /// Step in which a memtable takes memory: 18 families at the default would cost 9 MiB when idle.
 const ARENA_BLOCK_BYTES: usize = 64 << 10;
-/// Log bytes kept before the oldest memtables are flushed: bounds the replay after a crash.
-const WAL_BYTES_MAX: u64 = 64 << 20;
+/// Log bytes kept before the oldest memtables are flushed, as a multiple of the memtables: bounds the replay after a crash.
+const WAL_PER_BUFFERS: u64 = 2;
 /// Logs that are overwritten in place instead of made anew: a sync of a recycled file has no
 /// metadata to write.
 const WAL_RECYCLED: usize = 4;
 /// Open table files. Each costs its index and filter in the block cache, not here.
 const OPEN_FILES_MAX: i32 = 512;
+/// What a row takes in a batch besides its key and value, at most: kind, family and two lengths.
+const ROW_HEAD_BYTES: usize = 16;
 /// Room that a reopen may need: log, manifest, options and flushed tables.
 const REOPEN_BYTES: usize = 8 << 20;
 
@@ -40,16 +48,19 @@ const REOPEN_BYTES: usize = 8 << 20;
 pub struct RocksBackend {
     path: PathBuf,
     cache: Cache,
+    buffers_bytes: usize,
     /// `None` only between closing and reopening in `recover`, or after a reopen failed.
     db: RwLock<Option<DB>>,
 }
 
 impl RocksBackend {
-    /// Opens or creates the database. `cache_bytes` bounds the block cache.
+    /// Opens or creates the database. `cache_bytes` bounds the block cache, and within limits what is buffered for
+    /// writing.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, KvError> {
         let cache = Cache::new_lru_cache(cache_bytes.max(1 << 20));
-        let db = open_db(path, &cache)?;
-        Ok(Self { path: path.to_owned(), cache, db: RwLock::new(Some(db)) })
+        let buffers_bytes = cache_bytes.clamp(*WRITE_BUFFERS_BYTES.start(), *WRITE_BUFFERS_BYTES.end());
+        let db = open_db(path, &cache, buffers_bytes)?;
+        Ok(Self { path: path.to_owned(), cache, buffers_bytes, db: RwLock::new(Some(db)) })
     }
 
     fn read(&self) -> Result<OpenDb<'_>, KvError> {
@@ -75,12 +86,12 @@ impl std::ops::Deref for OpenDb<'_> {
     }
 }
 
-fn open_db(path: &Path, cache: &Cache) -> Result<DB, KvError> {
+fn open_db(path: &Path, cache: &Cache, buffers_bytes: usize) -> Result<DB, KvError> {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
-    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_db_write_buffer_size(buffers_bytes);
+    options.set_max_total_wal_size(buffers_bytes as u64 * WAL_PER_BUFFERS);
     options.set_recycle_log_file_num(WAL_RECYCLED);
     // With recycled logs the end of the log is found by checksum; a torn last record was never acknowledged.
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
@@ -93,16 +104,17 @@ fn open_db(path: &Path, cache: &Cache) -> Result<DB, KvError> {
     options.set_max_log_file_size(1 << 20);
     let env = Env::new().map_err(kv_error)?;
     options.set_env(&env);
-    let families = Cf::ALL.iter().map(|cf| ColumnFamilyDescriptor::new(cf.name(), family_options(*cf, cache)));
-    DB::open_cf_descriptors(&options, path, families.chain([default_family(cache)])).map_err(kv_error)
+    let families =
+        Cf::ALL.iter().map(|cf| ColumnFamilyDescriptor::new(cf.name(), family_options(*cf, cache, buffers_bytes)));
+    DB::open_cf_descriptors(&options, path, families.chain([default_family(cache, buffers_bytes)])).map_err(kv_error)
 }
 
 /// RocksDB insists on a family named `default`; nothing is stored in it.
-fn default_family(cache: &Cache) -> ColumnFamilyDescriptor {
-    ColumnFamilyDescriptor::new("default", family_options(Cf::Ctl, cache))
+fn default_family(cache: &Cache, buffers_bytes: usize) -> ColumnFamilyDescriptor {
+    ColumnFamilyDescriptor::new("default", family_options(Cf::Ctl, cache, buffers_bytes))
 }
 
-fn family_options(cf: Cf, cache: &Cache) -> Options {
+fn family_options(cf: Cf, cache: &Cache, buffers_bytes: usize) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_cache_index_and_filter_blocks(true);
@@ -111,7 +123,9 @@ fn family_options(cf: Cf, cache: &Cache) -> Options {
     table.set_bloom_filter(10.0, false);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    let share = if cf == Cf::Msg { WRITE_BUFFER_SHARE_MESSAGES } else { WRITE_BUFFER_SHARE };
+    options.set_write_buffer_size(buffers_bytes / share);
+    options.set_level_zero_file_num_compaction_trigger(FIRST_LEVEL_FILES);
     options.set_arena_block_size(ARENA_BLOCK_BYTES);
     options.set_max_write_buffer_number(3);
     options.set_level_compaction_dynamic_level_bytes(true);
@@ -195,7 +209,8 @@ impl KvStore for RocksBackend {
 
     fn apply(&self, ops: &[KvOp], sync: bool) -> Result<(), KvError> {
         let db = self.read()?;
-        let mut batch = WriteBatch::default();
+        let bytes = ops.iter().map(KvOp::bytes).sum::<usize>() + ops.len() * ROW_HEAD_BYTES;
+        let mut batch = WriteBatch::with_capacity_bytes(bytes);
         for op in ops {
             match op {
                 KvOp::Put(cf, key, value) => batch.put_cf(family(&db, *cf), key, value),
@@ -213,7 +228,7 @@ impl KvStore for RocksBackend {
         let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
         // The old handle must be gone before the new one can take the database's own lock.
         drop(slot.take());
-        *slot = Some(open_db(&self.path, &self.cache)?);
+        *slot = Some(open_db(&self.path, &self.cache, self.buffers_bytes)?);
         Ok(())
     }
 

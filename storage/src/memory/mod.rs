@@ -5,9 +5,9 @@ mod faiss;
 mod fuse;
 mod graph;
 mod kernel;
+mod nsw;
 mod recall;
 mod scan;
-mod segment;
 mod space;
 mod text;
 mod user;
@@ -20,6 +20,7 @@ pub(crate) use faiss::quiet_math_threads;
 pub use fuse::{RECALL_LIMIT_MAX, RELEVANCE_MIN};
 pub(crate) use recall::{forget, put_words, remember};
 pub(crate) use space::{Change, remove_orphans, space_key, space_row};
+pub use space::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter};
 
 use crate::layout::DocId;
 use crate::store::Shared;
@@ -92,6 +93,8 @@ pub struct SpaceQuery {
     pub embedding: Vec<f32>,
     /// Most passages to return.
     pub limit: usize,
+    /// Which passages may be returned.
+    pub filter: SpaceFilter,
 }
 
 /// A passage that was found.
@@ -103,6 +106,25 @@ pub struct SpaceHit {
     pub text: String,
     /// Inner product with the query.
     pub score: f32,
+    /// Its time, in Unix milliseconds, as it was written.
+    pub at_ms: u64,
+    /// Its tags, in order.
+    pub tags: Vec<String>,
+}
+
+/// How large a shared space is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpaceStats {
+    /// Passages in it.
+    pub passages: usize,
+    /// Those of them that no sealed segment covers yet: they are compared one by one.
+    pub unsealed: usize,
+    /// Sealed segments.
+    pub segments: usize,
+    /// Bytes of memory that searching it takes.
+    pub bytes: usize,
+    /// A segment is being built, or waits for it.
+    pub building: bool,
 }
 
 /// What follows in memory from a durable write.

@@ -9,6 +9,10 @@
 
 use std::sync::OnceLock;
 
+mod gather;
+
+pub(crate) use gather::{gather, prefetch};
+
 /// Rows are padded with zero codes to a multiple of this, so that no kernel has a tail.
 pub(crate) const ROW_CODES: usize = 64;
 /// What stands for zero in a query's codes.

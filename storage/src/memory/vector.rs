@@ -80,6 +80,7 @@ impl<Id: Copy + Eq + Hash> Block<Id> {
         Self { dim, rows: Vec::new(), codes: Vec::new(), facts: Vec::new(), ids: Vec::new(), row_of: IdMap::default() }
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.ids.len()
     }

@@ -211,6 +211,42 @@ mod tests {
     };
     const NOW: AsOf = AsOf { valid_ms: 1_000, known_ms: 1_000 };
 
+    /// A thing that is named a million times costs a question no more than one that is named 512 times, and a
+    /// write no more than finding its place.
+    #[test]
+    fn a_vertex_with_a_million_edges_is_walked_and_written_in_bounded_time() {
+        const EDGES: u32 = 1_000_000;
+        let far = |n: u32| {
+            let mut vertex = [9; 24];
+            vertex[..4].copy_from_slice(&n.to_be_bytes());
+            vertex
+        };
+        let thing = vertex(1);
+        let named = |n: u32, at: u64| EdgeId { from: thing, relation: MENTIONS, valid_from_ms: at, to: far(n) };
+        let mut graph = UserGraph::default();
+        graph.load((0..EDGES).rev().map(|n| (named(n, u64::from(n)), OPEN)));
+        let as_of = AsOf { valid_ms: u64::MAX, known_ms: u64::MAX };
+        let started = std::time::Instant::now();
+        let mut found = graph.walk(&[thing], as_of);
+        let walked = started.elapsed();
+        assert_eq!(found.len(), WALK_EDGES_MAX);
+        assert!(found.iter().all(|(vertex, _)| *vertex >= far(EDGES - WALK_EDGES_MAX as u32)), "the newest ones");
+        for n in EDGES..EDGES + 1_000 {
+            graph.put(&named(n, u64::from(n)), OPEN);
+        }
+        graph.remove(&named(EDGES / 2, u64::from(EDGES / 2)));
+        let mut again = graph.walk(&[thing], as_of);
+        let sort = |found: &mut Vec<(Vertex, f32)>| found.sort_by(|a, b| a.0.cmp(&b.0));
+        sort(&mut found);
+        sort(&mut again);
+        assert_ne!(found, again, "new edges are walked");
+        let mut repeated = graph.walk(&[thing], as_of);
+        sort(&mut repeated);
+        assert_eq!(again, repeated);
+        // Walking all edges would take some 50 ms on the fastest machine we know.
+        assert!(walked < std::time::Duration::from_millis(40), "{walked:?}");
+    }
+
     fn shares(graph: &UserGraph, seeds: &[u8], as_of: AsOf) -> BTreeMap<u8, f32> {
         let seeds: Vec<Vertex> = seeds.iter().map(|seed| vertex(*seed)).collect();
         graph.walk(&seeds, as_of).into_iter().map(|(vertex, share)| (vertex[0], share)).collect()

@@ -1,7 +1,7 @@
 //! Recall: a fact of an earlier conversation is found by meaning, by words and by what it names,
 //! by its owner only.
 
-use crate::common::{Random, T1, T2, conversation, over, recall, rocks, seed, user};
+use crate::common::{Random, T1, T2, conversation, message, over, recall, rocks, seed, user};
 use millrace_proto::id::{TenantId, UserId};
 use millrace_storage::{Batch, MemoryBackend, MemoryWrite, ReadError, RecallQuery, Store};
 use std::sync::{Arc, mpsc};
@@ -355,4 +355,81 @@ fn vector_recall_is_exact_under_random_changes() {
             assert!((score - expected[rank].1).abs() < 4e-3, "seed {seed}, step {step}, rank {rank}");
         }
     }
+}
+
+/// A whole book in one message: kept to the last byte, found by its words, and the next question is as quick as before.
+#[test]
+fn a_message_of_ten_megabytes_is_kept_whole_and_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = rocks(folder.path());
+    let ada = user(T1, "ada");
+    let mut text = String::with_capacity(10 << 20);
+    let mut n = 0u64;
+    while text.len() < (10 << 20) - 64 {
+        text.push_str(&format!("chapter {n} tells of Marigold and number {} again. ", n % 977));
+        n += 1;
+    }
+    text.push_str("The last word is quixotry.");
+    commit(
+        &store,
+        vec![
+            write(T1, ada, "book", 0, &text, vec![1.0, 0.0]),
+            write(T1, ada, "book", 1, "The cat sleeps on the sofa.", vec![0.0, 1.0]),
+        ],
+    );
+    let mut batch = Batch::new();
+    let chat = conversation(T1, "book");
+    batch.append_message(T1, chat, &message(0, &text));
+    store.commit(batch).unwrap();
+    assert_eq!(store.messages(T1, chat, None, 1).unwrap()[0].text, text);
+    assert_eq!(texts(&store, query(T1, ada, "where does the cat sleep"))[0], "The cat sleeps on the sofa.");
+    let found = texts(&store, query(T1, ada, "Marigold in chapter 1"));
+    assert!(found.contains(&text));
+    // Replacing it removes all of its words again.
+    commit(&store, vec![write(T1, ada, "book", 0, "Only a short note about tulips.", vec![1.0, 0.0])]);
+    assert!(!texts(&store, query(T1, ada, "Marigold")).contains(&text));
+    // Beyond the bound: refused with the reason, nothing is kept of it.
+    let mut batch = Batch::new();
+    batch.remember(write(T1, ada, "book", 2, &"x".repeat((16 << 20) + 1), Vec::new()));
+    let error = store.commit(batch).unwrap_err().to_string();
+    assert!(error.contains("bound"), "{error}");
+}
+
+/// The clock of a machine is set back by a day, then forward by two, then stands at the end of time: nothing is lost,
+/// and what lies ahead of a question is found once its time has come.
+#[test]
+fn a_clock_that_jumps_loses_no_memory() {
+    const DAY: u64 = 86_400_000;
+    const NOON: u64 = 1_767_225_600_000;
+    let folder = tempfile::tempdir().unwrap();
+    let store = rocks(folder.path());
+    let ada = user(T1, "ada");
+    let at = |seq, text: &str, at_ms| MemoryWrite { at_ms, ..write(T1, ada, &format!("c{seq}"), seq, text, vec![1.0]) };
+    let ask = |store: &Store, now_ms| {
+        let mut found = texts(store, RecallQuery { now_ms, ..query(T1, ada, "the violet key") });
+        found.sort();
+        found
+    };
+    commit(&store, vec![at(1, "the violet key lies here", NOON)]);
+    commit(&store, vec![at(2, "the violet key lies there", NOON - DAY)]);
+    commit(&store, vec![at(3, "the violet key lies nowhere", NOON + DAY)]);
+    commit(&store, vec![at(4, "the violet key was first", 0)]);
+    commit(&store, vec![at(5, "the violet key is last", u64::MAX)]);
+    let (first, there, here) = ("the violet key was first", "the violet key lies there", "the violet key lies here");
+    let (nowhere, last) = ("the violet key lies nowhere", "the violet key is last");
+    fn expect(mut texts: Vec<&str>) -> Vec<&str> {
+        texts.sort_unstable();
+        texts
+    }
+    assert_eq!(ask(&store, NOON - DAY), expect(vec![first, there]));
+    assert_eq!(ask(&store, NOON), expect(vec![first, there, here]));
+    assert_eq!(ask(&store, NOON + 2 * DAY), expect(vec![first, there, here, nowhere]));
+    assert_eq!(ask(&store, u64::MAX), expect(vec![first, there, here, nowhere, last]));
+    drop(store);
+    let store = rocks(folder.path());
+    assert_eq!(ask(&store, u64::MAX).len(), 5);
+    assert_eq!(ask(&store, 0), [first]);
+    // A turn that is written again under an older clock replaces itself.
+    commit(&store, vec![at(1, "the violet key lies here", NOON - 5 * DAY)]);
+    assert_eq!(ask(&store, NOON - 4 * DAY), expect(vec![first, here]));
 }

@@ -71,6 +71,9 @@ fn everything() -> Batch {
         id: 1,
         text: PLANTED.into(),
         embedding: vec![PLANTED_NUMBER; 16],
+        owner: Some(alice),
+        tags: vec![PLANTED.into()],
+        at_ms: 1,
     });
     batch
 }

@@ -4,7 +4,9 @@
 //! too, one passage of a shared space, a deduplication key and a named value.
 
 use crate::common::{T1, conversation, recall, user};
-use millrace_storage::{Batch, Cf, KvOp, KvStore, MemoryBackend, RecallQuery, SpaceQuery, Store, StoreOptions};
+use millrace_storage::{
+    Batch, Cf, KvOp, KvStore, MemoryBackend, RecallQuery, SpaceFilter, SpaceQuery, Store, StoreOptions,
+};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -48,7 +50,13 @@ fn check(store: &Store) {
     assert_eq!(ask(store, "greenfield?"), ["I was painting the fence of Greenfield Cottage."]);
     assert_eq!(ask(store, "我的猫叫什么"), ["我的猫叫小黑，今年三岁了。"]);
     let (sender, receiver) = mpsc::channel();
-    let query = SpaceQuery { tenant: T1, space: "handbook".into(), embedding: vec![0.5; 4], limit: 1 };
+    let query = SpaceQuery {
+        tenant: T1,
+        space: "handbook".into(),
+        embedding: vec![0.5; 4],
+        limit: 1,
+        filter: SpaceFilter::default(),
+    };
     store.search_space(query, Box::new(move |result| sender.send(result).unwrap())).unwrap();
     assert_eq!(receiver.recv().unwrap().unwrap()[0].text, "Holidays are asked for in March.");
 }

@@ -1,16 +1,18 @@
 //! The file of a sealed segment: written once, sealed in chunks, published whole or not at all.
 //!
 //! ```text
-//! magic 8 "MRSEGM1\n" | file id 16 | chunk* ;  chunk = length 4 | sealed value
+//! magic 8 "MRSEGM2\n" | file id 16 | chunk* ;  chunk = length 4 | sealed value
 //! ```
 //! Each chunk is sealed like a row whose key is `file id 16 || chunk number 8 || last 1`, so chunks
 //! cannot be reordered, exchanged between files, or cut off at the end. The plain stream is
-//! `rows 8 | id 8 * rows | index`. FAISS itself neither syncs nor checks what it writes and trusts
-//! every size it reads: it only ever sees bytes that were authenticated here.
+//! `rows 8 | id 8 * rows | time 8 * rows | group 4 * rows | groups | removed 8 | id 8 * removed | kind 1 |
+//! index`. FAISS itself neither syncs nor checks what it writes and trusts every size it reads: it only
+//! ever sees bytes that were authenticated here.
 
-use super::faiss::{FaissIndex, Kind};
+use super::facts::Facts;
 use crate::backend::Cf;
-use crate::layout::SpaceKey;
+use crate::memory::faiss::{FaissIndex, Kind};
+use crate::memory::nsw::Graph;
 use crate::seal::{TenantKeys, sync_folder};
 use millrace_proto::digest;
 use std::fs::{self, File, OpenOptions};
@@ -19,20 +21,77 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const MAGIC: &[u8; 8] = b"MRSEGM1\n";
+const MAGIC: &[u8; 8] = b"MRSEGM2\n";
 const CHUNK_BYTES: usize = 64 << 10;
 /// A chunk with its seal; a longer length is not ours.
 const SEALED_BYTES_MAX: usize = CHUNK_BYTES + 64;
 /// Rows of one segment: bounds what a damaged count could ask for.
-const ROWS_MAX: u64 = 1 << 31;
+const ROWS_MAX: u64 = (1 << 31) - 1;
 
 pub(crate) type FileId = [u8; 16];
 
+/// How a segment is searched.
+pub(crate) enum Index {
+    /// It only tells what was removed.
+    Empty,
+    /// FAISS, eight bits a number, every row compared.
+    Flat(FaissIndex),
+    /// The graph over eight-bit rows.
+    Graph(Graph),
+    /// FAISS, an inverted file over eight-bit rows; the number of its lists.
+    Lists(FaissIndex, usize),
+}
+
+const KIND_EMPTY: u8 = 0;
+const KIND_FLAT: u8 = 1;
+const KIND_GRAPH: u8 = 2;
+const KIND_LISTS: u8 = 3;
+
+impl Index {
+    /// Length of the vectors.
+    pub fn dim(&self) -> Option<usize> {
+        match self {
+            Self::Empty => None,
+            Self::Flat(index) | Self::Lists(index, _) => Some(index.dim()),
+            Self::Graph(graph) => Some(graph.dim()),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::Flat(index) | Self::Lists(index, _) => index.len(),
+            Self::Graph(graph) => graph.len(),
+        }
+    }
+
+    /// How far a score is usually off for a query of length one; infinite where nothing is known.
+    pub fn score_error(&self) -> f32 {
+        match self {
+            Self::Graph(graph) => graph.score_error(),
+            _ => f32::INFINITY,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            // The library does not tell; these are the codes, and the number that each list keeps of a row.
+            Self::Flat(index) => index.len() * index.dim(),
+            Self::Lists(index, lists) => index.len() * (index.dim() + 8) + lists * index.dim() * 4,
+            Self::Graph(graph) => graph.bytes(),
+        }
+    }
+}
+
 /// A segment in memory.
 pub(crate) struct Segment {
-    pub index: FaissIndex,
+    pub index: Index,
     /// Ascending; the place is the row in the index.
     pub ids: Vec<u64>,
+    pub facts: Facts,
+    /// Passages that older segments may hold and that are gone, ascending.
+    pub removed: Vec<u64>,
 }
 
 impl Segment {
@@ -40,11 +99,10 @@ impl Segment {
     pub fn row(&self, id: u64) -> Option<usize> {
         self.ids.binary_search(&id).ok()
     }
-}
 
-/// The structure for so many rows: below, comparing all eight-bit rows is quick and exact enough.
-pub(crate) fn kind_for(rows: usize) -> Kind {
-    if rows < 20_000 { Kind::Sq8 } else { Kind::HnswSq8 }
+    pub fn bytes(&self) -> usize {
+        self.index.bytes() + self.facts.bytes() + (self.ids.capacity() + self.removed.capacity()) * 8
+    }
 }
 
 pub(crate) fn path_of(folder: &Path, file: &FileId) -> PathBuf {
@@ -59,11 +117,29 @@ pub(crate) fn write(folder: &Path, file: &FileId, keys: &Arc<TenantKeys>, segmen
     let written = (|| {
         let out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
         let mut sealed = Sealed::new(BufWriter::new(out), file, Arc::clone(keys))?;
-        sealed.write_all(&(segment.ids.len() as u64).to_be_bytes())?;
-        for id in &segment.ids {
-            sealed.write_all(&id.to_be_bytes())?;
-        }
-        let out = segment.index.write_to(sealed)?.finish()?;
+        write_ids(&mut sealed, &segment.ids)?;
+        segment.facts.write_to(&mut sealed)?;
+        write_ids(&mut sealed, &segment.removed)?;
+        let sealed = match &segment.index {
+            Index::Empty => {
+                sealed.write_all(&[KIND_EMPTY])?;
+                sealed
+            }
+            Index::Flat(index) => {
+                sealed.write_all(&[KIND_FLAT])?;
+                index.write_to(sealed)?
+            }
+            Index::Graph(graph) => {
+                sealed.write_all(&[KIND_GRAPH])?;
+                graph.write_to(sealed)?
+            }
+            Index::Lists(index, lists) => {
+                sealed.write_all(&[KIND_LISTS])?;
+                sealed.write_all(&(*lists as u32).to_be_bytes())?;
+                index.write_to(sealed)?
+            }
+        };
+        let out = sealed.finish()?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
         fs::rename(&part, &path)?;
         sync_folder(&path)
@@ -78,29 +154,58 @@ pub(crate) fn write(folder: &Path, file: &FileId, keys: &Arc<TenantKeys>, segmen
 pub(crate) fn read(folder: &Path, file: &FileId, keys: &Arc<TenantKeys>) -> io::Result<Segment> {
     let source = BufReader::new(File::open(path_of(folder, file))?);
     let mut opened = Opened::new(source, file, Arc::clone(keys))?;
-    let rows = opened.u64()?;
-    if rows > ROWS_MAX {
+    let ids = read_ids(&mut opened)?;
+    let facts = Facts::read_from(&mut opened, ids.len())?;
+    let removed = read_ids(&mut opened)?;
+    let mut kind = [0; 1];
+    opened.read_exact(&mut kind)?;
+    let index = match kind[0] {
+        KIND_EMPTY => Index::Empty,
+        KIND_FLAT => Index::Flat(FaissIndex::read_from(opened)?),
+        KIND_GRAPH => Index::Graph(Graph::read_from(opened, ids.len())?),
+        KIND_LISTS => {
+            let mut lists = [0; 4];
+            opened.read_exact(&mut lists)?;
+            let lists = u32::from_be_bytes(lists) as usize;
+            let mut index = FaissIndex::read_from(opened)?;
+            index.tune_search(Kind::IvfSq8(lists)).map_err(io::Error::other)?;
+            Index::Lists(index, lists)
+        }
+        _ => return Err(damaged("its index is of an unknown kind")),
+    };
+    if index.len() != ids.len() {
+        return Err(damaged("the index does not have one row for each id"));
+    }
+    Ok(Segment { index, ids, facts, removed })
+}
+
+fn write_ids(out: &mut impl Write, ids: &[u64]) -> io::Result<()> {
+    out.write_all(&(ids.len() as u64).to_be_bytes())?;
+    ids.iter().try_for_each(|id| out.write_all(&id.to_be_bytes()))
+}
+
+fn read_ids<R: Read>(opened: &mut Opened<R>) -> io::Result<Vec<u64>> {
+    let count = opened.u64()?;
+    if count > ROWS_MAX {
         return Err(damaged("the number of rows is out of range"));
     }
     let mut ids = Vec::new();
-    for _ in 0..rows {
+    for _ in 0..count {
         let id = opened.u64()?;
         if ids.last().is_some_and(|last| *last >= id) {
             return Err(damaged("the ids are not in order"));
         }
         ids.push(id);
     }
-    let mut index = FaissIndex::read_from(opened)?;
-    if index.len() != ids.len() {
-        return Err(damaged("the index does not have one row for each id"));
-    }
-    index.tune_search(kind_for(ids.len())).map_err(io::Error::other)?;
-    Ok(Segment { index, ids })
+    Ok(ids)
 }
 
-/// The space that a segment belongs to is bound by its manifest row and by the tenant's key.
-pub(crate) fn new_file_id(keys: &TenantKeys, space: &SpaceKey, seq: u64) -> FileId {
-    keys.blind("segment", &[space, &seq.to_be_bytes()])
+/// A name that no other segment has. The space that a segment belongs to is bound by its manifest row and
+/// by the tenant's key.
+pub(crate) fn new_file_id() -> Result<FileId, getrandom::Error> {
+    let mut file = FileId::default();
+    getrandom::fill(&mut file)?;
+    Ok(file)
 }
 
 fn damaged(why: &str) -> io::Error {
