@@ -277,7 +277,7 @@ impl Part {
                     return Ok(graph.search(query, count, effort, scratch, |row| alive(row as usize)));
                 };
                 // A walk meets a wanted row only once in rows / wanted_rows.
-                let effort = EFFORT.max(limit * EFFORT_PER_WANTED).saturating_mul(rows / wanted_rows + 1);
+                let effort = EFFORT.max(limit * EFFORT_PER_WANTED).saturating_mul(rows.div_ceil(wanted_rows));
                 let wanted = |row: u32| bits.get(row as usize) && alive(row as usize);
                 if wanted_rows > COMPARED_ALWAYS.max(effort.saturating_mul(ROWS_PER_EFFORT)) {
                     let found = graph.search(query, count, effort, scratch, wanted);
