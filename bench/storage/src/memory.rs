@@ -1,6 +1,7 @@
 //! One user's memory: exact search over 10,000 vectors, full recall over as many turns as all LoCoMo conversations
 //! have, and how soon after its acknowledgement a write is found.
 
+use crate::data::dot;
 use crate::{Random, fresh, percentile, show, unit};
 use anyhow::{Context, Result, ensure};
 use millrace_proto::id::{ConversationId, TenantId, UserId};
@@ -115,10 +116,6 @@ fn exact(store: &Store) -> Result<()> {
     Ok(())
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(x, y)| x * y).sum()
-}
-
 /// Words with the frequencies of a language: the n-th is 1/n as frequent as the first.
 fn word(random: &mut Random) -> usize {
     (4_000f32.powf(random.share()) - 1.0) as usize
@@ -189,7 +186,6 @@ fn hybrid(store: &Store) -> Result<()> {
         }
     }
     store.commit(batch)?;
-    let mut first = Instant::now();
     let mut waits = Vec::with_capacity(QUESTIONS);
     let mut load = Duration::ZERO;
     let mut hits_total = 0;
@@ -204,8 +200,7 @@ fn hybrid(store: &Store) -> Result<()> {
         let hits = recall(store, query)?;
         let took = started.elapsed();
         if n == 0 {
-            load = first.elapsed();
-            first = started;
+            load = took;
         } else {
             waits.push(took);
             hits_total += hits.len();
