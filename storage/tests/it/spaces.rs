@@ -34,6 +34,15 @@ fn write(id: u64, embedding: Vec<f32>) -> SpaceWrite {
     passage(T1, "handbook", id, &format!("passage {id}"), embedding)
 }
 
+/// A row near one of some centres, as sentences lie: uniformly spread rows have no neighbourhoods to search in.
+fn row(random: &mut Random) -> Vec<f32> {
+    let mut centre = Random::new(random.below(300));
+    let (centre, noise) = (centre.unit(DIM), random.unit(DIM));
+    let row: Vec<f32> = centre.iter().zip(&noise).map(|(a, b)| a + 0.6 * b).collect();
+    let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+    row.iter().map(|x| x / norm).collect()
+}
+
 fn passage(tenant: TenantId, space: &str, id: u64, text: &str, embedding: Vec<f32>) -> SpaceWrite {
     SpaceWrite {
         tenant,
@@ -51,9 +60,9 @@ fn fill(store: &Store, random: &mut Random, ids: std::ops::Range<u64>, model: &m
     for some in ids.collect::<Vec<_>>().chunks(500) {
         let mut batch = Batch::new();
         for id in some {
-            let row = random.unit(DIM);
-            batch.put_space(write(*id, row.clone()));
-            model.insert(*id, row);
+            let embedding = row(random);
+            batch.put_space(write(*id, embedding.clone()));
+            model.insert(*id, embedding);
         }
         store.commit(batch).unwrap();
     }
@@ -63,7 +72,7 @@ fn fill(store: &Store, random: &mut Random, ids: std::ops::Range<u64>, model: &m
 fn recall_at_10(store: &Store, random: &mut Random, model: &BTreeMap<u64, Vec<f32>>) -> f32 {
     let (mut found, mut all) = (0, 0);
     for _ in 0..40 {
-        let probe = random.unit(DIM);
+        let probe = row(random);
         let mut exact: Vec<(f32, u64)> =
             model.iter().map(|(id, row)| (row.iter().zip(&probe).map(|(a, b)| a * b).sum(), *id)).collect();
         exact.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -109,7 +118,7 @@ fn a_segment_is_built_published_survives_and_is_replaced_when_damaged() {
     assert!(recall_at_10(&store, &mut random, &model) >= 0.97, "seed {seed}");
 
     // Changes on top of the segment: replaced, removed and new rows.
-    let replaced = random.unit(DIM);
+    let replaced = row(&mut random);
     let mut batch = Batch::new();
     batch.put_space(write(7, replaced.clone()));
     batch.remove_space(T1, "handbook", 8);
@@ -220,7 +229,7 @@ fn check_filters(store: &Store, random: &mut Random, model: &BTreeMap<u64, Vec<f
     for filter in filters() {
         let (mut found, mut all) = (0, 0);
         for _ in 0..20 {
-            let probe = random.unit(DIM);
+            let probe = row(random);
             let mut exact: Vec<(f32, u64)> = model
                 .iter()
                 .filter(|(id, _)| lets(&filter, **id))
@@ -256,9 +265,9 @@ fn filters_hold_while_a_space_grows_is_merged_and_restarts() {
         for some in (round * ROWS..(round + 1) * ROWS).collect::<Vec<_>>().chunks(500) {
             let mut batch = Batch::new();
             for id in some {
-                let row = random.unit(DIM);
-                batch.put_space(sorted_passage(*id, row.clone()));
-                model.insert(*id, row);
+                let embedding = row(&mut random);
+                batch.put_space(sorted_passage(*id, embedding.clone()));
+                model.insert(*id, embedding);
             }
             store.commit(batch).unwrap();
         }
@@ -270,9 +279,9 @@ fn filters_hold_while_a_space_grows_is_merged_and_restarts() {
                     batch.remove_space(T1, "handbook", id);
                     model.remove(&id);
                 } else {
-                    let row = random.unit(DIM);
-                    batch.put_space(sorted_passage(id, row.clone()));
-                    model.insert(id, row);
+                    let embedding = row(&mut random);
+                    batch.put_space(sorted_passage(id, embedding.clone()));
+                    model.insert(id, embedding);
                 }
             }
             store.commit(batch).unwrap();

@@ -7,7 +7,7 @@
 
 use super::beam::{Scratch, best_pivots, walk};
 use super::codes::{CodedQuery, CodedRows};
-use super::{Graph, LINKS, NONE, PIVOTS_MAX, ROWS_PER_PIVOT};
+use super::{COMPARED_MAX, Graph, LINKS, NONE, PIVOTS_MAX, ROWS_PER_PIVOT};
 
 /// Rows that the walk keeps for a new row: more make better links and a slower build.
 const BUILD_EFFORT: usize = 128;
@@ -18,8 +18,16 @@ const PACE_ROWS: usize = 64;
 /// Pivots that a walk of the build starts from.
 const BUILD_STARTS: usize = 2;
 
-/// Links all rows. `pace` is called every few milliseconds; it may pause, and ends the work by saying no.
+/// Links all rows, unless they are so few that all are compared anyway. `pace` is called every few milliseconds; it may pause, and ends the work by saying no.
 pub(crate) fn build(rows: CodedRows, pace: &mut dyn FnMut() -> bool) -> Option<Graph> {
+    if rows.len() <= COMPARED_MAX {
+        return Some(Graph { rows, links: Vec::new(), pivots: Vec::new() });
+    }
+    link(rows, pace)
+}
+
+/// [`build`] of any number of rows.
+pub(super) fn link(rows: CodedRows, pace: &mut dyn FnMut() -> bool) -> Option<Graph> {
     let count = rows.len();
     assert!(count < 1 << 31, "rows are numbered in 31 bits");
     let squares = (0..count as u32).map(|at| rows.square(at)).collect();

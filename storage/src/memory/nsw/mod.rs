@@ -23,6 +23,8 @@ pub(crate) use codes::CodedRows;
 
 use std::io::{self, Read, Write};
 
+/// Up to so many rows are compared in full, which takes no longer than a walk and misses nothing: they get no links.
+pub(crate) const COMPARED_MAX: usize = 16_384;
 /// Links of a node; 128 bytes, two cache lines.
 pub(crate) const LINKS: usize = 32;
 /// Stands for "no further link".
@@ -37,7 +39,9 @@ const STARTS: usize = 6;
 /// A complete graph. Searching takes `&self`.
 pub(crate) struct Graph {
     rows: CodedRows,
+    /// None where all rows are compared.
     links: Vec<[u32; LINKS]>,
+    /// As many as searches start from; none where there are no links.
     pivots: Vec<u32>,
 }
 
@@ -71,6 +75,9 @@ impl Graph {
         scratch: &mut Scratch,
         wanted: impl Fn(u32) -> bool,
     ) -> Vec<(u32, f32)> {
+        if self.links.is_empty() {
+            return self.search_among(query, count, (0..self.len() as u32).filter(|row| wanted(*row)), scratch);
+        }
         let query = self.rows.query(query);
         beam::best_pivots(&self.rows, &query, &self.pivots, STARTS, scratch);
         beam::walk(&self.rows, &self.links, &query, effort.max(count), scratch, |_, score| score);
@@ -118,7 +125,7 @@ impl Graph {
         }
         let error = f64::from_le_bytes(error.try_into().expect("eight"));
         let coded = CodedRows::read(dim, rows, error, |bytes| source.read_exact(bytes))?;
-        let mut links = vec![[NONE; LINKS]; rows];
+        let mut links = vec![[NONE; LINKS]; if pivots == 0 { 0 } else { rows }];
         source.read_exact(bytemuck::cast_slice_mut(&mut links))?;
         let mut pivot_rows = vec![0u32; pivots];
         source.read_exact(bytemuck::cast_slice_mut(&mut pivot_rows))?;
@@ -162,7 +169,7 @@ mod tests {
     fn built(data: &[Vec<f32>]) -> Graph {
         let mut coded = CodedRows::new(data[0].len());
         data.iter().for_each(|row| coded.push(row));
-        build(coded, &mut || true).expect("nobody ends it")
+        build::link(coded, &mut || true).expect("nobody ends it")
     }
 
     fn exact(data: &[Vec<f32>], query: &[f32], k: usize, wanted: impl Fn(u32) -> bool) -> Vec<u32> {
@@ -222,11 +229,28 @@ mod tests {
     }
 
     #[test]
+    fn few_rows_get_no_links_and_are_all_compared() {
+        let data = rows(500, 8, 21);
+        let mut coded = CodedRows::new(8);
+        data.iter().for_each(|row| coded.push(row));
+        let graph = build(coded, &mut || true).expect("nobody ends it");
+        assert!(graph.links.is_empty());
+        let stream = graph.write_to(Vec::new()).unwrap();
+        let again = Graph::read_from(stream.as_slice(), 500).unwrap();
+        let mut scratch = Scratch::default();
+        for query in rows(20, 8, 22) {
+            let odd = |row: u32| row % 2 == 1;
+            let found = again.search(&query, 15, 1, &mut scratch, odd);
+            assert!(recall(&found, &exact(&data, &query, 10, odd)) > 0.95);
+        }
+    }
+
+    #[test]
     fn a_build_ends_when_it_is_told_to() {
         let mut coded = CodedRows::new(4);
         rows(500, 4, 5).iter().for_each(|row| coded.push(row));
         let mut calls = 0;
-        let ended = build(coded, &mut || {
+        let ended = build::link(coded, &mut || {
             calls += 1;
             calls < 3
         });

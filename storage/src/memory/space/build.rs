@@ -27,7 +27,7 @@ use std::sync::atomic::{Ordering, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Rows from which a segment is a graph: below, comparing all eight-bit rows is quicker and exact.
+/// Rows from which a segment is of our own structure and not of FAISS's flat rows.
 const GRAPH_FROM_ROWS: usize = 4_096;
 /// Rows from which a segment is an inverted file: a graph of more takes minutes to build.
 const LISTS_FROM_ROWS: usize = 4_000_000;
