@@ -98,5 +98,5 @@ fn a_new_store_has_the_newest_schema() {
     let folder = tempfile::tempdir().unwrap();
     let kv = Arc::new(MemoryBackend::new());
     drop(crate::common::over(folder.path(), &kv));
-    assert_eq!(kv.get(Cf::Ctl, b"schema").unwrap(), Some(2u32.to_be_bytes().to_vec()));
+    assert_eq!(kv.get(Cf::Ctl, b"schema").unwrap(), Some(3u32.to_be_bytes().to_vec()));
 }
