@@ -5,6 +5,7 @@ use std::time::Duration;
 use millrace_tests::Server;
 use millrace_tests::client::{self, Connection, request_bytes};
 use millrace_tests::server::chat;
+use millrace_tests::tools::python;
 use serde_json::{Value, json};
 
 /// Sends raw bytes and returns the status of the first answer (0: closed without one). The sending side stays
@@ -371,5 +372,12 @@ fn requests_cut_at_every_byte_do_no_harm() {
         connection.send(&bytes[..end]).expect("sent");
     }
     server.ask("Still there?");
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
+
+#[test]
+fn what_two_readers_may_read_differently_is_refused() {
+    let server = Server::start_default();
+    println!("{}", python("http1_corpus.py", &[&server.http.to_string(), &server.key]));
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }

@@ -211,6 +211,13 @@ fn floods_and_malformed_frames_end_their_connection_only() {
 }
 
 #[test]
+fn the_sections_of_http_2_and_hpack_are_kept() {
+    let server = Server::start_default();
+    println!("{}", python("http2_cases.py", &[&server.http.to_string(), &server.key]));
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
+
+#[test]
 fn h2load_sees_no_failure() {
     let server = Server::start_default();
     let url = format!("{}/healthz", server.url());
