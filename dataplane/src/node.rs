@@ -39,6 +39,9 @@ use crate::trouble::Trouble;
 const EMBED_QUEUE_MAX: usize = 256;
 /// Engine threads give way to reactors, so that accepting stays quick while every core computes.
 const ENGINE_NICE: i32 = 5;
+/// By default the KV pool keeps as much of earlier requests as this many times the weights: a share of memory that
+/// follows the model, so that a small one stays small.
+const KV_KEPT_WEIGHTS: usize = 2;
 /// Folder in the data folder whose content can be made again.
 const CACHE_FOLDER: &str = "cache";
 /// How many ports are tried for one that is free on TCP and UDP, when the system chooses.
@@ -500,6 +503,7 @@ fn start_engine(config: &Config, chat: &Chat, draft: Option<Arc<Model>>) -> Resu
         nice: ENGINE_NICE,
         kv_format: options.kv_type,
         kv_bytes_max: options.kv_mib << 20,
+        kv_kept_bytes_max: options.kv_kept_mib.map_or(KV_KEPT_WEIGHTS * chat.model.weights_bytes(), |mib| mib << 20),
         context_max: options.context_max,
         sequences_max: options.sequences_max,
         queue_max: options.queue_max,
@@ -561,6 +565,7 @@ fn observe(metrics: &Metrics, engine: &Arc<Engine>, parts: &Parts, config: &Conf
             weights_bytes,
             encoder_bytes,
             kv_bytes,
+            kv_resident_bytes: (kv_bytes as f64 * stats.kv_touched()) as u64,
         }
     });
     let store = parts.store.clone();

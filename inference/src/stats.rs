@@ -97,6 +97,8 @@ pub struct Stats {
     pub running: Number,
     /// KV blocks in use.
     pub kv_blocks_used: Number,
+    /// KV blocks whose memory was used since the start: the part of the pool that is resident.
+    pub kv_blocks_touched: Number,
     /// All KV blocks.
     pub kv_blocks_total: Number,
     /// Prompt tokens computed or found in the cache.
@@ -160,8 +162,17 @@ impl Stats {
 
     /// Share of KV blocks in use, 0 to 1.
     pub fn kv_usage(&self) -> f64 {
+        self.kv_share(&self.kv_blocks_used)
+    }
+
+    /// The share of the KV pool whose memory was used since the start.
+    pub fn kv_touched(&self) -> f64 {
+        self.kv_share(&self.kv_blocks_touched)
+    }
+
+    fn kv_share(&self, blocks: &Number) -> f64 {
         let total = self.kv_blocks_total.get();
-        if total == 0 { 0.0 } else { self.kv_blocks_used.get() as f64 / total as f64 }
+        if total == 0 { 0.0 } else { blocks.get() as f64 / total as f64 }
     }
 
     pub(crate) fn count_forecast(&self, predicted: Duration, actual: Duration) {

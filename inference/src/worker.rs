@@ -34,6 +34,9 @@ pub struct EngineConfig {
     pub kv_format: KvFormat,
     /// Memory for keys and values. A request needs it for prompt and reply while it runs.
     pub kv_bytes_max: usize,
+    /// How much of that memory may hold what is kept of finished requests, for others that begin alike. Memory that
+    /// running requests had to have once stays in use beyond it. More makes conversations that come back start sooner.
+    pub kv_kept_bytes_max: usize,
     /// Most tokens of prompt and reply of one request; 0 takes the model's own limit.
     pub context_max: usize,
     /// Most requests that generate at the same time. Each one makes a step longer for all.
@@ -59,6 +62,7 @@ impl Default for EngineConfig {
             nice: 5,
             kv_format: KvFormat::F16,
             kv_bytes_max: 512 << 20,
+            kv_kept_bytes_max: usize::MAX,
             context_max: 0,
             sequences_max: 64,
             queue_max: 1024,
@@ -260,7 +264,10 @@ impl Engine {
         let prefill_tokens =
             config.prefill_chunk.min(limits.step_tokens_max.saturating_sub(config.sequences_max)).max(1);
         let target_ns = config.inter_token_target.as_nanos() as f64;
+        // A share, since only the backend knows what a block takes.
+        let kept = config.kv_kept_bytes_max as f64 / config.kv_bytes_max.max(1) as f64;
         let step = StepBounds {
+            kept_blocks: (kept.min(1.0) * limits.blocks as f64) as usize,
             sequences_max,
             prefill_tokens,
             // What rows of logits and prompt rows together leave of a step's tokens.

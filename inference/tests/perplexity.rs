@@ -34,6 +34,16 @@ const DISTANCE_MAX: f64 = 0.005;
 
 #[test]
 fn perplexity_is_that_of_the_network_and_closer_than_the_reference() {
+    judge(KvFormat::F16);
+}
+
+/// Half the memory for keys and values costs nothing that shows here.
+#[test]
+fn with_keys_and_values_as_bytes_it_stays_within_the_same_bounds() {
+    judge(KvFormat::Q8_0);
+}
+
+fn judge(format: KvFormat) {
     let Some(path) = model_path() else { return };
     let record: serde_json::Value = serde_json::from_str(include_str!("data/perplexity.json")).expect("JSON");
     let list = |name: &str| record[name].as_array().expect("a list").clone();
@@ -41,7 +51,7 @@ fn perplexity_is_that_of_the_network_and_closer_than_the_reference() {
     let ids: Vec<u32> = list("ids").iter().map(|id| number(id) as u32).collect();
     let chunk = record["chunk"].as_u64().expect("a size") as usize;
     let (exact, reference) = (list("exact_nll"), list("llama_cpp_perplexity"));
-    let mut chunks = Chunks::new(&path, chunk);
+    let mut chunks = Chunks::new(&path, chunk, format);
     let (mut ours_sum, mut exact_sum, mut count) = (0.0, 0.0, 0);
     let mut distances = (f64::MAX, f64::MAX);
     for (at, ids) in ids.chunks_exact(chunk).enumerate() {
@@ -53,7 +63,7 @@ fn perplexity_is_that_of_the_network_and_closer_than_the_reference() {
         let (ours, exact, theirs) = (running(ours_sum), running(exact_sum), number(&reference[at]));
         let (our_distance, their_distance) = (ours / exact - 1.0, theirs / exact - 1.0);
         println!(
-            "chunk {}: exact {exact:.4}, ours {ours:.4} ({:+.2} %), llama.cpp {theirs:.4} ({:+.2} %), ours to it {:+.2} %",
+            "{format}, chunk {}: exact {exact:.4}, ours {ours:.4} ({:+.2} %), llama.cpp {theirs:.4} ({:+.2} %), ours to it {:+.2} %",
             at + 1,
             our_distance * 100.0,
             their_distance * 100.0,
@@ -76,12 +86,12 @@ struct Chunks {
 const STEP: usize = 128;
 
 impl Chunks {
-    fn new(path: &std::path::Path, chunk: usize) -> Chunks {
+    fn new(path: &std::path::Path, chunk: usize, kv_format: KvFormat) -> Chunks {
         let config = CpuConfig {
             threads: 2,
             cpus: None,
             nice: 0,
-            kv_format: KvFormat::F16,
+            kv_format,
             kv_bytes_max: 64 << 20,
             context_max: chunk,
             step_tokens_max: STEP,

@@ -34,6 +34,9 @@ pub const NATIVE_ANSWER_BYTES_MAX: usize = 256 * 4_096 * 4 + 64 * 1024;
 
 /// Messages in one chat request.
 pub const CHAT_MESSAGES_MAX: usize = 2_048;
+/// Answers to one request (`n`): half of the sequences that the engine computes together by default, so that one
+/// request cannot fill it.
+pub const ANSWERS_MAX: i64 = 32;
 /// Upper end of `max_tokens`; the model's context window is the tighter bound in practice.
 pub const MAX_TOKENS_MAX: i64 = 1_000_000;
 /// Stop strings of one request.

@@ -148,6 +148,51 @@ def plain_completions_work():
     assert "".join(c.choices[0].text for c in chunks if c.choices) == reply.choices[0].text
 
 
+def several_answers_to_one_question():
+    question = dict(temperature=1.0, seed=7, max_tokens=16)
+    one = chat(**question).choices[0].message.content
+    reply = chat(n=4, **question)
+    texts = [choice.message.content for choice in reply.choices]
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3] and len(set(texts)) > 1, texts
+    assert texts[0] == one, "the first answer is the one without n"
+    assert texts[1] == chat(**{**question, "seed": 8}).choices[0].message.content, "the next has the next seed"
+    alone = chat(**question).usage
+    assert reply.usage.prompt_tokens == alone.prompt_tokens, "the prompt is read once"
+    assert reply.usage.completion_tokens == 4 * 16 and reply.usage.total_tokens == alone.prompt_tokens + 64, reply.usage
+    streamed, ends = [""] * 4, []
+    for chunk in chat(n=4, stream=True, stream_options={"include_usage": True}, **question):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+            ends += [choice.index] if choice.finish_reason else []
+        last = chunk
+    assert streamed == texts and sorted(ends) == [0, 1, 2, 3], (streamed, texts, ends)
+    assert last.usage.completion_tokens == 64 and last.usage.prompt_tokens == alone.prompt_tokens, last
+    with client.chat.completions.stream(model=model_name(), messages=MESSAGES, n=2, **question) as stream:
+        assert [choice.message.content for choice in stream.get_final_completion().choices] == texts[:2]
+    plain = client.completions.create(model=model_name(), prompt="Once upon a time", n=3, best_of=3, echo=True, **question)
+    assert [choice.index for choice in plain.choices] == [0, 1, 2] and plain.usage.completion_tokens == 48, plain
+    assert all(choice.text.startswith("Once upon a time") for choice in plain.choices), plain
+    assert len({choice.text for choice in plain.choices}) > 1, plain
+    both = chat(n=2, temperature=1.0, seed=3, max_tokens=200, response_format=json_schema(CITY), messages=CITY_QUESTION)
+    for choice in both.choices:
+        check_city(choice.message.content)
+    called = chat(n=2, messages=ASK_WEATHER, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, max_tokens=200)
+    ids = [choice.message.tool_calls[0].id for choice in called.choices]
+    assert len(set(ids)) == 2 and all(choice.finish_reason == "tool_calls" for choice in called.choices), called
+
+
+def more_answers_than_are_given_back_are_refused():
+    for param, code, changes in [
+        ("n", "invalid_value", {"n": 0}), ("n", "invalid_value", {"n": 33}),
+        ("n", "unsupported_parameter", {"n": 2, "extra_body": {"session": "several"}}),
+        ("best_of", "unsupported_parameter", {"extra_body": {"best_of": 4}}),
+    ]:
+        body = expect_error(openai.BadRequestError, code, lambda: chat(**changes))
+        assert body["param"] == param, body
+    ask = lambda: client.completions.create(model=model_name(), prompt="Once", max_tokens=4, n=2, best_of=4)
+    assert "n answers" in expect_error(openai.BadRequestError, "unsupported_parameter", ask)["next_step"]
+
+
 def embedding_model():
     names = [m.id for m in client.models.list().data]
     return next(name for name in names if "MiniLM" in name)
@@ -163,6 +208,14 @@ def embeddings_have_meaning():
     dot = lambda a, b: sum(x * y for x, y in zip(a, b))
     assert dot(vectors[0], vectors[1]) > 0.5 > dot(vectors[0], vectors[2]), (dot(vectors[0], vectors[1]), dot(vectors[0], vectors[2]))
     assert reply.usage.prompt_tokens > 10 and reply.usage.total_tokens == reply.usage.prompt_tokens
+    cut = client.embeddings.create(model=embedding_model(), input=texts, dimensions=96)
+    for short, whole in zip(cut.data, vectors):
+        length = math.sqrt(sum(x * x for x in whole[:96]))
+        assert len(short.embedding) == 96 and abs(math.sqrt(sum(x * x for x in short.embedding)) - 1) < 1e-3
+        assert max(abs(a - b / length) for a, b in zip(short.embedding, whole)) < 1e-4, "the first components, of length 1 again"
+    for dimensions in (0, 385):
+        wrong = lambda: client.embeddings.create(model=embedding_model(), input=texts[0], dimensions=dimensions)
+        assert expect_error(openai.BadRequestError, "invalid_value", wrong)["param"] == "dimensions"
     plain = client.embeddings.create(model=embedding_model(), input=texts[0], encoding_format="float").data[0].embedding
     assert max(abs(a - b) for a, b in zip(plain, vectors[0])) < 1e-4, "base64 and float say the same, alone or in a batch"
     expect_error(openai.BadRequestError, "invalid_value", lambda: client.embeddings.create(model=embedding_model(), input=[]))
@@ -182,7 +235,7 @@ def an_unknown_model_is_named():
 def numbers_out_of_range_name_the_parameter():
     for name, value in [
         ("temperature", -0.5), ("temperature", 1e308), ("top_p", 1.5), ("top_p", -1), ("presence_penalty", 9),
-        ("frequency_penalty", -9), ("max_tokens", 0), ("max_tokens", -3), ("n", 2), ("n", 0), ("top_logprobs", 99),
+        ("frequency_penalty", -9), ("max_tokens", 0), ("max_tokens", -3), ("n", 40), ("n", 0), ("top_logprobs", 99),
     ]:
         changes = {name: value, **({"logprobs": True} if name == "top_logprobs" else {})}
         try:

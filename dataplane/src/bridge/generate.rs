@@ -12,6 +12,7 @@ use millrace_proto::api::{
     EmbeddingResponse, EmbeddingUsage, EncodingFormat, Prompt, SamplingOptions,
 };
 
+use super::answers::Answers;
 use super::Bridge;
 use super::errors::submit_error;
 use super::inlet::Completion;
@@ -137,7 +138,7 @@ impl State {
         principal: &Principal,
         request: &ChatRequest,
         bridge: Weak<Bridge>,
-    ) -> Result<TokenStream, ApiError> {
+    ) -> Result<Answers, ApiError> {
         let used = request.tool_use();
         let prompt = self
             .prompter
@@ -153,7 +154,7 @@ impl State {
         let demanded =
             used.and_then(|used| tools::demanded(&used, self.prompter.call_syntax(), &self.shared.tokenizer));
         let constrained = demanded.or(request.output_format()?.map(tools::constrained));
-        self.start(principal, prompt, &options, constrained, bridge)
+        self.start(principal, prompt, options, request.answers(), constrained, bridge)
     }
 
     pub fn complete(
@@ -161,7 +162,7 @@ impl State {
         principal: &Principal,
         request: &CompletionRequest,
         bridge: Weak<Bridge>,
-    ) -> Result<TokenStream, ApiError> {
+    ) -> Result<Answers, ApiError> {
         let prompt = match &request.prompt {
             Some(Prompt::Text(text)) => self.prompter.encode_plain(text),
             Some(Prompt::Tokens(tokens)) => tokens.clone(),
@@ -175,17 +176,20 @@ impl State {
             request.logprobs_wanted(),
         );
         let constrained = request.output_format()?.map(tools::constrained);
-        self.start(principal, prompt, &options, constrained, bridge)
+        self.start(principal, prompt, options, request.answers(), constrained, bridge)
     }
 
+    /// Starts `count` answers to one prompt. They share its keys and values: the first computes them, and the others
+    /// begin once its blocks are there.
     fn start(
         &mut self,
         principal: &Principal,
         prompt: Vec<u32>,
-        options: &GenerationOptions,
+        mut options: GenerationOptions,
+        count: usize,
         constrained: Option<Constrained>,
         bridge: Weak<Bridge>,
-    ) -> Result<TokenStream, ApiError> {
+    ) -> Result<Answers, ApiError> {
         let context = self.shared.engine.context_max();
         let room = context.saturating_sub(prompt.len());
         // Without a limit the reply gets what a session's reply gets, or what is left of the context.
@@ -195,17 +199,24 @@ impl State {
             return Err(ApiError::context_too_long(prompt.len(), max_tokens.max(1), context));
         }
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        let sender = StreamSender::default();
-        let submission = Submission {
-            prompt,
-            max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
-            options,
-            constrained,
-            deadline: Some(self.shared.config.limits.request_timeout),
-            tenant: principal.tenant,
-        };
-        let run = self.submit(submission, Target::Stream(sender.clone())).map_err(|error| submit_error(&error))?;
-        Ok(TokenStream::new(&sender, Origin::Run(run), bridge, Some(prompt_tokens)))
+        let mut streams = Vec::with_capacity(count);
+        for _ in 0..count {
+            let sender = StreamSender::default();
+            let submission = Submission {
+                prompt: prompt.clone(),
+                max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
+                options: &options,
+                constrained: constrained.clone(),
+                deadline: Some(self.shared.config.limits.request_timeout),
+                tenant: principal.tenant,
+            };
+            // When one is refused, dropping the streams ends those before it.
+            let run = self.submit(submission, Target::Stream(sender.clone())).map_err(|error| submit_error(&error))?;
+            streams.push(TokenStream::new(&sender, Origin::Run(run), Weak::clone(&bridge), Some(prompt_tokens)));
+            // Each answer has a seed of its own, and the first is the one that is given without `n`.
+            options.seed = options.seed.wrapping_add(1);
+        }
+        Ok(Answers::new(streams))
     }
 
     /// Asks the encoder; the answer is put where the caller waits. Also says how many tokens the texts have.

@@ -8,6 +8,7 @@
 //! A conversation belongs to exactly one shard. A connection may live on any: its turns travel to the
 //! owner in one message, and the owner's replies travel back by ticket, whose upper bits name the shard.
 
+mod answers;
 mod errors;
 mod generate;
 mod inlet;
@@ -32,6 +33,7 @@ use millrace_proto::id::{ConversationId, UserId};
 use millrace_proto::record::{ChatAddress, SCOPE_ADMIN, SCOPE_IMPERSONATE};
 use millrace_proto::toolcall::CallSyntax;
 
+pub use answers::Answers;
 pub use message::{Ingested, ShardMessage};
 pub use prompt::ModelPrompter;
 pub use stream::{StreamEvent, TokenStream};
@@ -101,13 +103,13 @@ impl Bridge {
         self.state.borrow().open_work()
     }
 
-    /// Starts a chat answer: in a session when the request names one, else from its messages alone.
+    /// Starts the answers to a chat: in a session when the request names one, else from its messages alone.
     ///
     /// An error that is known at once is returned; one that shows later is the first event of the stream.
-    pub fn chat(self: &Rc<Self>, principal: &Principal, request: ChatRequest) -> Result<TokenStream, ApiError> {
+    pub fn chat(self: &Rc<Self>, principal: &Principal, request: ChatRequest) -> Result<Answers, ApiError> {
         self.check_model(&request.model)?;
         match request.session.clone() {
-            Some(session) => self.session_chat(principal, &session, &request),
+            Some(session) => self.session_chat(principal, &session, &request).map(Answers::from),
             None => self.state.borrow_mut().stateless_chat(principal, &request, Rc::downgrade(self)),
         }
     }
@@ -117,7 +119,7 @@ impl Bridge {
         self: &Rc<Self>,
         principal: &Principal,
         request: CompletionRequest,
-    ) -> Result<TokenStream, ApiError> {
+    ) -> Result<Answers, ApiError> {
         self.check_model(&request.model)?;
         self.state.borrow_mut().complete(principal, &request, Rc::downgrade(self))
     }

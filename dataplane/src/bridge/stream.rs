@@ -110,18 +110,19 @@ impl TokenStream {
 
     /// The next event; None after `Done` or `Error`.
     pub async fn next(&mut self) -> Option<StreamEvent> {
-        poll_fn(|context| {
-            let mut channel = self.channel.borrow_mut();
-            match channel.events.pop_front() {
-                Some(event) => Poll::Ready(Some(event)),
-                None if channel.finished => Poll::Ready(None),
-                None => {
-                    keep_waker(&mut channel.waker, context);
-                    Poll::Pending
-                }
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
+        let mut channel = self.channel.borrow_mut();
+        match channel.events.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None if channel.finished => Poll::Ready(None),
+            None => {
+                keep_waker(&mut channel.waker, context);
+                Poll::Pending
             }
-        })
-        .await
+        }
     }
 
     /// An event if one is there already: lets a writer put everything of one step into one chunk.

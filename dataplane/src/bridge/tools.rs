@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 const CALLS_MAX: usize = 8;
 
 /// What a constraint comes from, for errors that show later.
+#[derive(Clone)]
 pub(super) struct Constrained {
     pub constraint: engine::Constraint,
     pub param: &'static str,

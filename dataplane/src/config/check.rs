@@ -178,6 +178,10 @@ fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<Eng
         sequences_max: texts.whole("engine.sequences_max", 1, 1024)?,
         kv_type: texts.read("engine.kv_type", str::parse)?,
         kv_mib: texts.whole_or_auto("engine.kv_mib", 16, 1 << 20, kv_auto)?,
+        kv_kept_mib: match texts.text("engine.kv_kept_mib") {
+            "auto" => None,
+            _ => Some(texts.whole("engine.kv_kept_mib", 0, 1 << 20)?),
+        },
         queue_max: texts.whole("engine.queue_max", 1, 65_536)?,
         prefill_chunk: texts.whole("engine.prefill_chunk", 16, 8192)?,
         inter_token_target: texts.duration("engine.inter_token_target", Duration::from_millis(1), minute)?,

@@ -125,6 +125,9 @@ keys! {
     "engine.kv_mib", "MILLRACE_ENGINE_KV_MIB", "auto",
         "Size of the KV pool in MiB, 16 to 1048576; auto is a quarter of memory_limit, at most 4096",
         "It is the largest part of the memory plan; pages are touched only when used.";
+    "engine.kv_kept_mib", "MILLRACE_ENGINE_KV_KEPT_MIB", "auto",
+        "How much of the KV pool may keep what was computed for earlier requests, 0 to 1048576 MiB; auto is twice the model's weights",
+        "It stays in memory, and conversations that come back start sooner; running requests use the whole pool all the same.";
     "engine.kv_type", "MILLRACE_ENGINE_KV_TYPE", "f16",
         "How keys and values are kept: f16, or q8_0 (bytes with a scale for each 32, where heads are a multiple of 32)",
         "q8_0 takes 17/32 of the memory and is quicker in long contexts; replies may differ slightly.";

@@ -63,6 +63,8 @@ pub struct EngineOptions {
     pub kv_type: KvFormat,
     /// KV pool in MiB.
     pub kv_mib: usize,
+    /// What of it may be kept for requests that begin like earlier ones, in MiB; `None` follows the model's weights.
+    pub kv_kept_mib: Option<usize>,
     /// Requests waiting for the batch.
     pub queue_max: usize,
     /// Most prompt tokens in one step.

@@ -5,14 +5,14 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use millrace_agent::{Finish, TokenInfo};
+use millrace_agent::Finish;
 use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest, EmbeddingRequest, Prompt};
 use millrace_proto::sse;
 
 use super::calls::Calls;
-use super::shape::{Shape, Style};
+use super::shape::{Answer, Shape, Style};
 use super::{Gateway, Principal, json, unix_ms};
-use crate::bridge::{StreamEvent, TokenStream};
+use crate::bridge::{Answers, StreamEvent};
 use crate::net::line::Line;
 use crate::net::{Gone, Outgoing, Request, Response};
 
@@ -26,18 +26,19 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Events that may share one write: the tokens of several steps, when the peer reads slowly.
 const EVENTS_PER_WRITE_MAX: usize = 256;
 
-/// An answer that the bridge has begun.
+/// The answers that the bridge has begun.
 struct Begun {
     shape: Shape,
     streams: bool,
-    stream: TokenStream,
-    /// The prompt, when the answer is to repeat it.
+    answers: Answers,
+    /// The prompt, when each answer is to repeat it.
     echo: Option<String>,
 }
 
-/// What the next event of a stream turned out to be.
+/// What the next event of some answers turned out to be.
 enum Waited {
-    Event(StreamEvent),
+    /// Of the answer with this index.
+    Event(usize, StreamEvent),
     Silence,
     End,
     /// The node ends what is still under way.
@@ -49,12 +50,14 @@ impl Gateway {
         let begun = ChatRequest::parse(body).and_then(|request| {
             let mut shape =
                 self.shape(Style::Chat, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
+            shape.expect_answers(request.answers());
             if let Some(used) = request.tool_use() {
-                let names = used.tools.iter().map(|tool| tool.function.name.clone()).collect();
-                shape.expect_calls(Calls::new(self.bridge.call_syntax(), names, !used.parallel));
+                let names: Vec<String> = used.tools.iter().map(|tool| tool.function.name.clone()).collect();
+                let syntax = self.bridge.call_syntax();
+                shape.expect_calls(|| Calls::new(syntax, names.clone(), !used.parallel));
             }
             let streams = request.wants_stream();
-            self.bridge.chat(principal, request).map(|stream| Begun { shape, streams, stream, echo: None })
+            self.bridge.chat(principal, request).map(|answers| Begun { shape, streams, answers, echo: None })
         });
         self.generate(begun, cors, out).await;
     }
@@ -62,10 +65,11 @@ impl Gateway {
     pub(super) async fn complete(&self, principal: &Principal, body: &[u8], cors: Option<String>, out: &mut Outgoing) {
         let begun = CompletionRequest::parse(body).and_then(|request| {
             let echo = echo_of(&request)?;
-            let shape =
+            let mut shape =
                 self.shape(Style::Text, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
+            shape.expect_answers(request.answers());
             let streams = request.wants_stream();
-            self.bridge.complete(principal, request).map(|stream| Begun { shape, streams, stream, echo })
+            self.bridge.complete(principal, request).map(|answers| Begun { shape, streams, answers, echo })
         });
         self.generate(begun, cors, out).await;
     }
@@ -90,7 +94,7 @@ impl Gateway {
         metrics.stream_opened();
         if begun.streams {
             // The peer's leaving is noticed by the connection, which drops this future, and by
-            // a failed write; both drop `stream`, which cancels the generation.
+            // a failed write; both drop the answers, which cancels their generation.
             let _: Result<(), Gone> = self.stream(begun, cors, out).await;
         } else {
             self.collect(begun, cors, out).await;
@@ -100,16 +104,16 @@ impl Gateway {
 
     /// Streams events as they come; several that are ready share a write.
     async fn stream(&self, begun: Begun, cors: Option<String>, out: &mut Outgoing) -> Result<(), Gone> {
-        let Begun { mut shape, mut stream, echo, .. } = begun;
+        let Begun { mut shape, mut answers, echo, .. } = begun;
         let mut events = Vec::new();
         let mut open = false;
         loop {
             let wait = if open { KEEP_ALIVE } else { STATUS_WAIT };
-            let mut waited = next_within(&mut stream, wait, out.line()).await;
+            let mut waited = next_within(&mut answers, wait, out.line()).await;
             if !open {
                 match waited {
                     // `Started` says that the request was accepted; a notice comes before it.
-                    Waited::Event(StreamEvent::Error(error)) => {
+                    Waited::Event(_, StreamEvent::Error(error)) => {
                         self.fail(&error, cors, out);
                         return Ok(());
                     }
@@ -127,8 +131,8 @@ impl Gateway {
                 let cors_headers = cors_headers(cors.as_deref());
                 out.begin_stream("text/event-stream; charset=utf-8", &cors_headers);
                 shape.open(&mut events);
-                if let Some(prompt) = &echo {
-                    shape.delta(&mut events, prompt, &[]);
+                for prompt in &echo {
+                    (0..answers.count()).for_each(|answer| shape.delta(&mut events, answer, prompt, &[]));
                 }
             }
             let mut over = false;
@@ -143,13 +147,15 @@ impl Gateway {
                         shape.fail(&mut events, &stopping());
                         over = true;
                     }
-                    Waited::Event(event) => over = self.write_event(&mut shape, &mut events, event, out.request_id()),
+                    Waited::Event(answer, event) => {
+                        over = self.write_event(&mut shape, &mut events, answer, event, out.request_id());
+                    }
                 }
                 if over {
                     break;
                 }
-                match stream.try_next() {
-                    Some(event) => waited = Waited::Event(event),
+                match answers.try_next() {
+                    Some((answer, event)) => waited = Waited::Event(answer, event),
                     None => break,
                 }
             }
@@ -164,11 +170,18 @@ impl Gateway {
     }
 
     /// Appends an event; true = nothing follows.
-    fn write_event(&self, shape: &mut Shape, events: &mut Vec<u8>, event: StreamEvent, request_id: &str) -> bool {
+    fn write_event(
+        &self,
+        shape: &mut Shape,
+        events: &mut Vec<u8>,
+        answer: usize,
+        event: StreamEvent,
+        request_id: &str,
+    ) -> bool {
         match event {
             StreamEvent::Started { .. } => false,
             StreamEvent::Delta { text, tokens } => {
-                shape.delta(events, &text, &tokens);
+                shape.delta(events, answer, &text, &tokens);
                 false
             }
             StreamEvent::Notice { text } => {
@@ -181,8 +194,7 @@ impl Gateway {
                 true
             }
             StreamEvent::Done { reason, usage, timings, .. } => {
-                shape.close(events, &reason, usage, timings);
-                true
+                shape.close(events, answer, &reason, usage, timings)
             }
             StreamEvent::Error(error) => {
                 tracing::warn!(request_id, code = error.code, message = %error.message, "a stream failed");
@@ -192,24 +204,24 @@ impl Gateway {
         }
     }
 
-    /// Collects a whole answer.
+    /// Collects whole answers.
     async fn collect(&self, begun: Begun, cors: Option<String>, out: &mut Outgoing) {
-        let Begun { mut shape, mut stream, echo, .. } = begun;
-        let mut text = echo.unwrap_or_default();
-        let mut tokens: Vec<TokenInfo> = Vec::new();
+        let Begun { mut shape, answers: mut coming, echo, .. } = begun;
+        let begun = || Answer { text: echo.clone().unwrap_or_default(), ..Answer::default() };
+        let mut answers: Vec<Answer> = std::iter::repeat_with(begun).take(coming.count()).collect();
         let mut notices = Vec::new();
         loop {
-            let event = match next_within(&mut stream, KEEP_ALIVE, out.line()).await {
-                Waited::Event(event) => event,
+            let (at, event) = match next_within(&mut coming, KEEP_ALIVE, out.line()).await {
+                Waited::Event(at, event) => (at, event),
                 Waited::Silence => continue,
                 Waited::End => return self.fail(&ended_early(), cors, out),
                 Waited::Stopping => return self.fail(&stopping(), cors, out),
             };
             match event {
                 StreamEvent::Started { .. } => {}
-                StreamEvent::Delta { text: more, tokens: mut more_tokens } => {
-                    text.push_str(&more);
-                    tokens.append(&mut more_tokens);
+                StreamEvent::Delta { text, mut tokens } => {
+                    answers[at].text.push_str(&text);
+                    answers[at].tokens.append(&mut tokens);
                 }
                 StreamEvent::Notice { text } => notices.push(text),
                 StreamEvent::Error(error) => return self.fail(&error, cors, out),
@@ -218,7 +230,12 @@ impl Gateway {
                     return self.fail(&failed(), cors, out);
                 }
                 StreamEvent::Done { reason, usage, timings, .. } => {
-                    let body = shape.whole(text, &tokens, &reason, usage, timings, &notices);
+                    let spent = shape.spend(usage, timings);
+                    answers[at].finish = Some(reason);
+                    if answers.iter().any(|answer| answer.finish.is_none()) {
+                        continue;
+                    }
+                    let body = shape.whole(answers, spent, &notices);
                     let mut response = Response::json(200, body);
                     add_cors(&mut response, cors.as_deref());
                     return out.respond(response);
@@ -262,12 +279,12 @@ fn add_cors(response: &mut Response, origin: Option<&str>) {
 }
 
 /// The next event, or silence after `wait`.
-async fn next_within(stream: &mut TokenStream, wait: Duration, line: &Line) -> Waited {
-    let mut next = pin!(stream.next());
+async fn next_within(answers: &mut Answers, wait: Duration, line: &Line) -> Waited {
+    let mut next = pin!(answers.next());
     let mut timer = pin!(monoio::time::sleep(wait));
     poll_fn(|context| {
         if let Poll::Ready(event) = next.as_mut().poll(context) {
-            return Poll::Ready(event.map_or(Waited::End, Waited::Event));
+            return Poll::Ready(event.map_or(Waited::End, |(answer, event)| Waited::Event(answer, event)));
         }
         if line.poll_ending(context).is_ready() {
             return Poll::Ready(Waited::Stopping);

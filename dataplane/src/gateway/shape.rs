@@ -29,12 +29,32 @@ pub struct Shape {
     /// The last chunk carries token counts.
     wants_usage: bool,
     wants_logprobs: bool,
+    answers: Vec<AnswerShape>,
+    /// Counts and times of the answers that are over.
+    spent: Option<(Usage, Timings)>,
+}
+
+/// One of the answers to a request.
+struct AnswerShape {
+    index: u32,
     /// Characters written so far: the older log-probability shape counts them.
     text_offset: u32,
-    /// What makes the id unique, for the ids of calls.
+    /// What makes the ids of its calls unique.
     unique: String,
     /// Set when the request has tools.
     calls: Option<Calls>,
+    over: bool,
+}
+
+/// A complete answer, for the shape in one piece.
+#[derive(Default)]
+pub struct Answer {
+    /// Its text, with what makes a call in it.
+    pub text: String,
+    /// Filled when log-probabilities were asked for.
+    pub tokens: Vec<TokenInfo>,
+    /// Why it ended; `None` while it goes on.
+    pub finish: Option<Finish>,
 }
 
 /// Where the time of an answer went, with the names that llama-server uses.
@@ -62,7 +82,7 @@ struct Timed<'a, T> {
 }
 
 impl Shape {
-    /// The shape of one answer. `unique` makes its id.
+    /// The shape of the answers to one request, of which there is one to begin with. `unique` makes the id.
     pub fn new(
         style: Style,
         unique: u64,
@@ -71,6 +91,7 @@ impl Shape {
         wants_usage: bool,
         wants_logprobs: bool,
     ) -> Self {
+        let first = AnswerShape { index: 0, text_offset: 0, unique: format!("{unique:016x}"), calls: None, over: false };
         let prefix = match style {
             Style::Chat => "chatcmpl",
             Style::Text => "cmpl",
@@ -82,48 +103,55 @@ impl Shape {
             model,
             wants_usage,
             wants_logprobs,
-            text_offset: 0,
-            unique: format!("{unique:016x}"),
-            calls: None,
+            answers: vec![first],
+            spent: None,
         }
     }
 
-    /// The answer may hold tool calls.
-    pub fn expect_calls(&mut self, calls: Calls) {
-        self.calls = Some(calls);
+    /// There will be so many answers.
+    pub fn expect_answers(&mut self, count: usize) {
+        let first = self.answers[0].unique.clone();
+        for index in 1..u32::try_from(count).unwrap_or(u32::MAX) {
+            let unique = format!("{first}{index:02x}");
+            self.answers.push(AnswerShape { index, text_offset: 0, unique, calls: None, over: false });
+        }
     }
 
-    /// Appends the first chunk of a stream.
+    /// The answers may hold tool calls, which `calls` finds: once for each answer.
+    pub fn expect_calls(&mut self, mut calls: impl FnMut() -> Calls) {
+        self.answers.iter_mut().for_each(|answer| answer.calls = Some(calls()));
+    }
+
+    /// Appends the first chunk of each answer of a stream.
     pub fn open(&self, events: &mut Vec<u8>) {
         if self.style == Style::Chat {
-            self.chat_delta(events, Delta { role: Some("assistant"), content: Some(""), ..Delta::default() }, None);
+            let delta = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
+            self.answers.iter().for_each(|answer| self.chat_delta(events, answer.index, delta.clone(), None));
         }
     }
 
-    /// Appends a chunk of text.
-    pub fn delta(&mut self, events: &mut Vec<u8>, text: &str, tokens: &[TokenInfo]) {
+    /// Appends a chunk of text of an answer.
+    pub fn delta(&mut self, events: &mut Vec<u8>, answer: usize, text: &str, tokens: &[TokenInfo]) {
+        let AnswerShape { index, ref mut text_offset, ref unique, ref mut calls, .. } = self.answers[answer];
         match self.style {
             Style::Chat => {
                 let logprobs = self.wants_logprobs.then(|| chat_logprobs(tokens));
-                let Some(mut calls) = self.calls.take() else {
-                    return self.chat_delta(
-                        events,
-                        Delta { content: Some(text), ..Delta::default() },
-                        logprobs.as_ref(),
-                    );
+                let Some(mut calls) = calls.take() else {
+                    let delta = Delta { content: Some(text), ..Delta::default() };
+                    return self.chat_delta(events, index, delta, logprobs.as_ref());
                 };
-                let parts = calls.push(&self.unique, text);
+                let parts = calls.push(unique, text);
                 if let Some(logprobs) = &logprobs {
                     // They come with their tokens; the text of these may wait for what follows.
-                    self.chat_delta(events, Delta { content: Some(""), ..Delta::default() }, Some(logprobs));
+                    self.chat_delta(events, index, Delta { content: Some(""), ..Delta::default() }, Some(logprobs));
                 }
-                self.parts(events, &calls, parts);
-                self.calls = Some(calls);
+                self.parts(events, index, &calls, parts);
+                self.answers[answer].calls = Some(calls);
             }
             Style::Text => {
-                let logprobs = self.wants_logprobs.then(|| text_logprobs(tokens, self.text_offset));
-                self.text_offset = self.text_offset.saturating_add(characters(text));
-                let choice = CompletionChoice { index: 0, text: text.into(), logprobs, finish_reason: None };
+                let logprobs = self.wants_logprobs.then(|| text_logprobs(tokens, *text_offset));
+                *text_offset = text_offset.saturating_add(characters(text));
+                let choice = CompletionChoice { index, text: text.into(), logprobs, finish_reason: None };
                 self.text_chunk(events, vec![choice], None, None);
             }
         }
@@ -138,10 +166,12 @@ impl Shape {
     }
 
     /// Appends text and calls as they were found.
-    fn parts(&self, events: &mut Vec<u8>, calls: &Calls, parts: Vec<Part>) {
+    fn parts(&self, events: &mut Vec<u8>, answer: u32, calls: &Calls, parts: Vec<Part>) {
         for part in parts {
             match part {
-                Part::Text(text) => self.chat_delta(events, Delta { content: Some(&text), ..Delta::default() }, None),
+                Part::Text(text) => {
+                    self.chat_delta(events, answer, Delta { content: Some(&text), ..Delta::default() }, None);
+                }
                 Part::Call(index) => {
                     let ToolCall { id, kind, function } = &calls.made()[index];
                     let index = u32::try_from(index).unwrap_or(u32::MAX);
@@ -150,28 +180,38 @@ impl Shape {
                     let arguments = FunctionDelta { name: None, arguments: Some(&function.arguments) };
                     let rest = ToolCallDelta { index, function: arguments, ..ToolCallDelta::default() };
                     for call in [begin, rest] {
-                        self.chat_delta(events, Delta { tool_calls: Some(&[call]), ..Delta::default() }, None);
+                        self.chat_delta(events, answer, Delta { tool_calls: Some(&[call]), ..Delta::default() }, None);
                     }
                 }
             }
         }
     }
 
-    /// Appends the last chunks and `[DONE]`.
-    pub fn close(&mut self, events: &mut Vec<u8>, finish: &Finish, usage: Usage, timings: Timings) {
-        if let Some(mut calls) = self.calls.take() {
-            let parts = calls.finish(&self.unique);
-            self.parts(events, &calls, parts);
-            self.calls = Some(calls);
+    /// Appends the last chunk of an answer, and behind that of the last answer `[DONE]`; true when this was it.
+    pub fn close(
+        &mut self,
+        events: &mut Vec<u8>,
+        answer: usize,
+        finish: &Finish,
+        usage: Usage,
+        timings: Timings,
+    ) -> bool {
+        let AnswerShape { index, ref unique, ref mut calls, .. } = self.answers[answer];
+        if let Some(mut calls) = calls.take() {
+            let parts = calls.finish(unique);
+            self.parts(events, index, &calls, parts);
+            self.answers[answer].calls = Some(calls);
         }
-        let reason = self.reason(finish);
+        let reason = self.answers[answer].reason(finish);
+        let (usage, timings) = self.spend(usage, timings);
+        self.answers[answer].over = true;
+        let last = self.answers.iter().all(|answer| answer.over);
         let counts = api_usage(usage);
-        let times = Some(timings_object(usage, timings));
+        let times = last.then(|| timings_object(usage, timings));
         match self.style {
             Style::Chat => {
-                let choice =
-                    ChunkChoice { index: 0, delta: Delta::default(), logprobs: None, finish_reason: Some(reason) };
-                if self.wants_usage {
+                let choice = ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: Some(reason) };
+                if self.wants_usage && last {
                     self.chat_chunk(events, &[choice], None, None, None);
                     self.chat_chunk(events, &[], Some(&counts), None, times);
                 } else {
@@ -180,8 +220,8 @@ impl Shape {
             }
             Style::Text => {
                 let choice =
-                    CompletionChoice { index: 0, text: String::new(), logprobs: None, finish_reason: Some(reason) };
-                if self.wants_usage {
+                    CompletionChoice { index, text: String::new(), logprobs: None, finish_reason: Some(reason) };
+                if self.wants_usage && last {
                     self.text_chunk(events, vec![choice], None, None);
                     self.text_chunk(events, Vec::new(), Some(counts), times);
                 } else {
@@ -189,7 +229,32 @@ impl Shape {
                 }
             }
         }
-        events.extend_from_slice(sse::DONE);
+        if last {
+            events.extend_from_slice(sse::DONE);
+        }
+        last
+    }
+
+    /// Takes in what an answer needed; gives what all so far did. The prompt is counted once, and as cached only what
+    /// was so before the request: the other answers find what the first one computed. Times are those of the slowest.
+    pub fn spend(&mut self, usage: Usage, timings: Timings) -> (Usage, Timings) {
+        let sum = match self.spent {
+            None => (usage, timings),
+            Some((all, times)) => (
+                Usage {
+                    prompt: all.prompt.max(usage.prompt),
+                    completion: all.completion.saturating_add(usage.completion),
+                    cached: all.cached.min(usage.cached),
+                },
+                Timings {
+                    queue_us: times.queue_us.max(timings.queue_us),
+                    prefill_us: times.prefill_us.max(timings.prefill_us),
+                    decode_us: times.decode_us.max(timings.decode_us),
+                },
+            ),
+        };
+        self.spent = Some(sum);
+        sum
     }
 
     /// Appends an error inside a stream that has begun: the status line is long gone, so the
@@ -202,73 +267,41 @@ impl Shape {
         events.extend_from_slice(sse::DONE);
     }
 
-    /// An answer that calls ends for the sake of its calls.
-    fn reason(&self, finish: &Finish) -> &'static str {
-        let called = self.calls.as_ref().is_some_and(|calls| !calls.made().is_empty());
-        if called && *finish == Finish::Stop { "tool_calls" } else { finish_reason(finish) }
-    }
-
-    /// The whole answer as one JSON object.
-    pub fn whole(
-        &mut self,
-        mut text: String,
-        tokens: &[TokenInfo],
-        finish: &Finish,
-        usage: Usage,
-        timings: Timings,
-        notices: &[String],
-    ) -> Vec<u8> {
-        let mut tool_calls = Vec::new();
-        if let Some(calls) = &mut self.calls {
-            let mut parts = calls.push(&self.unique, &text);
-            parts.extend(calls.finish(&self.unique));
-            let texts = parts.into_iter().filter_map(|part| match part {
-                Part::Text(text) => Some(text),
-                Part::Call(_) => None,
-            });
-            text = texts.collect();
-            tool_calls = calls.made().to_vec();
-        }
-        let reason = self.reason(finish);
+    /// All answers as one JSON object; `answers` in their order, `spent` as [`Shape::spend`] gave it for the last.
+    pub fn whole(&mut self, answers: Vec<Answer>, (usage, timings): (Usage, Timings), notices: &[String]) -> Vec<u8> {
         let counts = api_usage(usage);
         let timings = Some(timings_object(usage, timings));
+        let parts = self.answers.iter_mut().zip(answers);
         match self.style {
             Style::Chat => {
+                let wants_logprobs = self.wants_logprobs;
+                let choices = parts.map(|(shape, answer)| shape.chat_choice(answer, wants_logprobs)).collect();
                 let answer = ChatResponse {
                     id: self.id.clone(),
                     object: "chat.completion",
                     created: self.created,
                     model: self.model.clone(),
-                    choices: vec![ChatChoice {
-                        index: 0,
-                        message: ResponseMessage {
-                            role: "assistant",
-                            content: Some(text).filter(|text| tool_calls.is_empty() || !text.is_empty()),
-                            refusal: None,
-                            tool_calls,
-                        },
-                        logprobs: self.wants_logprobs.then(|| chat_logprobs(tokens)),
-                        finish_reason: reason,
-                    }],
+                    choices,
                     usage: counts,
                 };
                 to_json(&Timed { answer: &answer, timings, notices })
             }
             Style::Text => {
-                let choice = CompletionChoice {
-                    index: 0,
-                    text,
-                    logprobs: self.wants_logprobs.then(|| text_logprobs(tokens, 0)),
-                    finish_reason: Some(reason),
-                };
-                let answer = self.text_object(vec![choice], Some(counts));
+                let choices = parts.map(|(shape, answer)| CompletionChoice {
+                    index: shape.index,
+                    logprobs: self.wants_logprobs.then(|| text_logprobs(&answer.tokens, 0)),
+                    finish_reason: answer.finish.as_ref().map(finish_reason),
+                    text: answer.text,
+                });
+                let choices = choices.collect();
+                let answer = self.text_object(choices, Some(counts));
                 to_json(&Timed { answer: &answer, timings, notices })
             }
         }
     }
 
-    fn chat_delta(&self, events: &mut Vec<u8>, delta: Delta<'_>, logprobs: Option<&Logprobs>) {
-        let choice = ChunkChoice { index: 0, delta, logprobs, finish_reason: None };
+    fn chat_delta(&self, events: &mut Vec<u8>, index: u32, delta: Delta<'_>, logprobs: Option<&Logprobs>) {
+        let choice = ChunkChoice { index, delta, logprobs, finish_reason: None };
         self.chat_chunk(events, &[choice], None, None, None);
     }
 
@@ -311,6 +344,40 @@ impl Shape {
             model: self.model.clone(),
             choices,
             usage,
+        }
+    }
+}
+
+impl AnswerShape {
+    /// An answer that calls ends for the sake of its calls.
+    fn reason(&self, finish: &Finish) -> &'static str {
+        let called = self.calls.as_ref().is_some_and(|calls| !calls.made().is_empty());
+        if called && *finish == Finish::Stop { "tool_calls" } else { finish_reason(finish) }
+    }
+
+    fn chat_choice(&mut self, answer: Answer, wants_logprobs: bool) -> ChatChoice {
+        let Answer { mut text, tokens, finish } = answer;
+        let mut tool_calls = Vec::new();
+        if let Some(calls) = &mut self.calls {
+            let mut parts = calls.push(&self.unique, &text);
+            parts.extend(calls.finish(&self.unique));
+            let texts = parts.into_iter().filter_map(|part| match part {
+                Part::Text(text) => Some(text),
+                Part::Call(_) => None,
+            });
+            text = texts.collect();
+            tool_calls = calls.made().to_vec();
+        }
+        ChatChoice {
+            index: self.index,
+            finish_reason: self.reason(finish.as_ref().unwrap_or(&Finish::Stop)),
+            message: ResponseMessage {
+                role: "assistant",
+                content: Some(text).filter(|text| tool_calls.is_empty() || !text.is_empty()),
+                refusal: None,
+                tool_calls,
+            },
+            logprobs: wants_logprobs.then(|| chat_logprobs(&tokens)),
         }
     }
 }
@@ -415,14 +482,65 @@ mod tests {
         text.trim_end().split("\n\n").map(|event| event.strip_prefix("data: ").expect("data").to_owned()).collect()
     }
 
+    fn answer(text: &str, finish: Finish) -> Answer {
+        Answer { text: text.into(), tokens: Vec::new(), finish: Some(finish) }
+    }
+
+    #[test]
+    fn several_answers_have_an_index_each_and_one_account_of_tokens() {
+        for style in [Style::Chat, Style::Text] {
+            let shape = || {
+                let mut shape = Shape::new(style, 7, 1, "m".into(), true, false);
+                shape.expect_answers(3);
+                shape
+            };
+            let later = Usage { prompt: 10, completion: 2, cached: 9 };
+            let (mut streamed, mut sse) = (shape(), Vec::new());
+            streamed.open(&mut sse);
+            for at in [2, 0, 1] {
+                streamed.delta(&mut sse, at, &format!("answer {at}"), &[]);
+            }
+            assert!(!streamed.close(&mut sse, 1, &Finish::Stop, later, TIMINGS));
+            assert!(!streamed.close(&mut sse, 0, &Finish::Length, USAGE, TIMINGS));
+            assert!(streamed.close(&mut sse, 2, &Finish::Stop, later, TIMINGS));
+            let events = events(&sse);
+            assert_eq!((events.len(), events.iter().filter(|event| *event == "[DONE]").count()), (match style {
+                Style::Chat => 3 + 3 + 3 + 1 + 1,
+                Style::Text => 3 + 3 + 1 + 1,
+            }, 1));
+            let chunks: Vec<Value> =
+                events[..events.len() - 1].iter().map(|event| serde_json::from_str(event).expect("JSON")).collect();
+            let texts: Vec<(u64, String)> = chunks.iter().filter_map(|chunk| chunk["choices"].get(0)).map(|choice| {
+                let text = if style == Style::Chat { &choice["delta"]["content"] } else { &choice["text"] };
+                (choice["index"].as_u64().expect("an index"), text.as_str().unwrap_or_default().to_owned())
+            }).filter(|(_, text)| !text.is_empty()).collect();
+            assert_eq!(texts, [2, 0, 1].map(|at| (at, format!("answer {at}"))));
+            let ends: Vec<(u64, &str)> = chunks.iter().filter_map(|chunk| {
+                let choice = chunk["choices"].get(0)?;
+                Some((choice["index"].as_u64()?, choice["finish_reason"].as_str()?))
+            }).collect();
+            assert_eq!(ends, [(1, "stop"), (0, "length"), (2, "stop")]);
+            let counts = &chunks.last().expect("some")["usage"];
+            assert_eq!((&counts["prompt_tokens"], &counts["completion_tokens"]), (&Value::from(10), &Value::from(7)));
+            assert_eq!(counts["prompt_tokens_details"]["cached_tokens"], 4);
+
+            let answers = ["a", "b", "c"].map(|text| answer(text, Finish::Stop));
+            let whole = shape().whole(answers.into(), (USAGE, TIMINGS), &[]);
+            let whole: Value = serde_json::from_slice(&whole).expect("JSON");
+            let indices: Vec<u64> =
+                whole["choices"].as_array().expect("a list").iter().filter_map(|c| c["index"].as_u64()).collect();
+            assert_eq!(indices, [0, 1, 2]);
+        }
+    }
+
     fn stream(style: Style, wants_usage: bool, wants_logprobs: bool) -> Vec<Value> {
         let mut shape = Shape::new(style, 7, 1_700_000_000, "m".into(), wants_usage, wants_logprobs);
         let mut sse = Vec::new();
         let token = TokenInfo { bytes: "é".as_bytes()[..1].to_vec(), logprob: -0.5, top: vec![(b"x".to_vec(), -1.0)] };
         shape.open(&mut sse);
-        shape.delta(&mut sse, "a\nb", std::slice::from_ref(&token));
-        shape.delta(&mut sse, "c", &[token]);
-        shape.close(&mut sse, &Finish::Stop, USAGE, TIMINGS);
+        shape.delta(&mut sse, 0, "a\nb", std::slice::from_ref(&token));
+        shape.delta(&mut sse, 0, "c", &[token]);
+        assert!(shape.close(&mut sse, 0, &Finish::Stop, USAGE, TIMINGS));
         let mut events = events(&sse);
         assert_eq!(events.pop().as_deref(), Some("[DONE]"));
         events.iter().map(|event| serde_json::from_str(event).expect("JSON")).collect()
@@ -468,7 +586,8 @@ mod tests {
     #[test]
     fn a_whole_answer_has_usage_and_timings() {
         let mut shape = Shape::new(Style::Chat, 7, 1, "m".into(), false, false);
-        let json = shape.whole("hi".into(), &[], &Finish::Length, USAGE, TIMINGS, &["older messages were cut".into()]);
+        let spent = shape.spend(USAGE, TIMINGS);
+        let json = shape.whole(vec![answer("hi", Finish::Length)], spent, &["older messages were cut".into()]);
         let value: Value = serde_json::from_slice(&json).expect("JSON");
         assert_eq!(value["object"], "chat.completion");
         assert_eq!(value["choices"][0]["message"]["content"], "hi");
@@ -481,15 +600,15 @@ mod tests {
     fn calls_come_as_deltas_with_ids_and_end_the_answer() {
         let shape = || {
             let mut shape = Shape::new(Style::Chat, 7, 1, "m".into(), false, false);
-            shape.expect_calls(Calls::new(CallSyntax::Tagged, vec!["add".into()], false));
+            shape.expect_calls(|| Calls::new(CallSyntax::Tagged, vec!["add".into()], false));
             shape
         };
         let reply = "Yes.\n<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}}</tool_call>";
         let (mut streamed, mut sse) = (shape(), Vec::new());
         for piece in [&reply[..10], &reply[10..30], &reply[30..]] {
-            streamed.delta(&mut sse, piece, &[]);
+            streamed.delta(&mut sse, 0, piece, &[]);
         }
-        streamed.close(&mut sse, &Finish::Stop, USAGE, TIMINGS);
+        assert!(streamed.close(&mut sse, 0, &Finish::Stop, USAGE, TIMINGS));
         let events = events(&sse);
         let chunks: Vec<Value> =
             events[..events.len() - 1].iter().map(|e| serde_json::from_str(e).expect("JSON")).collect();
@@ -504,12 +623,12 @@ mod tests {
         );
         assert_eq!(chunks.last().expect("some")["choices"][0]["finish_reason"], "tool_calls");
 
-        let whole = shape().whole(reply.into(), &[], &Finish::Stop, USAGE, TIMINGS, &[]);
+        let whole = shape().whole(vec![answer(reply, Finish::Stop)], (USAGE, TIMINGS), &[]);
         let whole: Value = serde_json::from_slice(&whole).expect("JSON");
         let message = &whole["choices"][0]["message"];
         assert_eq!((&message["content"], &message["tool_calls"][0]["id"]), (&Value::from("Yes."), &call(1)["id"]));
         assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls");
-        let plain = shape().whole("no call".into(), &[], &Finish::Stop, USAGE, TIMINGS, &[]);
+        let plain = shape().whole(vec![answer("no call", Finish::Stop)], (USAGE, TIMINGS), &[]);
         let plain: Value = serde_json::from_slice(&plain).expect("JSON");
         assert_eq!(plain["choices"][0]["finish_reason"], "stop");
         assert!(plain["choices"][0]["message"].get("tool_calls").is_none());

@@ -351,7 +351,7 @@ impl Talk<'_> {
             ..ChatRequest::default()
         };
         request.validate()?;
-        let stream = self.gateway.bridge.chat(&principal, request)?;
+        let stream = self.gateway.bridge.chat(&principal, request)?.into_first();
         self.gateway.net.metrics().stream_opened();
         self.line.set_idle(false);
         self.runs.push(Run { id, stream, over: false });

@@ -360,6 +360,8 @@ pub struct EngineSnapshot {
     pub encoder_bytes: u64,
     /// Bytes of the KV pool.
     pub kv_bytes: u64,
+    /// Bytes of it that were used since the start.
+    pub kv_resident_bytes: u64,
 }
 
 /// What the store says of itself at scrape time.

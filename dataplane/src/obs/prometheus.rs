@@ -218,10 +218,11 @@ fn engine_counters(page: &mut Page, engine: &EngineSnapshot) {
         let labels = [("finished_reason", reason), ("model_name", engine.model.as_str())];
         page.sample("vllm:request_success_total", &labels, count);
     }
-    let bytes: [(&str, &str, u64); 3] = [
+    let bytes: [(&str, &str, u64); 4] = [
         ("millrace_model_weights_bytes", "Bytes of the chat model's weights in memory.", engine.weights_bytes),
         ("millrace_encoder_weights_bytes", "Bytes of the encoder's weights in memory.", engine.encoder_bytes),
         ("millrace_kv_pool_bytes", "Bytes that the KV pool may take.", engine.kv_bytes),
+        ("millrace_kv_resident_bytes", "Bytes of it that were used so far.", engine.kv_resident_bytes),
     ];
     for (name, help, value) in bytes {
         page.family(name, "gauge", help);

@@ -2,7 +2,9 @@
 //!
 //! The forecast plays the engine's next steps forward in numbers: running replies take their rows, the prompts that
 //! are before the new one take what the pace leaves, places in the batch become free as replies end. What it cannot
-//! know is how long replies will be (it takes the recent mean) and who comes later with a nearer deadline.
+//! know is how long replies will be (it takes the recent mean) and who comes later with a nearer deadline. Guesses
+//! make replies end sooner for as long as no more of them run than now; texts that are embedded between steps take
+//! their share of the time ([`Habits`]).
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -39,6 +41,47 @@ struct Lane {
     weight: f64,
 }
 
+/// How steps went lately, beyond what they cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Habits {
+    /// Rows that a running reply has in a step, those of guesses included, and tokens that it gets from it.
+    pub rows: f64,
+    pub tokens: f64,
+    /// The part of the time that goes to texts to embed; 0 while there are none.
+    pub background: f64,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self { rows: 1.0, tokens: 1.0, background: 0.0 }
+    }
+}
+
+/// Weight of the latest step in [`Habits`]: about the last twenty count.
+const LATEST_STEP: f64 = 0.1;
+/// The most that can be true of the share of other work; beyond it a forecast would only say "never".
+const BACKGROUND_MAX: f64 = 0.9;
+
+impl Habits {
+    /// A step gave so many replies these rows and tokens.
+    pub fn note_replies(&mut self, replies: usize, rows: usize, tokens: usize) {
+        if replies > 0 {
+            let mean = |mean: &mut f64, sum: usize| *mean += LATEST_STEP * (sum as f64 / replies as f64 - *mean);
+            mean(&mut self.rows, rows);
+            mean(&mut self.tokens, tokens);
+        }
+    }
+
+    /// Behind a step that took `step`, `other` went to other work; `waits` when there is more of that.
+    pub fn note_background(&mut self, step: Duration, other: Duration, waits: bool) {
+        let share = other.as_secs_f64() / (step + other).as_secs_f64().max(1e-9);
+        self.background = match waits || !other.is_zero() {
+            true => (self.background + LATEST_STEP * (share - self.background)).min(BACKGROUND_MAX),
+            false => 0.0,
+        };
+    }
+}
+
 /// Bounds of the engine that do not change.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Limits {
@@ -57,6 +100,7 @@ pub(crate) struct Demand {
     lanes: HashMap<(bool, u64), Lane>,
     rates: Option<Rates>,
     running: Vec<Running>,
+    habits: Habits,
     /// Mean length of recent replies.
     reply: Option<f64>,
     /// Prompt tokens per second that each tenant sends, and until when that was reckoned.
@@ -125,8 +169,15 @@ impl Demand {
     }
 
     /// The engine's state after the present step, which is predicted to take so long; 0 between steps.
-    pub fn publish(&mut self, rates: Option<Rates>, step_ns: f64, running: impl Iterator<Item = Running>) {
+    pub fn publish(
+        &mut self,
+        rates: Option<Rates>,
+        habits: Habits,
+        step_ns: f64,
+        running: impl Iterator<Item = Running>,
+    ) {
         self.rates = rates;
+        self.habits = habits;
         self.step_ns = step_ns;
         self.running.clear();
         self.running.extend(running);
@@ -165,11 +216,17 @@ impl Demand {
         let blocks = (whole + reply(new.max_tokens)) / BLOCK_TOKENS as f64 + 1.0;
         let used: usize = self.running.iter().map(|r| r.context.div_ceil(BLOCK_TOKENS)).sum();
         let room = (self.limits.blocks.saturating_sub(used) as f64 / blocks) as usize;
+        let replies = self.running.iter().filter(|r| r.prompt == 0).count();
+        let mut limits = self.limits;
+        // The pace leaves room for what follows a step.
+        limits.target_ns *= 1.0 - self.habits.background;
         let mut play = Play {
             rates,
-            limits: self.limits,
+            limits,
+            habits: Habits { rows: self.habits.rows.max(1.0), tokens: self.habits.tokens.max(1.0), ..self.habits },
+            guessing: replies,
             ends: BinaryHeap::new(),
-            step: 0,
+            progress: 0,
             ns: 0.0,
             prompts: self.running.iter().map(|r| r.prompt as f64).sum(),
             unfinished: self.running.iter().filter(|r| r.prompt > 0).count() as f64,
@@ -181,9 +238,9 @@ impl Demand {
         };
         for running in self.running.iter().filter(|r| r.prompt == 0) {
             let left = (reply(running.max_tokens) as usize).saturating_sub(running.generated).max(1);
-            play.ends.push(Reverse(left.min(running.max_tokens.saturating_sub(running.generated).max(1))));
+            play.ends.push(Reverse(PARTS * left.min(running.max_tokens.saturating_sub(running.generated).max(1))));
         }
-        play.run()
+        play.run() / (1.0 - self.habits.background)
     }
 
     /// Requests and prompt tokens that will be served before the new one: its own lane, from every other lane what
@@ -219,13 +276,19 @@ impl Demand {
     }
 }
 
+/// Progress of replies is counted in parts of a token: with guesses, a step does not bring whole ones on average.
+const PARTS: usize = 256;
+
 /// The engine in numbers.
 struct Play {
     rates: Rates,
     limits: Limits,
-    /// Steps after which running replies end.
+    habits: Habits,
+    /// Guesses are computed beside so many replies at most: more were not seen.
+    guessing: usize,
+    /// Progress at which running replies end.
     ends: BinaryHeap<Reverse<usize>>,
-    step: usize,
+    progress: usize,
     ns: f64,
     /// Tokens of begun prompts, and how many prompts that is.
     prompts: f64,
@@ -255,16 +318,20 @@ impl Play {
     }
 
     fn one_step(&mut self) {
-        while self.ends.peek().is_some_and(|Reverse(end)| *end <= self.step) {
+        while self.ends.peek().is_some_and(|Reverse(end)| *end <= self.progress) {
             self.ends.pop();
         }
         let replies = self.ends.len();
+        let Habits { rows, tokens, .. } = if replies <= self.guessing { self.habits } else { Habits::default() };
+        let stride = (tokens * PARTS as f64) as usize;
         let free = self.places.saturating_sub(replies + self.unfinished.ceil() as usize).min(self.waiting);
-        let decode = Work { sampled: replies, plain: 0, attended: (replies as f64 * self.context) as usize };
+        let sampled = replies as f64 * rows;
+        let decode = Work { sampled: sampled as usize, plain: 0, attended: (sampled * self.context) as usize };
         // While every place is taken by a reply, nothing changes until the next one ends.
         if let (0, true, Some(Reverse(end))) = (free, self.prompts <= 0.0, self.ends.peek()) {
-            self.ns += (end - self.step) as f64 * self.rates.of(&decode);
-            self.step = *end;
+            let steps = (end - self.progress).div_ceil(stride);
+            self.ns += steps as f64 * self.rates.of(&decode);
+            self.progress += steps * stride;
             return;
         }
         // Only as many as the step can begin are admitted; whether more are makes no difference to the time.
@@ -278,7 +345,7 @@ impl Play {
             let left = self.limits.target_ns - self.rates.of(&decode);
             self.rates.prompt_rows(0, rows, left).max(BLOCK_TOKENS.min(rows))
         };
-        self.step += 1;
+        self.progress += stride;
         self.ns += self.rates.of(&decode) + self.rates.prompt(0, rows.min(self.each as usize * 2));
         self.ns += self.rates.plain * rows.saturating_sub(self.each as usize * 2) as f64;
         // Prompts are computed one after the other; each that is complete becomes a reply.
@@ -288,7 +355,7 @@ impl Play {
         let complete = (before - left) as usize;
         self.ns += complete as f64 * (self.rates.sampled - self.rates.plain).max(0.0);
         for _ in 0..complete {
-            self.ends.push(Reverse(self.step + self.reply));
+            self.ends.push(Reverse(self.progress + PARTS * self.reply));
         }
         self.unfinished = left;
     }

@@ -9,6 +9,9 @@
 //! shared by copying that block (copy on write): in the map's order the block with the longest common beginning stands
 //! next to the place where the wanted tokens would stand. The last, partly filled block of a sequence becomes findable
 //! when the sequence is over.
+//!
+//! Memory is touched for what runs, and up to a bound for what is kept: beyond the bound a new block takes the place of
+//! the one that was unused for longest, although there is memory that nobody has touched yet.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,14 +83,17 @@ pub(crate) struct Pool {
     idle: BTreeSet<(u64, Reverse<u32>, BlockId)>,
     clock: u64,
     serials: Serial,
+    /// Blocks that may be touched while others are kept only to be found.
+    kept_max: usize,
 }
 
 impl Pool {
-    /// A pool of `count` blocks.
-    pub fn new(count: usize) -> Self {
+    /// A pool of `count` blocks. Once `kept_max` of them were used, more are touched only for what sequences hold at the
+    /// same time.
+    pub fn new(count: usize, kept_max: usize) -> Self {
         let cached = std::iter::repeat_with(|| None).take(count).collect();
         let allocator = BlockAllocator::new(count);
-        Self { allocator, entries: BTreeMap::new(), cached, idle: BTreeSet::new(), clock: 0, serials: 0 }
+        Self { allocator, entries: BTreeMap::new(), cached, idle: BTreeSet::new(), clock: 0, serials: 0, kept_max }
     }
 
     /// Blocks that can be taken now.
@@ -98,6 +104,11 @@ impl Pool {
     /// Blocks held by sequences.
     pub fn used(&self) -> usize {
         self.allocator.count() - self.available()
+    }
+
+    /// Blocks whose memory was used at any time.
+    pub fn touched(&self) -> usize {
+        self.allocator.touched()
     }
 
     /// What is cached of the first `most` of these tokens.
@@ -162,7 +173,9 @@ impl Pool {
     /// Makes room for `tokens` tokens; false when the pool is exhausted, with the table as far as it came.
     pub fn grow(&mut self, table: &mut Table, tokens: usize) -> bool {
         while table.blocks.len() * BLOCK_TOKENS < tokens {
-            if self.allocator.free_count() == 0 && !self.evict() {
+            let thrifty = self.allocator.touched() >= self.kept_max && self.allocator.next_is_fresh();
+            let evicted = (thrifty || self.allocator.free_count() == 0) && self.evict();
+            if !evicted && self.allocator.free_count() == 0 {
                 return false;
             }
             let block = self.allocator.alloc().expect("a block was just free");

@@ -9,7 +9,7 @@ use crossbeam::channel::Receiver;
 
 use super::cost::{Meter, Work};
 use super::fair::Fair;
-use super::forecast::Running;
+use super::forecast::{Habits, Running};
 use super::job::Job;
 use super::plan::{Plan, Share, View};
 use super::pool::Pool;
@@ -34,6 +34,8 @@ const PARKED_LOOK: Duration = Duration::from_millis(2);
 /// The numbers of `EngineConfig` that steps depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepBounds {
+    /// Blocks that may be used for what is kept of finished sequences.
+    pub kept_blocks: usize,
     pub sequences_max: usize,
     pub prefill_tokens: usize,
     /// Most rows of logits; at least `sequences_max`.
@@ -68,6 +70,8 @@ pub(crate) struct Scheduler {
     drafters: Vec<Box<dyn Drafter>>,
     /// Time that guessing took in this step.
     guessing: Duration,
+    /// How steps went, for forecasts.
+    habits: Habits,
     /// How often guesses were right, over all sequences.
     odds: Odds,
     /// Sequences that came so far; names the next one.
@@ -99,11 +103,12 @@ impl Scheduler {
         let limits = backend.limits();
         shared.stats.kv_blocks_total.set(limits.blocks as u64);
         Self {
-            pool: Pool::new(limits.blocks),
+            pool: Pool::new(limits.blocks, bounds.kept_blocks),
             sampler: Sampler::new(limits.vocab),
             logits: LogitsBuf::new(&limits),
             drafters,
             guessing: Duration::ZERO,
+            habits: Habits::default(),
             odds: Odds::default(),
             sequences: 0,
             backend,
@@ -196,7 +201,12 @@ impl Scheduler {
         let mut solo = Solo;
         let crew = self.backend.crew().unwrap_or(&mut solo);
         match step {
-            Some(step) => embedding.after_step(crew, step, Duration::from_nanos(self.bounds.target_ns as u64)),
+            Some(step) => {
+                let begun = Instant::now();
+                embedding.after_step(crew, step, Duration::from_nanos(self.bounds.target_ns as u64));
+                let other = if embedding.is_busy() { begun.elapsed() } else { Duration::ZERO };
+                self.habits.note_background(step, other, embedding.is_busy());
+            }
             None => embedding.when_idle(crew),
         }
     }
@@ -295,7 +305,7 @@ impl Scheduler {
     /// Notes what was computed, samples where a row of logits came, and ends what is complete.
     fn take_results(&mut self, now: Instant) {
         let planned = self.running.len() - self.plan.admit.len();
-        let mut row = 0;
+        let (mut row, mut replies, mut rows, mut tokens) = (0, 0, 0, 0);
         self.patience = STEP_PATIENCE;
         for at in 0..self.plan.slices.len() {
             let slice = self.plan.slices[at];
@@ -306,10 +316,16 @@ impl Scheduler {
             let (salt, computed) = (sequence.salt(), sequence.computed);
             self.pool.publish(&mut sequence.table, salt, &sequence.tokens, computed);
             if slice.samples {
+                let known = self.running[place].tokens.len();
                 self.next_tokens(place, row, slice.drafts, now);
                 row += slice.sampled();
+                if slice.count == 1 {
+                    (replies, rows) = (replies + 1, rows + slice.rows());
+                    tokens += self.running[place].tokens.len() - known;
+                }
             }
         }
+        self.habits.note_replies(replies, rows, tokens);
         self.leave_batch(now);
     }
 
@@ -361,7 +377,8 @@ impl Scheduler {
         stats.waiting.set((self.waiting.len() + self.receiver.len()) as u64);
         stats.running.set((self.running.len() + self.parked.len()) as u64);
         stats.kv_blocks_used.set(self.pool.used() as u64);
-        self.shared.demand().publish(self.meter.rates(), 0.0, self.running.iter().map(Sequence::load));
+        stats.kv_blocks_touched.set(self.pool.touched() as u64);
+        self.shared.demand().publish(self.meter.rates(), self.habits, 0.0, self.running.iter().map(Sequence::load));
     }
 
     /// Ends every request that is known. An outlet that panics must not keep the others from hearing.

@@ -86,10 +86,9 @@ impl Sequence {
         self.tokens.len() - self.prompt
     }
 
-    /// Most tokens that it is worth guessing: the last token of a reply is never fed back. None where each token needs a
-    /// mask that is computed after the one before it was chosen.
+    /// Most tokens that it is worth guessing: the last token of a reply is never fed back.
     pub fn guessable(&self) -> usize {
-        if self.job.guide.is_some() || self.tokens.len() - self.computed != 1 {
+        if self.tokens.len() - self.computed != 1 {
             return 0;
         }
         (self.job.request.max_tokens as usize - self.generated()).saturating_sub(1)

@@ -1,9 +1,13 @@
 //! The parser of one running request, which travels: while the backend computes a step, a mask thread has it.
+//!
+//! Where the step computes guessed tokens too (`speculate`), the thread gives the parser back with the mask for the
+//! next token and goes on with a copy of it through the guesses, one mask for each, until one is not allowed. So every
+//! row of the step is sampled under the mask that it would have had in a step of its own, and the reply is the same.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use llguidance::toktrie::SimpleVob;
 use llguidance::{CancellationHandle, Matcher};
 
@@ -17,43 +21,107 @@ pub(crate) const STEP_PATIENCE: Duration = Duration::from_millis(8);
 /// Longest work on one mask. The compiler's limits end most masks long before, but not every expression keeps to them.
 const MASK_TIME_MAX: Duration = Duration::from_millis(500);
 
-/// When a mask thread began with the parser of a guide.
-type Begun = Arc<Mutex<Option<Instant>>>;
+/// Longest that it waits for a mask behind a guessed token, beyond which the guess is not looked at.
+const AHEAD_PATIENCE: Duration = Duration::from_millis(1);
 
-/// Work for a mask thread: advance the parser by a token, then compute the next mask.
+/// How far a mask thread is with the task of a guide.
+#[derive(Default)]
+struct Progress {
+    begun: Option<Instant>,
+    /// Ends the work on masks behind guesses.
+    ahead: Option<CancellationHandle>,
+    /// Nobody wants them any more.
+    closed: bool,
+}
+
+type Shared = Arc<Mutex<Progress>>;
+
+fn locked(progress: &Shared) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Work for a mask thread: advance the parser by tokens and compute the next mask, then those behind guessed tokens.
 pub(super) struct MaskTask {
     matcher: Box<Matcher>,
-    token: u32,
-    begun: Begun,
+    tokens: Vec<u32>,
+    guessed: Vec<u32>,
+    progress: Shared,
     back: Sender<Turn>,
 }
 
-/// What comes back.
+/// What comes back: the parser with the next mask, then one mask for each guessed token that the constraint allows.
 struct Turn {
-    matcher: Box<Matcher>,
+    matcher: Option<Box<Matcher>>,
     mask: Result<SimpleVob, String>,
     took: Duration,
 }
 
 impl MaskTask {
     pub fn run(self) {
-        let Self { mut matcher, token, begun: shared, back } = self;
+        let Self { mut matcher, tokens, guessed, progress, back } = self;
         let begun = Instant::now();
-        *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
-        let mask = matcher.consume_token(token).and_then(|()| matcher.compute_mask_or_eos());
+        locked(&progress).begun = Some(begun);
+        let mask = matcher.consume_tokens(&tokens).and_then(|()| matcher.compute_mask_or_eos());
         let mask = mask.map_err(|error| shortened(&error.to_string()));
+        let ahead = match &mask {
+            // A copy, so that a guess which leads into trouble leaves the parser of the reply as it is.
+            Ok(mask) if !guessed.is_empty() => Some(((*matcher).clone(), mask.clone())),
+            _ => None,
+        };
         // Nobody waits when the request has ended meanwhile.
-        let _ = back.send(Turn { matcher, mask, took: begun.elapsed() });
+        let _ = back.send(Turn { matcher: Some(matcher), mask, took: begun.elapsed() });
+        if let Some((matcher, mask)) = ahead {
+            look_ahead(matcher, mask, &guessed, &progress, &back);
+        }
+    }
+}
+
+/// Sends the masks behind guessed tokens, as far as the constraint allows them.
+fn look_ahead(mut matcher: Matcher, mut mask: SimpleVob, guessed: &[u32], progress: &Shared, back: &Sender<Turn>) {
+    {
+        let mut progress = locked(progress);
+        if progress.closed {
+            return;
+        }
+        progress.ahead = matcher.cancellation_handle();
+    }
+    for token in guessed {
+        let begun = Instant::now();
+        // A text may hold numbers beyond the vocabulary, where that of the network is padded.
+        if *token as usize >= mask.len() || !mask.is_allowed(*token) {
+            return;
+        }
+        match matcher.consume_token(*token).and_then(|()| matcher.compute_mask_or_eos()) {
+            Ok(next) => mask = next,
+            // The reply may never come here; if it does, its own parser says what is wrong.
+            Err(_) => return,
+        }
+        if back.send(Turn { matcher: None, mask: Ok(mask.clone()), took: begun.elapsed() }).is_err() {
+            return;
+        }
     }
 }
 
 enum State {
     /// The parser is here, and so is the mask for the next token.
-    Ready { matcher: Box<Matcher>, mask: SimpleVob },
-    /// A mask thread has the parser.
-    Away,
+    Ready(Ready),
+    /// It is to be advanced by these tokens.
+    Due { matcher: Box<Matcher>, tokens: Vec<u32> },
+    /// A mask thread has the parser; these guesses are to be looked at.
+    Away { guessed: Vec<u32>, turns: Receiver<Turn> },
     /// It cannot go on.
     Broken(String),
+}
+
+struct Ready {
+    /// Stands before the first guess.
+    matcher: Box<Matcher>,
+    /// Before and behind the guesses, as far as they have come.
+    masks: Vec<SimpleVob>,
+    guessed: Vec<u32>,
+    /// How many guesses were right.
+    right: usize,
+    turns: Option<Receiver<Turn>>,
 }
 
 /// Says which tokens may come next in one reply.
@@ -61,8 +129,7 @@ pub(crate) struct Guide {
     state: State,
     tokens: usize,
     tasks: Sender<MaskTask>,
-    begun: Begun,
-    back: (Sender<Turn>, Receiver<Turn>),
+    progress: Shared,
     cancel: Option<CancellationHandle>,
 }
 
@@ -70,20 +137,18 @@ impl Guide {
     pub(super) fn new(compiled: Compiled, tasks: Sender<MaskTask>) -> Self {
         let Compiled { matcher, mask } = compiled;
         let cancel = matcher.cancellation_handle();
-        Self {
-            state: State::Ready { matcher, mask },
-            tokens: 0,
-            tasks,
-            begun: Begun::default(),
-            back: bounded(1),
-            cancel,
-        }
+        let state = State::Ready(Ready { matcher, masks: vec![mask], guessed: Vec::new(), right: 0, turns: None });
+        Self { state, tokens: 0, tasks, progress: Shared::default(), cancel }
     }
 
     /// The mask for the next token, one bit per token, least significant first; `None` when it is not there within
     /// `patience`, which the wait uses up.
     pub fn mask(&mut self, patience: &mut Duration, stats: &Stats) -> Result<Option<&[u32]>, ConstraintError> {
-        if matches!(self.state, State::Away) {
+        if matches!(self.state, State::Ready(_)) {
+            self.goes_on(stats);
+        }
+        self.look_at(&[]);
+        if matches!(self.state, State::Away { .. }) {
             let begun = Instant::now();
             self.take_back(*patience, stats);
             let waited = begun.elapsed();
@@ -91,39 +156,60 @@ impl Guide {
             stats.mask_wait_us.add(waited.as_micros() as u64);
         }
         match &self.state {
-            State::Ready { mask, .. } => Ok(Some(mask.as_slice())),
-            State::Away => Ok(None),
+            State::Ready(ready) => Ok(Some(ready.masks[ready.right].as_slice())),
             State::Broken(why) => Err(ConstraintError::Stuck { tokens: self.tokens, why: why.clone() }),
+            State::Due { .. } | State::Away { .. } => Ok(None),
         }
+    }
+
+    /// After a token was accepted: whether the mask behind it is there already, because it was guessed. If not, the
+    /// next row of the same step cannot be used.
+    pub fn goes_on(&mut self, stats: &Stats) -> bool {
+        let State::Ready(ready) = &mut self.state else { return false };
+        while ready.masks.len() <= ready.right {
+            let turn = ready.turns.as_ref().and_then(|turns| turns.recv_timeout(AHEAD_PATIENCE).ok());
+            match turn {
+                Some(Turn { mask: Ok(mask), took, .. }) => {
+                    note(stats, took);
+                    ready.masks.push(mask);
+                }
+                _ => {
+                    self.fall_back();
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// Whether the parser is with a mask thread and not overdue.
     pub fn is_away(&mut self, stats: &Stats) -> bool {
-        if matches!(self.state, State::Away) {
+        if matches!(self.state, State::Away { .. }) {
             self.take_back(Duration::ZERO, stats);
         }
-        matches!(self.state, State::Away)
+        matches!(self.state, State::Away { .. })
     }
 
     fn take_back(&mut self, patience: Duration, stats: &Stats) {
-        self.state = match self.back.1.recv_timeout(patience) {
-            Ok(Turn { matcher, mask, took }) => {
-                stats.masks.add(1);
-                stats.mask_us.add(took.as_micros() as u64);
+        let State::Away { guessed, turns } = &mut self.state else { return };
+        self.state = match turns.recv_timeout(patience) {
+            Ok(Turn { matcher: Some(matcher), mask, took }) => {
+                note(stats, took);
+                let (guessed, turns) = (std::mem::take(guessed), Some(turns.clone()));
                 match mask {
-                    Ok(mask) => State::Ready { matcher, mask },
+                    Ok(mask) => State::Ready(Ready { matcher, masks: vec![mask], guessed, right: 0, turns }),
                     Err(why) => State::Broken(why),
                 }
             }
-            // The guide holds a sender itself, so the other error cannot come.
-            Err(_) => {
-                let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            Err(RecvTimeoutError::Timeout) => {
+                let begun = locked(&self.progress).begun;
                 if begun.is_none_or(|begun| begun.elapsed() < MASK_TIME_MAX) {
                     return;
                 }
                 self.cancel_mask();
                 State::Broken(format!("its mask took longer than {} ms", MASK_TIME_MAX.as_millis()))
             }
+            _ => State::Broken("the thread with its parser ended".to_owned()),
         };
     }
 
@@ -133,29 +219,74 @@ impl Guide {
         }
     }
 
-    /// Notes the token that was chosen under the last mask and has the next mask computed.
+    /// Nothing more is wanted of the masks behind guesses.
+    fn cancel_ahead(&self, closed: bool) {
+        let mut progress = locked(&self.progress);
+        progress.closed |= closed;
+        if let Some(ahead) = progress.ahead.take() {
+            ahead.cancel();
+        }
+    }
+
+    /// The parser stays where it is; what was right of the guesses is consumed with the next token.
+    fn fall_back(&mut self) {
+        if !matches!(self.state, State::Ready(_)) {
+            return;
+        }
+        let state = std::mem::replace(&mut self.state, State::Broken(String::new()));
+        if let State::Ready(Ready { matcher, mut guessed, right, .. }) = state {
+            guessed.truncate(right);
+            self.state = State::Due { matcher, tokens: guessed };
+        }
+    }
+
+    /// Notes the token that was chosen under the last mask. The next mask is there when it was guessed, else it is due.
     pub fn accept(&mut self, token: u32) {
         self.tokens += 1;
-        self.state = match std::mem::replace(&mut self.state, State::Away) {
-            State::Ready { matcher, .. } => {
-                // One task per request at most, and the queue has a place for each.
-                *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                let task = MaskTask { matcher, token, begun: Arc::clone(&self.begun), back: self.back.0.clone() };
-                match self.tasks.try_send(task) {
-                    Ok(()) => State::Away,
-                    Err(_) => State::Broken("no mask thread takes work".to_owned()),
-                }
+        if let State::Ready(ready) = &mut self.state
+            && ready.guessed.get(ready.right) == Some(&token)
+        {
+            ready.right += 1;
+            return;
+        }
+        self.fall_back();
+        if let State::Due { tokens, .. } = &mut self.state {
+            tokens.push(token);
+        }
+    }
+
+    /// Has the mask computed that is due, and those behind these guesses of what follows.
+    pub fn look_at(&mut self, guessed: &[u32]) {
+        if !matches!(self.state, State::Due { .. }) {
+            return;
+        }
+        // Guesses of the last step share the parser's tables with this one.
+        self.cancel_ahead(false);
+        let (back, turns) = bounded(1 + guessed.len());
+        let guessed = guessed.to_vec();
+        let away = State::Away { guessed: guessed.clone(), turns };
+        if let State::Due { matcher, tokens } = std::mem::replace(&mut self.state, away) {
+            locked(&self.progress).begun = None;
+            // One task per request at most, and the queue has a place for each.
+            let task = MaskTask { matcher, tokens, guessed, progress: Arc::clone(&self.progress), back };
+            if self.tasks.try_send(task).is_err() {
+                self.state = State::Broken("no mask thread takes work".to_owned());
             }
-            other => other,
-        };
+        }
     }
 }
 
+fn note(stats: &Stats, took: Duration) {
+    stats.masks.add(1);
+    stats.mask_us.add(took.as_micros() as u64);
+}
+
 impl Drop for Guide {
-    /// The request has ended: a mask that is being computed is of no use.
+    /// The request has ended: masks that are being computed are of no use.
     fn drop(&mut self) {
-        if matches!(self.state, State::Away) {
+        if matches!(self.state, State::Away { .. }) {
             self.cancel_mask();
         }
+        self.cancel_ahead(true);
     }
 }

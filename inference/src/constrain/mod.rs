@@ -21,12 +21,15 @@ mod compile;
 mod guide;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod vocabulary;
 mod workshop;
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
+
+pub use trial::{Allowed, Trial};
 
 pub(crate) use guide::{Guide, STEP_PATIENCE};
 pub(crate) use workshop::Workshop;

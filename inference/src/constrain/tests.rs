@@ -67,6 +67,17 @@ impl Bench {
 
     /// Writes under random logits. Ends are a little likelier than chance, or long texts would never end.
     fn write(&mut self, constraint: &Constraint, seed: u64, temperature: f32) -> Written {
+        self.write_guessing(constraint, seed, temperature, |_| Vec::new()).0
+    }
+
+    /// The same in steps of as many tokens as were guessed right, and the tokens; `guess` sees those before.
+    fn write_guessing(
+        &mut self,
+        constraint: &Constraint,
+        seed: u64,
+        temperature: f32,
+        mut guess: impl FnMut(&[u32]) -> Vec<u32>,
+    ) -> (Written, Vec<u32>) {
         let compiled = self.compile(constraint).expect("the constraint compiles");
         let (tasks, work) = crossbeam::channel::bounded::<MaskTask>(4);
         let mut guide = Guide::new(compiled, tasks);
@@ -89,14 +100,18 @@ impl Bench {
             let id = self.sampler.pick(&mut logits, &sampling, &history, 1).expect("a token is allowed");
             assert!(allowed[id as usize / 32] >> (id % 32) & 1 == 1, "seed {seed}: token {id} is not allowed");
             if self.tokenizer.is_end(id) {
-                return Written::Whole(String::from_utf8(bytes).expect("replies are UTF-8"));
+                history.push(id);
+                return (Written::Whole(String::from_utf8(bytes).expect("replies are UTF-8")), history);
             }
             bytes.extend_from_slice(self.tokenizer.visible_bytes(id));
             history.push(id);
             guide.accept(id);
-            work.try_recv().expect("the guide hands its parser over").run();
+            if !guide.goes_on(&stats) {
+                guide.look_at(&guess(&history));
+                work.try_recv().expect("the guide hands its parser over").run();
+            }
         }
-        Written::Cut
+        (Written::Cut, history)
     }
 }
 
@@ -198,6 +213,29 @@ proptest! {
             }
         }
         prop_assert!(whole > 0, "no document of four was finished under {schema}");
+    }
+
+    /// Right, wrong, forbidden and unknown guesses change nothing of what is written.
+    #[test]
+    fn guesses_change_no_document(seed in any::<u64>(), temperature in 0.0_f32..2.0, wrong in 0_u32..6) {
+        let mut bench = Bench::new();
+        let constraint = Constraint::JsonSchema(schema(&mut SmallRng::seed_from_u64(seed), 3));
+        let (_, plain) = bench.write_guessing(&constraint, seed, temperature, |_| Vec::new());
+        let (mut random, mut steps) = (SmallRng::seed_from_u64(seed), 0);
+        let guess = |history: &[u32]| {
+            steps += 1;
+            let mut guess = plain[history.len()..].to_vec();
+            guess.truncate(random.random_range(0..6));
+            for token in &mut guess {
+                if random.random_range(0..10) < wrong {
+                    *token = random.random_range(0..300);
+                }
+            }
+            guess
+        };
+        let (_, guessed) = bench.write_guessing(&constraint, seed, temperature, guess);
+        prop_assert_eq!(&guessed, &plain);
+        prop_assert!(wrong > 0 || plain.len() < 20 || steps < plain.len() - 1, "{} steps for {} tokens", steps, plain.len());
     }
 
     #[test]
@@ -369,10 +407,11 @@ fn a_slow_mask_is_not_waited_for_and_ends_with_its_request() {
         assert!(guide.mask(&mut patience, &stats).expect("works").is_none());
         assert_eq!(patience, Duration::ZERO, "one step waits once, however many masks are late");
     }
-    assert!(guide.is_away(&stats));
+    assert!(guide.is_away(&stats), "whoever asks for a mask has it computed");
     work.recv().expect("the task").run();
     assert!(guide.mask(&mut patience, &stats).expect("works").is_some());
     guide.accept(u32::from(b'1'));
+    guide.look_at(&[]);
     work.recv().expect("the task").run();
     let error = guide.mask(&mut patience, &stats).expect_err("the expression has no digits");
     assert!(matches!(error, ConstraintError::Stuck { tokens: 2, .. }), "{error:?}");

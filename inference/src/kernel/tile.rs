@@ -13,6 +13,15 @@
 //! A lane of bytes holds 4 consecutive elements of 16 rows: byte 4 × row + c of lane i is element 4 × i + c. In `Q4` the
 //! low nibbles are elements 0 to 15 and the high nibbles 16 to 31. So one 32-bit broadcast of 4 activations meets 8 (or
 //! 16) rows in one vector, and the results of a tile are 16 rows side by side, without a horizontal sum.
+//!
+//! The layout is also that of the second operand of AMX's byte products (Intel's Architecture Instruction Set Extensions,
+//! TDPBSUD and TDPBSSD): there, row i of a tile holds 4 consecutive elements of each of 16 columns, which is one lane
+//! here. The 8 lanes of a `Q8` or `Wide` block, or of a `Q4` block after its nibbles were spread to bytes, load as a
+//! tile of 8 × 64 bytes; 16 tokens' bytes of the block, as they lie in [`super::Acts`], load as the first operand with
+//! the activations' width as stride; and one product gives 16 tokens × 16 rows of 32-bit sums, to which scales and minima
+//! are applied as ever. Blocks are 32 deep and a tile could be 64, so half of the unit's depth would stay unused: the
+//! price of one packed form for all sets. No such kernel is written: none of the processors that this was built on
+//! reports `amx_int8`, and a kernel that never ran is no kernel.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;

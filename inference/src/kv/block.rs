@@ -18,14 +18,18 @@ pub fn blocks_for(tokens: usize) -> usize {
 #[derive(Debug)]
 pub struct BlockAllocator {
     holders: Vec<u32>,
+    /// Taken from the end. Blocks that were never used lie at the beginning, the lowest number last, so that memory
+    /// which was touched before is used again first.
     free: Vec<BlockId>,
+    /// Blocks that were handed out at least once: those below this number.
+    touched: usize,
 }
 
 impl BlockAllocator {
     /// An allocator of `count` blocks, all free.
     pub fn new(count: usize) -> BlockAllocator {
         let count = u32::try_from(count).expect("block counts fit in 32 bits");
-        BlockAllocator { holders: vec![0; count as usize], free: (0..count).rev().map(BlockId).collect() }
+        BlockAllocator { holders: vec![0; count as usize], free: (0..count).rev().map(BlockId).collect(), touched: 0 }
     }
 
     /// All blocks, free or not.
@@ -38,12 +42,23 @@ impl BlockAllocator {
         self.free.len()
     }
 
+    /// Blocks that were handed out at least once, free or not: those whose memory the system had to provide.
+    pub fn touched(&self) -> usize {
+        self.touched
+    }
+
+    /// Whether the next block that is handed out is one whose memory nobody touched yet.
+    pub fn next_is_fresh(&self) -> bool {
+        self.free.last().is_some_and(|block| block.0 as usize >= self.touched)
+    }
+
     /// A free block with one holder, or `None` when all are in use.
     pub fn alloc(&mut self) -> Option<BlockId> {
         let block = self.free.pop()?;
         let holders = &mut self.holders[block.0 as usize];
         assert_eq!(*holders, 0, "a block on the free list has no holder");
         *holders = 1;
+        self.touched = self.touched.max(block.0 as usize + 1);
         Some(block)
     }
 
@@ -82,6 +97,22 @@ mod tests {
         got.sort_unstable();
         assert_eq!(got, [BlockId(0), BlockId(1), BlockId(2)]);
         assert_eq!((allocator.free_count(), allocator.alloc()), (0, None));
+    }
+
+    #[test]
+    fn memory_that_was_used_is_used_again_before_more_is_touched() {
+        let mut allocator = BlockAllocator::new(4);
+        let got: Vec<BlockId> = (0..3).filter_map(|_| allocator.alloc()).collect();
+        assert!(allocator.next_is_fresh());
+        allocator.release(got[0]);
+        allocator.release(got[2]);
+        for _ in 0..2 {
+            assert!(!allocator.next_is_fresh());
+            allocator.alloc().expect("a block");
+            assert_eq!(allocator.touched(), 3);
+        }
+        allocator.alloc().expect("a block");
+        assert_eq!((allocator.touched(), allocator.next_is_fresh()), (4, false));
     }
 
     #[test]

@@ -247,6 +247,49 @@ fn many_requests_side_by_side_get_what_each_gets_alone() {
     }
 }
 
+/// Three long requests in a pool that hardly holds one of them, beside a stream of short ones from other tenants that
+/// never ends: each short one that is done is followed by another.
+#[test]
+fn a_full_pool_starves_nobody() {
+    const SHORT_BESIDE: usize = 24;
+    let (engine, _) = start(26, &config(6, 16), Script::default());
+    let long: Vec<Vec<u32>> = (1..).map(|seed| prompt(seed, 250)).filter(|p| expected(p, 80).0.len() == 80).take(3).collect();
+    let done = Arc::new(Mutex::new(0));
+    let waiting: Vec<_> = long
+        .iter()
+        .map(|prompt| {
+            let (listener, prompt, done) = (submit(&engine, prompt.clone(), 80), prompt.clone(), Arc::clone(&done));
+            std::thread::spawn(move || {
+                let reply = listener.finish();
+                assert_eq!(reply.text, expected(&prompt, 80).0);
+                *done.lock().expect("not poisoned") += 1;
+            })
+        })
+        .collect();
+    let ask = |seed: u32| {
+        let (mut request, listener) = request(prompt(seed, 20 + seed as usize % 40), 40);
+        (request.tenant, request.cache_salt) = (u64::from(1 + seed % 5), u64::from(seed));
+        engine.submit(request).expect("accepted");
+        (seed, listener)
+    };
+    let mut short: std::collections::VecDeque<(u32, Listener)> = (0..SHORT_BESIDE as u32).map(ask).collect();
+    let mut answered = 0_u32;
+    while *done.lock().expect("not poisoned") < long.len() {
+        let (seed, listener) = short.pop_front().expect("there are always some");
+        assert_eq!(listener.finish().text, expected(&prompt(seed, 20 + seed as usize % 40), 40).0);
+        answered += 1;
+        assert!(answered < 2_000, "{answered} short requests went before the long ones");
+        short.push_back(ask(SHORT_BESIDE as u32 + answered));
+    }
+    waiting.into_iter().for_each(|thread| thread.join().expect("the long ones got their replies"));
+    for (seed, listener) in short {
+        assert_eq!(listener.finish().text, expected(&prompt(seed, 20 + seed as usize % 40), 40).0);
+    }
+    let stats = engine.stats();
+    assert!(stats.preemptions.get() > 0, "the pool was too small for all");
+    println!("{answered} short replies beside, {} preemptions, {} steps", stats.preemptions.get(), stats.steps.get());
+}
+
 #[test]
 fn a_salt_keeps_prefixes_apart() {
     let (engine, _) = start(64, &config(4, 64), Script::default());

@@ -2,7 +2,7 @@
 
 use millrace_inference::model::Model;
 use millrace_inference::{
-    ChatTemplate, Engine, EngineConfig, EngineError, FinishReason, Request, Sampling, Speculation, TemplateMessage,
+    ChatTemplate, Constraint, Engine, EngineConfig, EngineError, FinishReason, Request, Sampling, Speculation, TemplateMessage,
     Tokenizer,
 };
 use std::sync::Arc;
@@ -154,6 +154,39 @@ fn a_draft_model_that_fails_is_done_without() {
     assert!(engine.fault().is_none());
 }
 
+#[test]
+fn a_constraint_is_kept_to_behind_guesses_as_well() {
+    // The small pool preempts, so that parsers which looked ahead come back to a sequence without blocks.
+    for (blocks, sequences) in [(300, 8), (26, 4)] {
+        let [plain, guessing] = [Speculation::Off, Speculation::Always].map(|s| habitual(s, blocks, sequences, 64));
+        // Some forbid what habit would go on with, some force it, one ends by itself.
+        let patterns =
+            ["([a-m][a-z]{0,6}[n-z]){2,40}", "[a-z]*", "(abc|bcd|[e-z]{5})+x?", "((ab){3}[a-z]{4}){3}", "[a-z]{0,20}q"];
+        let requests: Vec<(Vec<u32>, &str, Sampling)> = (0..30)
+            .map(|at| {
+                let sampling = match at % 3 {
+                    0 => Sampling::greedy(),
+                    seed => Sampling { seed: seed as u64, ..Sampling::default() },
+                };
+                (prompt(at as u32 % 7, 10 + 3 * at), patterns[at % patterns.len()], sampling)
+            })
+            .collect();
+        let replies = |engine: &Engine| -> Vec<String> {
+            let way = |pattern: &str, sampling: &Sampling, r: &mut Request| {
+                r.constraint = Some(Constraint::Regex(pattern.to_owned()));
+                (r.sampling, r.top_logprobs) = (sampling.clone(), Some(2));
+            };
+            let asked = requests.iter().map(|(p, pattern, s)| ask(engine, p, 110, |r| way(pattern, s, r)));
+            let listeners: Vec<Listener> = asked.collect();
+            listeners.into_iter().map(|listener| seen(&listener.finish())).collect()
+        };
+        assert_eq!(replies(&plain), replies(&guessing), "{blocks} blocks");
+        let accepted = guessing.stats().accepted_tokens.get();
+        assert!(accepted > 100, "only {accepted} guesses were right");
+        assert_eq!(plain.stats().draft_tokens.get(), 0);
+    }
+}
+
 /// The real model, with a prompt that asks for a repetition and one that does not.
 #[test]
 fn the_real_model_writes_the_same_with_and_without() {
@@ -182,6 +215,27 @@ fn the_real_model_writes_the_same_with_and_without() {
     let stats = guessing.stats();
     assert!(stats.accepted_tokens.get() > 20, "{} of {}", stats.accepted_tokens.get(), stats.draft_tokens.get());
     assert!(stats.steps.get() < plain.stats().steps.get());
+    // Documents of one form repeat it.
+    let before = stats.accepted_tokens.get();
+    let schema = serde_json::json!({"type": "array", "minItems": 5, "maxItems": 5, "items": {
+        "type": "object", "properties": {"city": {"type": "string", "maxLength": 12}, "people": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["city", "people"], "additionalProperties": false,
+    }});
+    let prompt = tokenizer.encode(
+        &template.render(&[TemplateMessage::new("user", "List five cities as JSON.")], true).expect("renders"),
+        true,
+    );
+    for sampling in [Sampling::greedy(), Sampling { temperature: 0.8, seed: 3, ..Sampling::default() }] {
+        let way = |r: &mut Request| {
+            (r.sampling, r.top_logprobs) = (sampling.clone(), Some(2));
+            r.constraint = Some(Constraint::JsonSchema(schema.clone()));
+        };
+        let [a, b] = [&plain, &guessing].map(|engine| ask(engine, &prompt, 300, way).finish());
+        assert_eq!(seen(&a), seen(&b), "{sampling:?}");
+        assert_eq!(a.reason(), &FinishReason::Stop, "{}", a.text);
+    }
+    let accepted = stats.accepted_tokens.get() - before;
+    assert!(accepted > 20, "{accepted} guesses were right under the schema");
 }
 
 /// The real model beside itself: all that a draft model does, with guesses that are always right when it is greedy.

@@ -1,6 +1,8 @@
 //! `POST /v1/chat/completions`.
 
-use super::read::{self, Kind, SamplingOptions, StopStrings, check_name, check_stream_options, whole_in_range};
+use super::read::{
+    self, Kind, SamplingOptions, StopStrings, answers, check_answers, check_name, check_stream_options, whole_in_range,
+};
 use super::structured::{AskedFormat, FormatFields};
 use super::tool::{self, Tool, ToolCall, ToolChoice, ToolUse};
 use super::{ApiError, Usage};
@@ -54,8 +56,10 @@ pub struct ChatRequest {
     pub logprobs: Option<bool>,
     /// Alternatives to report at each token.
     pub top_logprobs: Option<i64>,
-    /// Number of answers; only 1.
+    /// Number of answers; 1 unless said otherwise.
     pub n: Option<i64>,
+    /// Answers to choose the best `n` from; only the same number, since nothing is left out.
+    pub best_of: Option<i64>,
     /// Extension: go on after the end-of-text token (for measurements).
     pub ignore_eos: Option<bool>,
     /// The format of the answer; see [`ChatRequest::output_format`].
@@ -228,6 +232,7 @@ const FIELDS: &[(&str, Kind)] = &[
     ("logprobs", Kind::Flag),
     ("top_logprobs", Kind::Whole),
     ("n", Kind::Whole),
+    ("best_of", Kind::Whole),
     ("ignore_eos", Kind::Flag),
     ("response_format", Kind::Object),
     ("structured_outputs", Kind::Object),
@@ -270,10 +275,7 @@ impl ChatRequest {
             return Err(ApiError::invalid_param("top_logprobs", "top_logprobs needs logprobs to be true."));
         }
         check_stream_options(self.stream, self.stream_options)?;
-        if self.n.is_some_and(|n| n != 1) {
-            let message = format!("n is {}; this server gives one answer per request.", self.n.unwrap_or_default());
-            return Err(ApiError::invalid_param("n", message));
-        }
+        check_answers(self.n, self.best_of)?;
         self.validate_tools()
     }
 
@@ -293,6 +295,11 @@ impl ChatRequest {
             let message = format!("{} and tools exclude each other: a call has a format of its own.", asked.param);
             return Err(ApiError::unsupported(asked.param, message)
                 .with_next_step("Leave one of them out, or set tool_choice to none."));
+        }
+        if self.session.is_some() && self.answers() > 1 {
+            let message = "A session goes on from one answer, so n cannot be more than 1 in it.";
+            return Err(ApiError::unsupported("n", message)
+                .with_next_step("Leave out `session` and send the whole conversation."));
         }
         if self.session.is_some() {
             let param = if self.tools.is_empty() { format.map(|asked| asked.param) } else { Some("tools") };
@@ -350,6 +357,11 @@ impl ChatRequest {
         self.stop.as_ref().map_or(&[], StopStrings::as_slice)
     }
 
+    /// How many answers to give.
+    pub fn answers(&self) -> usize {
+        answers(self.n)
+    }
+
     /// Whether to stream.
     pub fn wants_stream(&self) -> bool {
         self.stream == Some(true)
@@ -386,7 +398,7 @@ pub struct ChatResponse {
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ChatChoice {
-    /// Always 0.
+    /// Which answer, from 0.
     pub index: u32,
     /// The answer.
     pub message: ResponseMessage,
@@ -434,7 +446,7 @@ pub struct ChatChunk<'a> {
 /// The choice of a chunk.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ChunkChoice<'a> {
-    /// Always 0.
+    /// Which answer, from 0.
     pub index: u32,
     /// What is new.
     pub delta: Delta<'a>,
@@ -585,8 +597,10 @@ mod tests {
             ("max_tokens", "1000001"),
             ("max_completion_tokens", "-9223372036854775808"),
             ("top_logprobs", "21"),
-            ("n", "2"),
+            ("n", "33"),
             ("n", "0"),
+            ("n", "-1"),
+            ("best_of", "2"),
         ];
         for (name, value) in cases {
             let error = with(&format!(r#","logprobs":true,"{name}":{value}"#)).expect_err(name);

@@ -1,7 +1,9 @@
 //! `POST /v1/completions`.
 
 use super::chat::null_is_default;
-use super::read::{self, Kind, SamplingOptions, StopStrings, check_name, check_stream_options, whole_in_range};
+use super::read::{
+    self, Kind, SamplingOptions, StopStrings, answers, check_answers, check_name, check_stream_options, whole_in_range,
+};
 use super::structured::{AskedFormat, FormatFields};
 use super::{ApiError, StreamOptions, Usage};
 use crate::limits::MAX_TOKENS_MAX;
@@ -54,8 +56,10 @@ pub struct CompletionRequest {
     pub stop: Option<StopStrings>,
     /// Alternatives to report at each token.
     pub logprobs: Option<i64>,
-    /// Number of answers; only 1.
+    /// Number of answers; 1 unless said otherwise.
     pub n: Option<i64>,
+    /// Answers to choose the best `n` from; only the same number, since nothing is left out.
+    pub best_of: Option<i64>,
     /// Extension: go on after the end-of-text token (for measurements).
     pub ignore_eos: Option<bool>,
     /// The format of the answer; see [`CompletionRequest::output_format`].
@@ -106,6 +110,7 @@ const FIELDS: &[(&str, Kind)] = &[
     ("stop", Kind::TextOrList),
     ("logprobs", Kind::Whole),
     ("n", Kind::Whole),
+    ("best_of", Kind::Whole),
     ("ignore_eos", Kind::Flag),
     ("response_format", Kind::Object),
     ("structured_outputs", Kind::Object),
@@ -142,10 +147,7 @@ impl CompletionRequest {
             stop.validate()?;
         }
         check_stream_options(self.stream, self.stream_options)?;
-        if self.n.is_some_and(|n| n != 1) {
-            let message = format!("n is {}; this server gives one answer per request.", self.n.unwrap_or_default());
-            return Err(ApiError::invalid_param("n", message));
-        }
+        check_answers(self.n, self.best_of)?;
         self.output_format().map(drop)
     }
 
@@ -184,6 +186,11 @@ impl CompletionRequest {
     /// The stop strings.
     pub fn stop_strings(&self) -> &[String] {
         self.stop.as_ref().map_or(&[], StopStrings::as_slice)
+    }
+
+    /// How many answers to give.
+    pub fn answers(&self) -> usize {
+        answers(self.n)
     }
 
     /// Whether to stream.
@@ -233,7 +240,7 @@ pub struct CompletionResponse {
 /// One answer or a piece of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CompletionChoice {
-    /// Always 0.
+    /// Which answer, from 0.
     pub index: u32,
     /// The text.
     pub text: String,
@@ -276,7 +283,7 @@ mod tests {
 
     #[test]
     fn ranges_are_checked() {
-        for (name, value) in [("max_tokens", "-1"), ("logprobs", "6"), ("temperature", "1e308"), ("n", "3")] {
+        for (name, value) in [("max_tokens", "-1"), ("logprobs", "6"), ("temperature", "1e308"), ("n", "33"), ("n", "0"), ("best_of", "3")] {
             let error =
                 CompletionRequest::parse(format!(r#"{{"prompt":"a","{name}":{value}}}"#).as_bytes()).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(name), "{error}");

@@ -4,7 +4,7 @@
 //! value, to find out which parameter has the wrong type: `serde_json` itself only knows line and column.
 
 use super::{ApiError, StreamOptions};
-use crate::limits::{NAME_BYTES_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, TOP_K_MAX};
+use crate::limits::{ANSWERS_MAX, NAME_BYTES_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, TOP_K_MAX};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -143,6 +143,25 @@ pub(super) fn check_stream_options(stream: Option<bool>, options: Option<StreamO
             .with_next_step("Set stream to true, or leave stream_options out."));
     }
     Ok(())
+}
+
+/// How many answers are asked for. `best_of` would have more written than given back, and the likeliest chosen.
+pub(super) fn check_answers(n: Option<i64>, best_of: Option<i64>) -> Result<(), ApiError> {
+    whole_in_range("n", n, 1, ANSWERS_MAX)?;
+    match best_of {
+        Some(best_of) if best_of != n.unwrap_or(1) => {
+            let message = format!("best_of is {best_of}: this server gives back every answer that it writes.");
+            Err(ApiError::unsupported("best_of", message).with_next_step(
+                "Leave out best_of, ask for n answers with logprobs, and choose among them.",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `n` of a validated request.
+pub(super) fn answers(n: Option<i64>) -> usize {
+    n.and_then(|n| usize::try_from(n).ok()).unwrap_or(1).max(1)
 }
 
 /// The sampling parameters that chat and completion share, as the request has them.

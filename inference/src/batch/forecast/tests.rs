@@ -85,7 +85,7 @@ fn replay(load: &[Asked], warm: usize) -> Vec<(f64, f64)> {
         if running.is_empty() && queue.is_empty() {
             let Some(next) = coming.front() else { break };
             now = now.max(next.at);
-            demand.publish(meter.rates(), 0.0, std::iter::empty());
+            demand.publish(meter.rates(), Habits::default(), 0.0, std::iter::empty());
         }
         // Whoever came during the last step asked then, and is taken in now.
         while let Some(asked) = coming.pop_front_if(|asked| asked.at <= now) {
@@ -158,6 +158,7 @@ fn replay(load: &[Asked], warm: usize) -> Vec<(f64, f64)> {
         });
         demand.publish(
             meter.rates(),
+            Habits::default(),
             took,
             running.iter().map(|item| Running {
                 prompt: if item.first.is_some() { 0 } else { item.known - item.computed },
@@ -232,11 +233,40 @@ fn behind_one_long_reply_the_forecast_is_its_length() {
     let mut demand = Demand::new(Limits { sequences_max: 1, ..LIMITS });
     let rates = Rates { step: 1e6, sampled: 3e6, plain: 1e6, attended: 0.0 };
     let running = Running { prompt: 0, context: 100, generated: 0, max_tokens: 4000 };
-    demand.publish(Some(rates), 0.0, [running].into_iter());
+    demand.publish(Some(rates), Habits::default(), 0.0, [running].into_iter());
     let new = Newcomer { background: false, tenant: 1, weight: 1, prompt: 30, max_tokens: 10 };
     let told = demand.first_token(&new, Duration::ZERO).expect("rates are known").as_secs_f64();
     // 4,000 steps of 4 ms, then a step of 30 prompt rows: more steps than are played one by one.
     assert!((16.0..16.2).contains(&told), "{told} s");
+}
+
+#[test]
+fn guesses_bring_the_end_of_a_reply_nearer_and_texts_to_embed_delay_it() {
+    let rates = Rates { step: 1e6, sampled: 3e6, plain: 1e6, attended: 0.0 };
+    let running = |tenant: usize| Running { prompt: 0, context: 100 + tenant, generated: 0, max_tokens: 400 };
+    let new = Newcomer { background: false, tenant: 1, weight: 1, prompt: 30, max_tokens: 10 };
+    let told = |places: usize, replies: usize, habits: Habits| {
+        let mut demand = Demand::new(Limits { sequences_max: places, ..LIMITS });
+        demand.publish(Some(rates), habits, 0.0, (0..replies).map(running));
+        demand.first_token(&new, Duration::ZERO).expect("rates are known").as_secs_f64()
+    };
+    let plain = told(1, 1, Habits::default());
+    assert!((1.6..1.7).contains(&plain), "{plain} s for 400 steps of 4 ms");
+    // Three rows and two and a half tokens for each: 160 steps of 10 ms.
+    let mut habits = Habits::default();
+    (0..200).for_each(|_| habits.note_replies(2, 6, 5));
+    let guessing = told(1, 1, habits);
+    assert!((1.6..1.7).contains(&guessing), "{guessing} s");
+    (0..200).for_each(|_| habits.note_replies(2, 4, 6));
+    let paying = told(1, 1, habits);
+    assert!((0.9..1.0).contains(&paying), "{paying} s for 133 steps of 7 ms");
+    // An eighth of the time goes to other work, for as long as there is some.
+    let mut shared = Habits::default();
+    (0..200).for_each(|_| shared.note_background(Duration::from_millis(7), Duration::from_millis(1), true));
+    let delayed = told(1, 1, shared);
+    assert!((delayed / plain - 8.0 / 7.0).abs() < 0.01, "{delayed} s beside {plain} s");
+    shared.note_background(Duration::from_millis(7), Duration::ZERO, false);
+    assert_eq!(told(1, 1, shared), plain);
 }
 
 #[test]

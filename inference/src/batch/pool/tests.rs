@@ -21,7 +21,7 @@ fn found(pool: &Pool, salt: u64, tokens: &[u32]) -> (usize, usize, usize) {
 
 #[test]
 fn a_second_prompt_finds_the_common_beginning_under_the_same_salt_only() {
-    let mut pool = Pool::new(16);
+    let mut pool = Pool::new(16, usize::MAX);
     let first = tokens(1, 40);
     let mut a = compute(&mut pool, 7, &first);
     let mut second = first.clone();
@@ -43,7 +43,7 @@ fn a_second_prompt_finds_the_common_beginning_under_the_same_salt_only() {
 
 #[test]
 fn a_finished_sequence_leaves_its_last_tokens_too() {
-    let mut pool = Pool::new(8);
+    let mut pool = Pool::new(8, usize::MAX);
     let text = tokens(1, 37);
     let mut a = compute(&mut pool, 0, &text);
     assert_eq!(found(&pool, 0, &tokens(1, 60)), (2, 2, 0));
@@ -56,7 +56,7 @@ fn a_finished_sequence_leaves_its_last_tokens_too() {
 
 #[test]
 fn blocks_behind_wrong_guesses_come_back_and_nothing_of_them_is_found() {
-    let mut pool = Pool::new(8);
+    let mut pool = Pool::new(8, usize::MAX);
     let text = tokens(1, 35);
     let mut a = compute(&mut pool, 0, &text);
     // Thirty guesses, of which five were right.
@@ -74,7 +74,7 @@ fn blocks_behind_wrong_guesses_come_back_and_nothing_of_them_is_found() {
 
 #[test]
 fn the_longest_common_beginning_is_found_among_many() {
-    let mut pool = Pool::new(64);
+    let mut pool = Pool::new(64, usize::MAX);
     for last in 1..=15 {
         let mut text = tokens(3, 16);
         text[last] = 7 * last as u32;
@@ -90,7 +90,7 @@ fn the_longest_common_beginning_is_found_among_many() {
 
 #[test]
 fn equal_blocks_computed_side_by_side_are_held_once() {
-    let mut pool = Pool::new(8);
+    let mut pool = Pool::new(8, usize::MAX);
     let text = tokens(1, 32);
     let (mut a, mut b) = (Table::default(), Table::default());
     assert!(pool.grow(&mut a, 32) && pool.grow(&mut b, 32));
@@ -105,7 +105,7 @@ fn equal_blocks_computed_side_by_side_are_held_once() {
 
 #[test]
 fn what_was_used_last_stays_longest_and_ends_go_before_beginnings() {
-    let mut pool = Pool::new(4);
+    let mut pool = Pool::new(4, usize::MAX);
     let (old, new) = (tokens(1, 33), tokens(2, 33));
     let mut a = compute(&mut pool, 0, &old[..32]);
     pool.release(&mut a);
@@ -119,10 +119,29 @@ fn what_was_used_last_stays_longest_and_ends_go_before_beginnings() {
     assert_eq!((found(&pool, 0, &new).0, pool.available()), (0, 0));
 }
 
+#[test]
+fn beyond_the_bound_on_what_is_kept_a_new_text_takes_the_place_of_the_oldest() {
+    let mut pool = Pool::new(16, 4);
+    for seed in 1..=6 {
+        let mut table = compute(&mut pool, 0, &tokens(seed, 32));
+        pool.release(&mut table);
+        assert!(pool.touched() <= 4);
+    }
+    let kept = [1, 2, 3, 4, 5, 6].map(|seed| pool.peek(0, &tokens(seed, 33), 32).blocks);
+    assert_eq!(kept, [0, 0, 0, 0, 2, 2]);
+    // What runs at the same time gets all that there is.
+    let mut tables: Vec<Table> = (1..=8).map(|seed| compute(&mut pool, 0, &tokens(seed, 32))).collect();
+    assert_eq!((pool.used(), pool.touched(), pool.available()), (16, 16, 0));
+    tables.iter_mut().for_each(|table| pool.release(table));
+    assert_eq!(pool.available(), 16);
+}
+
 /// A pool whose blocks have contents: what was written to them last.
 struct Memory {
     pool: Pool,
     contents: Vec<[(u64, u32); BLOCK_TOKENS]>,
+    /// Most blocks that sequences held at the same time.
+    peak: usize,
 }
 
 impl Memory {
@@ -133,7 +152,9 @@ impl Memory {
         let promised = self.pool.peek(salt, text, most).tokens();
         let start = self.pool.adopt(&mut table, salt, text, most, true);
         assert_eq!(start, promised, "what was promised is there");
-        if !self.pool.grow(&mut table, text.len()) {
+        let fits = self.pool.grow(&mut table, text.len());
+        self.peak = self.peak.max(self.pool.used());
+        if !fits {
             self.pool.release(&mut table);
             return None;
         }
@@ -167,9 +188,11 @@ proptest! {
     /// reads exactly its own text, and nothing that was written for the other tenant.
     #[test]
     fn sequences_read_their_own_text_and_nothing_leaks(
+        kept in 0_usize..14,
         actions in proptest::collection::vec((0_usize..6, 0_u64..2, 0_u32..3, 1_usize..70, 0_usize..70), 1..80),
     ) {
-        let mut memory = Memory { pool: Pool::new(12), contents: vec![[(9, 9); BLOCK_TOKENS]; 12] };
+        let (pool, contents) = (Pool::new(12, kept), vec![[(9, 9); BLOCK_TOKENS]; 12]);
+        let mut memory = Memory { pool, contents, peak: 0 };
         let mut live: Vec<(u64, Vec<u32>, Table)> = Vec::new();
         for (slot, salt, seed, length, fork) in actions {
             if slot < live.len() {
@@ -185,6 +208,8 @@ proptest! {
                 }
             }
             live.iter().for_each(|(salt, text, table)| memory.check(*salt, text, table));
+            // What is kept of finished texts makes nobody touch memory beyond the bound.
+            prop_assert!(memory.pool.touched() <= kept.max(memory.peak));
         }
         for (salt, text, mut table) in live {
             memory.pool.retire(&mut table, salt, &text, text.len());

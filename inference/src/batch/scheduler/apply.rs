@@ -37,7 +37,7 @@ impl Scheduler {
         self.shares.clear();
         let shares = self.tenants.iter().map(|tenant| self.fair.share(*tenant));
         self.shares.extend(shares.map(|(time, weight)| Share { time, weight }));
-        let StepBounds { sequences_max, prefill_tokens, logits_rows, speculation, target_ns } = self.bounds;
+        let StepBounds { sequences_max, prefill_tokens, logits_rows, speculation, target_ns, .. } = self.bounds;
         let target_ns = self.embedding.as_ref().map_or(target_ns, |embedding| embedding.leaves_of(target_ns));
         let pace = self.meter.rates().map(|rates| Pace { rates, target_ns });
         let bounds = Bounds { free_blocks, sequences_max, prefill_tokens, logits_rows, speculation, pace };
@@ -103,6 +103,9 @@ impl Scheduler {
             if let Some((from, to)) = self.pool.copy_due(&mut sequence.table) {
                 self.step.copy(from, to);
             }
+            if let Some(guide) = sequence.job.guide.as_mut().filter(|_| slice.samples) {
+                guide.look_at(&sequence.draft.tokens[..slice.drafts]);
+            }
             self.work.add(start, slice.rows(), slice.sampled());
             let wanted = match (slice.samples, slice.drafts) {
                 (false, _) => LogitsWanted::None,
@@ -136,7 +139,7 @@ impl Scheduler {
             load.prompt = load.prompt.saturating_sub(slice.count);
             load.generated += usize::from(slice.samples);
         }
-        self.shared.demand().publish(Some(rates), rates.of(&self.work), self.loads.iter().copied());
+        self.shared.demand().publish(Some(rates), self.habits, rates.of(&self.work), self.loads.iter().copied());
     }
 
     fn start(&mut self, sequence: &mut Sequence, cached: usize, now: Instant) {

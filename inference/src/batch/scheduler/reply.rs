@@ -13,9 +13,16 @@ impl Scheduler {
         let ended = loop {
             let ended = self.next_token(place, row + right, now);
             let sequence = &mut self.running[place];
+            if !sequence.running {
+                // Nothing was sampled: it waits for its mask elsewhere, and its guesses were neither right nor wrong.
+                return;
+            }
             let guessed = sequence.draft.tokens[..drafts].get(right);
             if ended.is_some() || guessed.is_none() || guessed != sequence.tokens.last() {
                 break ended;
+            }
+            if sequence.job.guide.as_mut().is_some_and(|guide| !guide.goes_on(&self.shared.stats)) {
+                break None;
             }
             // The token's own row was computed in this step.
             sequence.computed += 1;
