@@ -274,6 +274,7 @@ impl Engine {
             logits_rows: limits.step_logits_max.min(limits.step_tokens_max - prefill_tokens).max(sequences_max),
             speculation: config.speculation,
             target_ns,
+            stretch_from: limits.stretch_from,
         };
         let demand = Demand::new(Limits { sequences_max, prefill_tokens, target_ns, blocks: limits.blocks });
         let shared = Arc::new(Shared { demand: Mutex::new(demand), ..Shared::default() });

@@ -83,7 +83,12 @@ mod tests {
     }
 
     fn done() -> StreamEvent {
-        StreamEvent::Done { reason: Finish::Stop, usage: Usage::default(), timings: Timings::default(), message_seq: None }
+        StreamEvent::Done {
+            reason: Finish::Stop,
+            usage: Usage::default(),
+            timings: Timings::default(),
+            message_seq: None,
+        }
     }
 
     fn answers(senders: &[StreamSender]) -> Answers {

@@ -12,8 +12,8 @@ use millrace_proto::api::{
     EmbeddingResponse, EmbeddingUsage, EncodingFormat, Prompt, SamplingOptions,
 };
 
-use super::answers::Answers;
 use super::Bridge;
+use super::answers::Answers;
 use super::errors::submit_error;
 use super::inlet::Completion;
 use super::state::{Call, State, Submission, Target};

@@ -115,11 +115,7 @@ impl Bridge {
     }
 
     /// Continues a prompt.
-    pub fn complete(
-        self: &Rc<Self>,
-        principal: &Principal,
-        request: CompletionRequest,
-    ) -> Result<Answers, ApiError> {
+    pub fn complete(self: &Rc<Self>, principal: &Principal, request: CompletionRequest) -> Result<Answers, ApiError> {
         self.check_model(&request.model)?;
         self.state.borrow_mut().complete(principal, &request, Rc::downgrade(self))
     }

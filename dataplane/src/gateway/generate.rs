@@ -193,9 +193,7 @@ impl Gateway {
                 shape.fail(events, &failed());
                 true
             }
-            StreamEvent::Done { reason, usage, timings, .. } => {
-                shape.close(events, answer, &reason, usage, timings)
-            }
+            StreamEvent::Done { reason, usage, timings, .. } => shape.close(events, answer, &reason, usage, timings),
             StreamEvent::Error(error) => {
                 tracing::warn!(request_id, code = error.code, message = %error.message, "a stream failed");
                 shape.fail(events, &error);

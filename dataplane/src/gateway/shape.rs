@@ -91,7 +91,8 @@ impl Shape {
         wants_usage: bool,
         wants_logprobs: bool,
     ) -> Self {
-        let first = AnswerShape { index: 0, text_offset: 0, unique: format!("{unique:016x}"), calls: None, over: false };
+        let first =
+            AnswerShape { index: 0, text_offset: 0, unique: format!("{unique:016x}"), calls: None, over: false };
         let prefix = match style {
             Style::Chat => "chatcmpl",
             Style::Text => "cmpl",
@@ -126,7 +127,7 @@ impl Shape {
     pub fn open(&self, events: &mut Vec<u8>) {
         if self.style == Style::Chat {
             let delta = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
-            self.answers.iter().for_each(|answer| self.chat_delta(events, answer.index, delta.clone(), None));
+            self.answers.iter().for_each(|answer| self.chat_delta(events, answer.index, delta, None));
         }
     }
 
@@ -210,7 +211,8 @@ impl Shape {
         let times = last.then(|| timings_object(usage, timings));
         match self.style {
             Style::Chat => {
-                let choice = ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: Some(reason) };
+                let choice =
+                    ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: Some(reason) };
                 if self.wants_usage && last {
                     self.chat_chunk(events, &[choice], None, None, None);
                     self.chat_chunk(events, &[], Some(&counts), None, times);
@@ -504,21 +506,35 @@ mod tests {
             assert!(!streamed.close(&mut sse, 0, &Finish::Length, USAGE, TIMINGS));
             assert!(streamed.close(&mut sse, 2, &Finish::Stop, later, TIMINGS));
             let events = events(&sse);
-            assert_eq!((events.len(), events.iter().filter(|event| *event == "[DONE]").count()), (match style {
-                Style::Chat => 3 + 3 + 3 + 1 + 1,
-                Style::Text => 3 + 3 + 1 + 1,
-            }, 1));
+            assert_eq!(
+                (events.len(), events.iter().filter(|event| *event == "[DONE]").count()),
+                (
+                    match style {
+                        Style::Chat => 3 + 3 + 3 + 1 + 1,
+                        Style::Text => 3 + 3 + 1 + 1,
+                    },
+                    1
+                )
+            );
             let chunks: Vec<Value> =
                 events[..events.len() - 1].iter().map(|event| serde_json::from_str(event).expect("JSON")).collect();
-            let texts: Vec<(u64, String)> = chunks.iter().filter_map(|chunk| chunk["choices"].get(0)).map(|choice| {
-                let text = if style == Style::Chat { &choice["delta"]["content"] } else { &choice["text"] };
-                (choice["index"].as_u64().expect("an index"), text.as_str().unwrap_or_default().to_owned())
-            }).filter(|(_, text)| !text.is_empty()).collect();
+            let texts: Vec<(u64, String)> = chunks
+                .iter()
+                .filter_map(|chunk| chunk["choices"].get(0))
+                .map(|choice| {
+                    let text = if style == Style::Chat { &choice["delta"]["content"] } else { &choice["text"] };
+                    (choice["index"].as_u64().expect("an index"), text.as_str().unwrap_or_default().to_owned())
+                })
+                .filter(|(_, text)| !text.is_empty())
+                .collect();
             assert_eq!(texts, [2, 0, 1].map(|at| (at, format!("answer {at}"))));
-            let ends: Vec<(u64, &str)> = chunks.iter().filter_map(|chunk| {
-                let choice = chunk["choices"].get(0)?;
-                Some((choice["index"].as_u64()?, choice["finish_reason"].as_str()?))
-            }).collect();
+            let ends: Vec<(u64, &str)> = chunks
+                .iter()
+                .filter_map(|chunk| {
+                    let choice = chunk["choices"].get(0)?;
+                    Some((choice["index"].as_u64()?, choice["finish_reason"].as_str()?))
+                })
+                .collect();
             assert_eq!(ends, [(1, "stop"), (0, "length"), (2, "stop")]);
             let counts = &chunks.last().expect("some")["usage"];
             assert_eq!((&counts["prompt_tokens"], &counts["completion_tokens"]), (&Value::from(10), &Value::from(7)));

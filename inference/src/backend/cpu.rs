@@ -66,9 +66,9 @@ pub(super) struct Work {
     pub(super) attended: Vec<f32>,
     /// Cosine and sine of each rotated pair, per table and token.
     pub(super) rope: Vec<f32>,
-    pub(super) rope_tables: Vec<RopeTable>,
-    /// Per token: position, block, slot in the block.
-    pub(super) places: Vec<(u32, u32, u32)>,
+    /// For sequences of ordinary length, and for stretched ones where there are such.
+    pub(super) rope_tables: Vec<Vec<RopeTable>>,
+    pub(super) places: Vec<Place>,
     /// Rows that need logits.
     pub(super) logits_rows: Vec<u32>,
     pub(super) units: Vec<Unit>,
@@ -78,6 +78,17 @@ pub(super) struct Work {
     pub(super) scratch: Vec<f32>,
     pub(super) scratch_len: usize,
     pub(super) threads: usize,
+}
+
+/// Where a token stands.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) position: u32,
+    pub(super) block: u32,
+    /// In the block.
+    pub(super) slot: u32,
+    /// Index into [`Work::rope_tables`].
+    pub(super) turned: u32,
 }
 
 /// Storage behind [`kernel::Acts`].
@@ -147,8 +158,11 @@ impl CpuBackend {
             step_logits_max: config.step_logits_max,
             context_max: config.context_max.min(hyper.context_max),
             vocab: hyper.vocab,
+            stretch_from: hyper
+                .rope
+                .stretch_from(&model.weights().rope_factors, config.context_max.min(hyper.context_max)),
         };
-        let work = Work::new(&model, config, limits.context_max);
+        let work = Work::new(&model, config, limits.stretch_from.is_some());
         let CpuConfig { threads, nice, .. } = *config;
         let team = Team::start(TeamConfig { threads, cpus: config.cpus.clone(), nice })?;
         Ok(CpuBackend { kernels, limits, team, kv, kv_format: config.kv_format, work, model })
@@ -160,10 +174,12 @@ fn within(name: &'static str, value: usize, min: usize, max: usize) -> Result<()
 }
 
 impl Work {
-    fn new(model: &Model, config: &CpuConfig, context_max: usize) -> Work {
+    fn new(model: &Model, config: &CpuConfig, stretches: bool) -> Work {
         let (hyper, tokens) = (model.hyper(), config.step_tokens_max);
         let plain = model.weights().plain;
-        let rope_tables = hyper.rope.tables(&model.weights().rope_factors, context_max);
+        let lengths: &[bool] = if stretches { &[false, true] } else { &[false] };
+        let rope_tables: Vec<Vec<RopeTable>> =
+            lengths.iter().map(|long| hyper.rope.tables(&model.weights().rope_factors, *long)).collect();
         let (experts, experts_used) = hyper.experts.map_or((0, 1), |experts| (experts.count, experts.used));
         let private = tokens + config.threads;
         let attend = kernel::AttendArgs::scratch_len(ATTEND_ROWS_MAX.max(hyper.heads / hyper.kv_heads), hyper.head_dim);
@@ -179,7 +195,7 @@ impl Work {
             mixture: Mixture::new(hyper, tokens, plain.residual),
             qkv: vec![0.0; tokens * (hyper.q_width() + 2 * hyper.kv_width())],
             attended: vec![0.0; tokens * hyper.q_width()],
-            rope: vec![0.0; tokens * rope_tables.len() * hyper.rope.dim],
+            rope: vec![0.0; tokens * rope_tables[0].len() * hyper.rope.dim],
             rope_tables,
             places: Vec::with_capacity(tokens),
             logits_rows: Vec::with_capacity(config.step_logits_max),
@@ -201,7 +217,8 @@ impl Work {
             for i in 0..slice.tokens.len() {
                 let position = slice.start + i;
                 let block = slice.blocks[position / BLOCK_TOKENS];
-                self.places.push((position as u32, block.0, (position % BLOCK_TOKENS) as u32));
+                let (position, slot) = (position as u32, (position % BLOCK_TOKENS) as u32);
+                self.places.push(Place { position, block: block.0, slot, turned: u32::from(slice.stretched) });
             }
             let (first, last) = (slice.row as u32, (slice.row + slice.tokens.len()) as u32);
             match slice.logits {

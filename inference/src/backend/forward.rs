@@ -29,7 +29,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::StepPlan;
-use super::cpu::Work;
+use super::cpu::{Place, Work};
 use super::head::{add_normalised, normalise_head, rotate};
 use super::moe::MixtureView;
 use super::team::Barrier;
@@ -61,7 +61,7 @@ pub(super) struct Frame<'a> {
     gate: unsafe fn(&SwigluArgs),
     plan: &'a StepPlan,
     members: usize,
-    pub(super) places: &'a [(u32, u32, u32)],
+    pub(super) places: &'a [Place],
     logits_rows: &'a [u32],
     units: &'a [Unit],
     taken: &'a [AtomicUsize],
@@ -77,7 +77,7 @@ pub(super) struct Frame<'a> {
     qkv: *mut f32,
     attended: *mut f32,
     rope: *mut f32,
-    rope_tables: &'a [RopeTable],
+    rope_tables: &'a [Vec<RopeTable>],
     scratch: *mut f32,
     scratch_len: usize,
     kv: *mut u8,
@@ -195,15 +195,17 @@ impl<'a> Frame<'a> {
             if scale != 1.0 {
                 x.iter_mut().for_each(|x| *x *= scale);
             }
-            for (table, rope) in self.rope_tables.iter().zip(rope.chunks_exact_mut(self.hyper.rope.dim)) {
-                table.turns(self.places[row].0, rope);
+            let Place { position, turned, .. } = self.places[row];
+            let tables = &self.rope_tables[turned as usize];
+            for (table, rope) in tables.iter().zip(rope.chunks_exact_mut(self.hyper.rope.dim)) {
+                table.turns(position, rope);
             }
         }
     }
 
     /// Cosines and sines of one token over all tables.
     fn rope_len(&self) -> usize {
-        self.rope_tables.len() * self.hyper.rope.dim
+        self.rope_tables[0].len() * self.hyper.rope.dim
     }
 
     /// Normalises and quantises all rows of `x`; returns the row of `acts_x` where this member finds the first.
@@ -363,7 +365,7 @@ impl<'a> Frame<'a> {
         };
         for unit in units {
             let (row, kv_head) = (unit / kv_heads, unit % kv_heads);
-            let (_, block, slot) = self.places[row];
+            let Place { block, slot, .. } = self.places[row];
             // SAFETY: in this phase a token's heads of one kv head, and their slot in the block, belong to one member.
             // The plan was checked: blocks exist.
             unsafe {

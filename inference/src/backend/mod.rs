@@ -34,6 +34,9 @@ pub struct BackendLimits {
     pub context_max: usize,
     /// Length of one row of logits.
     pub vocab: usize,
+    /// Sequences of more tokens are turned by other factors (LongRoPE), all their tokens alike: who grows beyond it has
+    /// to be computed again. `None` where length makes no difference.
+    pub stretch_from: Option<usize>,
 }
 
 /// A step was refused or failed. The scheduler's own bookkeeping should make all but the last impossible.
@@ -61,6 +64,12 @@ pub enum BackendError {
     /// A slice whose positions need more blocks than its table has, or a block that does not exist.
     #[error("slice {slice} has a block table that does not cover its positions; allocate blocks before planning")]
     Blocks {
+        /// Index of the slice in the plan.
+        slice: usize,
+    },
+    /// A slice is said to be stretched, and the model knows nothing of it.
+    #[error("slice {slice} is planned as a stretched sequence, which this model does not have")]
+    Stretch {
         /// Index of the slice in the plan.
         slice: usize,
     },

@@ -33,6 +33,7 @@ struct Slice {
     blocks: Range<usize>,
     start: usize,
     logits: LogitsWanted,
+    stretched: bool,
 }
 
 /// A slice as a backend reads it.
@@ -48,6 +49,8 @@ pub struct SliceView<'a> {
     pub blocks: &'a [BlockId],
     /// Which tokens need logits.
     pub logits: LogitsWanted,
+    /// Whether the sequence is longer than [`BackendLimits::stretch_from`]; the same for all tokens in its blocks.
+    pub stretched: bool,
 }
 
 impl StepPlan {
@@ -99,7 +102,16 @@ impl StepPlan {
             blocks: first_block..self.blocks.len(),
             start,
             logits,
+            stretched: false,
         });
+    }
+
+    /// The sequence of the slice that was added last is longer than [`BackendLimits::stretch_from`]. That must have been
+    /// said with all its tokens.
+    pub fn stretch(&mut self) {
+        if let Some(slice) = self.slices.last_mut() {
+            slice.stretched = true;
+        }
     }
 
     /// Tokens of the step, over all slices.
@@ -131,6 +143,7 @@ impl StepPlan {
             start: slice.start,
             blocks: &self.blocks[slice.blocks.clone()],
             logits: slice.logits,
+            stretched: slice.stretched,
         }
     }
 
@@ -152,6 +165,9 @@ impl StepPlan {
             return Err(BackendError::Copy { from: from.0, to: to.0 });
         }
         for (index, slice) in self.slices().enumerate() {
+            if slice.stretched && limits.stretch_from.is_none() {
+                return Err(BackendError::Stretch { slice: index });
+            }
             let end = slice.start.saturating_add(slice.tokens.len());
             bound("positions", end, limits.context_max)?;
             let covered = slice.blocks.len().saturating_mul(BLOCK_TOKENS) >= end;

@@ -204,12 +204,20 @@ fn run(backend: &mut CpuBackend, tokens: &[u32], blocks: &[BlockId], chunks: &[u
     for &chunk in chunks {
         plan.clear();
         plan.push(&tokens[start..start + chunk], start, blocks, LogitsWanted::All);
+        if is_stretched(backend, tokens.len()) {
+            plan.stretch();
+        }
         backend.step(&plan, &mut logits).expect("the plan is within limits");
         out.extend((0..chunk).map(|row| logits.row(row).to_vec()));
         start += chunk;
     }
     assert_eq!(start, tokens.len());
     out
+}
+
+/// Whether a text of so many tokens is turned by the factors for long ones.
+fn is_stretched(backend: &CpuBackend, tokens: usize) -> bool {
+    backend.limits().stretch_from.is_some_and(|from| tokens > from)
 }
 
 fn some_tokens(seed: u64, count: usize) -> Vec<u32> {

@@ -326,7 +326,7 @@ impl Play {
         let stride = (tokens * PARTS as f64) as usize;
         let free = self.places.saturating_sub(replies + self.unfinished.ceil() as usize).min(self.waiting);
         let sampled = replies as f64 * rows;
-        let decode = Work { sampled: sampled as usize, plain: 0, attended: (sampled * self.context) as usize };
+        let decode = Work { sampled: sampled.round() as usize, plain: 0, attended: (sampled * self.context) as usize };
         // While every place is taken by a reply, nothing changes until the next one ends.
         if let (0, true, Some(Reverse(end))) = (free, self.prompts <= 0.0, self.ends.peek()) {
             let steps = (end - self.progress).div_ceil(stride);

@@ -21,12 +21,20 @@ use crate::kv::{BLOCK_TOKENS, BlockAllocator, BlockId, blocks_for};
 /// Identity of a cached block; 0 is the root of every salt.
 type Serial = u64;
 
+/// What keeps texts apart: the caller's salt, and whether the sequence is stretched, since keys of an equal text are
+/// turned otherwise then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Salt {
+    pub caller: u64,
+    pub stretched: bool,
+}
+
 /// Stands behind the tokens of a partly filled block; larger than any token.
 const EMPTY: u32 = u32::MAX;
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
-    salt: u64,
+    salt: Salt,
     parent: Serial,
     tokens: [u32; BLOCK_TOKENS],
 }
@@ -112,7 +120,7 @@ impl Pool {
     }
 
     /// What is cached of the first `most` of these tokens.
-    pub fn peek(&self, salt: u64, tokens: &[u32], most: usize) -> Found {
+    pub fn peek(&self, salt: Salt, tokens: &[u32], most: usize) -> Found {
         let (mut found, mut parent) = (Found::default(), 0);
         for tokens in full_blocks(tokens).take(most / BLOCK_TOKENS) {
             let Some(entry) = self.entries.get(&Key { salt, parent, tokens: *tokens }) else { break };
@@ -127,7 +135,7 @@ impl Pool {
 
     /// Gives an empty table the cached blocks of the first `most` of these tokens, and, when `part` allows it, marks
     /// the block to copy for what follows; returns how many tokens that is. The copy is due with [`Pool::copy_due`].
-    pub fn adopt(&mut self, table: &mut Table, salt: u64, tokens: &[u32], most: usize, part: bool) -> usize {
+    pub fn adopt(&mut self, table: &mut Table, salt: Salt, tokens: &[u32], most: usize, part: bool) -> usize {
         assert!(table.blocks.is_empty() && table.chain.is_empty(), "only a sequence without blocks adopts");
         let mut parent = 0;
         for tokens in full_blocks(tokens).take(most / BLOCK_TOKENS) {
@@ -159,7 +167,7 @@ impl Pool {
 
     /// Among the blocks behind `parent`, the one that has the longest beginning in common with these tokens, and its
     /// length; at most a block's worth of tokens is looked at.
-    fn closest(&self, salt: u64, parent: Serial, tokens: &[u32]) -> Option<(usize, BlockId)> {
+    fn closest(&self, salt: Salt, parent: Serial, tokens: &[u32]) -> Option<(usize, BlockId)> {
         let tokens = &tokens[..tokens.len().min(BLOCK_TOKENS)];
         let mut wanted = Key { salt, parent, tokens: [0; BLOCK_TOKENS] };
         wanted.tokens[..tokens.len()].copy_from_slice(tokens);
@@ -195,7 +203,7 @@ impl Pool {
 
     /// Makes the blocks of the first `computed` tokens findable. Where an equal block exists already the table takes
     /// that one, so that equal content is held once.
-    pub fn publish(&mut self, table: &mut Table, salt: u64, tokens: &[u32], computed: usize) {
+    pub fn publish(&mut self, table: &mut Table, salt: Salt, tokens: &[u32], computed: usize) {
         for at in table.chain.len()..computed / BLOCK_TOKENS {
             let parent = table.chain.last().copied().unwrap_or(0);
             let block = table.blocks[at];
@@ -225,7 +233,7 @@ impl Pool {
     }
 
     /// The sequence is over or preempted: what it computed stays findable, its last block included.
-    pub fn retire(&mut self, table: &mut Table, salt: u64, tokens: &[u32], computed: usize) {
+    pub fn retire(&mut self, table: &mut Table, salt: Salt, tokens: &[u32], computed: usize) {
         let (at, rest) = (computed / BLOCK_TOKENS, computed % BLOCK_TOKENS);
         if rest > 0 && table.chain.len() == at && table.source.is_none() {
             let parent = table.chain.last().copied().unwrap_or(0);

@@ -43,6 +43,8 @@ pub(crate) struct StepBounds {
     pub speculation: Speculation,
     /// Longest step while replies run.
     pub target_ns: f64,
+    /// Longer sequences are computed otherwise.
+    pub stretch_from: Option<usize>,
 }
 
 /// Everything the engine's thread owns.
@@ -239,7 +241,8 @@ impl Scheduler {
         match message {
             Message::Job(job) => {
                 self.sequences += 1;
-                let sequence = Sequence::new(*job, self.sequences, self.epoch);
+                let mut sequence = Sequence::new(*job, self.sequences, self.epoch);
+                sequence.stretched = sequence.stretches(self.bounds.stretch_from);
                 self.fair.join(sequence.tenant(), sequence.job.request.weight);
                 self.enqueue(sequence, Instant::now());
             }
@@ -326,6 +329,13 @@ impl Scheduler {
             }
         }
         self.habits.note_replies(replies, rows, tokens);
+        for place in 0..self.running.len() {
+            let sequence = &self.running[place];
+            if sequence.running && sequence.ended.is_none() && sequence.stretches(self.bounds.stretch_from) {
+                self.retire(place);
+                self.running[place].stretched = true;
+            }
+        }
         self.leave_batch(now);
     }
 
@@ -345,6 +355,16 @@ impl Scheduler {
                 at += 1;
             }
         }
+    }
+
+    /// Takes a sequence's blocks, so that it leaves the batch and comes back through the queue. What it computed stays
+    /// findable.
+    fn retire(&mut self, place: usize) {
+        let sequence = &mut self.running[place];
+        let (salt, computed) = (sequence.salt(), sequence.computed);
+        self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
+        self.drafters.iter_mut().for_each(|drafter| drafter.forget(sequence.id));
+        (sequence.computed, sequence.running) = (0, false);
     }
 
     fn end_running(&mut self, at: usize, reason: FinishReason, now: Instant) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::forecast::{Newcomer, Running};
 use super::job::Job;
 use super::plan::View;
-use super::pool::Table;
+use super::pool::{Salt, Table};
 use super::queue::Queued;
 use super::text::TextGate;
 use crate::kv::BLOCK_TOKENS;
@@ -35,6 +35,8 @@ pub(crate) struct Sequence {
     /// Tokens whose keys and values are in `table`.
     pub computed: usize,
     pub table: Table,
+    /// Whether it is longer than `BackendLimits::stretch_from`.
+    pub stretched: bool,
     pub running: bool,
     pub gate: TextGate,
     /// Set when the last token ended the request.
@@ -67,6 +69,7 @@ impl Sequence {
             prompt,
             computed: 0,
             table: Table::default(),
+            stretched: false,
             running: false,
             gate,
             ended: None,
@@ -87,16 +90,25 @@ impl Sequence {
     }
 
     /// Most tokens that it is worth guessing: the last token of a reply is never fed back.
-    pub fn guessable(&self) -> usize {
+    pub fn guessable(&self, stretch_from: Option<usize>) -> usize {
         if self.tokens.len() - self.computed != 1 {
             return 0;
         }
-        (self.job.request.max_tokens as usize - self.generated()).saturating_sub(1)
+        let left = (self.job.request.max_tokens as usize - self.generated()).saturating_sub(1);
+        // Guesses are turned like the text before them, so none reaches beyond the length at which that changes.
+        let alike = stretch_from.filter(|_| !self.stretched).map(|from| from.saturating_sub(self.tokens.len()));
+        alike.map_or(left, |alike| left.min(alike))
     }
 
-    /// Requests share cached blocks only under an equal salt.
-    pub fn salt(&self) -> u64 {
-        self.job.request.cache_salt
+    /// Sequences share cached blocks only under an equal salt.
+    pub fn salt(&self) -> Salt {
+        Salt { caller: self.job.request.cache_salt, stretched: self.stretched }
+    }
+
+    /// Takes the length into account that it has come to: true when all of it has to be computed again, turned otherwise.
+    /// What it has of blocks must have been given back.
+    pub fn stretches(&self, from: Option<usize>) -> bool {
+        !self.stretched && from.is_some_and(|from| self.tokens.len() > from)
     }
 
     /// Tokens that may come from the cache: at least one has to be computed, or there would be no logits.

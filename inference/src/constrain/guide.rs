@@ -13,6 +13,7 @@ use llguidance::{CancellationHandle, Matcher};
 
 use super::ConstraintError;
 use super::compile::{Compiled, shortened};
+use crate::speculate::DRAFT_MAX;
 use crate::stats::Stats;
 
 /// Longest that the engine's thread waits for masks in one step. Beyond it a sequence leaves the batch until its mask is
@@ -52,8 +53,31 @@ pub(super) struct MaskTask {
 /// What comes back: the parser with the next mask, then one mask for each guessed token that the constraint allows.
 struct Turn {
     matcher: Option<Box<Matcher>>,
-    mask: Result<SimpleVob, String>,
+    mask: Result<Mask, String>,
     took: Duration,
+}
+
+/// What may follow.
+struct Mask {
+    allowed: SimpleVob,
+    /// Tokens that must follow, one after the other: the names of a schema's fields, for example.
+    forced: Vec<u32>,
+}
+
+impl Mask {
+    /// Of the parser's present state, whose mask was just computed.
+    fn of(matcher: &mut Matcher, allowed: SimpleVob) -> Mask {
+        let mut forced = if matcher.is_stopped() { Vec::new() } else { matcher.compute_ff_tokens() };
+        forced.truncate(1 + DRAFT_MAX);
+        Mask { allowed, forced }
+    }
+}
+
+/// Of the parser when it has taken these tokens.
+fn next_mask(matcher: &mut Matcher, tokens: &[u32]) -> Result<Mask, String> {
+    let allowed = matcher.consume_tokens(tokens).and_then(|()| matcher.compute_mask_or_eos());
+    let allowed = allowed.map_err(|error| shortened(&error.to_string()))?;
+    Ok(Mask::of(matcher, allowed))
 }
 
 impl MaskTask {
@@ -61,11 +85,10 @@ impl MaskTask {
         let Self { mut matcher, tokens, guessed, progress, back } = self;
         let begun = Instant::now();
         locked(&progress).begun = Some(begun);
-        let mask = matcher.consume_tokens(&tokens).and_then(|()| matcher.compute_mask_or_eos());
-        let mask = mask.map_err(|error| shortened(&error.to_string()));
+        let mask = next_mask(&mut matcher, &tokens);
         let ahead = match &mask {
             // A copy, so that a guess which leads into trouble leaves the parser of the reply as it is.
-            Ok(mask) if !guessed.is_empty() => Some(((*matcher).clone(), mask.clone())),
+            Ok(mask) if !guessed.is_empty() => Some(((*matcher).clone(), mask.allowed.clone())),
             _ => None,
         };
         // Nobody waits when the request has ended meanwhile.
@@ -91,12 +114,10 @@ fn look_ahead(mut matcher: Matcher, mut mask: SimpleVob, guessed: &[u32], progre
         if *token as usize >= mask.len() || !mask.is_allowed(*token) {
             return;
         }
-        match matcher.consume_token(*token).and_then(|()| matcher.compute_mask_or_eos()) {
-            Ok(next) => mask = next,
-            // The reply may never come here; if it does, its own parser says what is wrong.
-            Err(_) => return,
-        }
-        if back.send(Turn { matcher: None, mask: Ok(mask.clone()), took: begun.elapsed() }).is_err() {
+        // The reply may never come here; if it does, its own parser says what is wrong.
+        let Ok(next) = next_mask(&mut matcher, &[*token]) else { return };
+        mask = next.allowed.clone();
+        if back.send(Turn { matcher: None, mask: Ok(next), took: begun.elapsed() }).is_err() {
             return;
         }
     }
@@ -117,7 +138,7 @@ struct Ready {
     /// Stands before the first guess.
     matcher: Box<Matcher>,
     /// Before and behind the guesses, as far as they have come.
-    masks: Vec<SimpleVob>,
+    masks: Vec<Mask>,
     guessed: Vec<u32>,
     /// How many guesses were right.
     right: usize,
@@ -128,6 +149,8 @@ struct Ready {
 pub(crate) struct Guide {
     state: State,
     tokens: usize,
+    /// Tokens that must follow those which were accepted, as far as that is known.
+    forced: Vec<u32>,
     tasks: Sender<MaskTask>,
     progress: Shared,
     cancel: Option<CancellationHandle>,
@@ -135,10 +158,11 @@ pub(crate) struct Guide {
 
 impl Guide {
     pub(super) fn new(compiled: Compiled, tasks: Sender<MaskTask>) -> Self {
-        let Compiled { matcher, mask } = compiled;
+        let Compiled { mut matcher, mask } = compiled;
+        let mask = Mask::of(&mut matcher, mask);
         let cancel = matcher.cancellation_handle();
         let state = State::Ready(Ready { matcher, masks: vec![mask], guessed: Vec::new(), right: 0, turns: None });
-        Self { state, tokens: 0, tasks, progress: Shared::default(), cancel }
+        Self { state, tokens: 0, forced: Vec::new(), tasks, progress: Shared::default(), cancel }
     }
 
     /// The mask for the next token, one bit per token, least significant first; `None` when it is not there within
@@ -156,7 +180,7 @@ impl Guide {
             stats.mask_wait_us.add(waited.as_micros() as u64);
         }
         match &self.state {
-            State::Ready(ready) => Ok(Some(ready.masks[ready.right].as_slice())),
+            State::Ready(ready) => Ok(Some(ready.masks[ready.right].allowed.as_slice())),
             State::Broken(why) => Err(ConstraintError::Stuck { tokens: self.tokens, why: why.clone() }),
             State::Due { .. } | State::Away { .. } => Ok(None),
         }
@@ -243,6 +267,13 @@ impl Guide {
     /// Notes the token that was chosen under the last mask. The next mask is there when it was guessed, else it is due.
     pub fn accept(&mut self, token: u32) {
         self.tokens += 1;
+        self.forced.clear();
+        if let State::Ready(ready) = &mut self.state
+            && let Some((first, rest)) = ready.masks.get(ready.right).and_then(|mask| mask.forced.split_first())
+            && *first == token
+        {
+            self.forced.extend_from_slice(rest);
+        }
         if let State::Ready(ready) = &mut self.state
             && ready.guessed.get(ready.right) == Some(&token)
         {
@@ -253,6 +284,11 @@ impl Guide {
         if let State::Due { tokens, .. } = &mut self.state {
             tokens.push(token);
         }
+    }
+
+    /// Tokens that must follow, whatever the model says; more may be forced than these.
+    pub fn forced(&self) -> &[u32] {
+        &self.forced
     }
 
     /// Has the mask computed that is due, and those behind these guesses of what follows.

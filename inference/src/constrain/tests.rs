@@ -67,16 +67,17 @@ impl Bench {
 
     /// Writes under random logits. Ends are a little likelier than chance, or long texts would never end.
     fn write(&mut self, constraint: &Constraint, seed: u64, temperature: f32) -> Written {
-        self.write_guessing(constraint, seed, temperature, |_| Vec::new()).0
+        self.write_guessing(constraint, seed, temperature, |_, _| Vec::new()).0
     }
 
-    /// The same in steps of as many tokens as were guessed right, and the tokens; `guess` sees those before.
+    /// The same in steps of as many tokens as were guessed right, and the tokens; `guess` sees those before and what must
+    /// follow.
     fn write_guessing(
         &mut self,
         constraint: &Constraint,
         seed: u64,
         temperature: f32,
-        mut guess: impl FnMut(&[u32]) -> Vec<u32>,
+        mut guess: impl FnMut(&[u32], &[u32]) -> Vec<u32>,
     ) -> (Written, Vec<u32>) {
         let compiled = self.compile(constraint).expect("the constraint compiles");
         let (tasks, work) = crossbeam::channel::bounded::<MaskTask>(4);
@@ -107,7 +108,7 @@ impl Bench {
             history.push(id);
             guide.accept(id);
             if !guide.goes_on(&stats) {
-                guide.look_at(&guess(&history));
+                guide.look_at(&guess(&history, &guide.forced().to_vec()));
                 work.try_recv().expect("the guide hands its parser over").run();
             }
         }
@@ -220,10 +221,11 @@ proptest! {
     fn guesses_change_no_document(seed in any::<u64>(), temperature in 0.0_f32..2.0, wrong in 0_u32..6) {
         let mut bench = Bench::new();
         let constraint = Constraint::JsonSchema(schema(&mut SmallRng::seed_from_u64(seed), 3));
-        let (_, plain) = bench.write_guessing(&constraint, seed, temperature, |_| Vec::new());
+        let (_, plain) = bench.write_guessing(&constraint, seed, temperature, |_, _| Vec::new());
         let (mut random, mut steps) = (SmallRng::seed_from_u64(seed), 0);
-        let guess = |history: &[u32]| {
+        let guess = |history: &[u32], forced: &[u32]| {
             steps += 1;
+            assert!(forced.iter().zip(&plain[history.len()..]).all(|(a, b)| a == b), "what is forced follows");
             let mut guess = plain[history.len()..].to_vec();
             guess.truncate(random.random_range(0..6));
             for token in &mut guess {

@@ -56,7 +56,8 @@ impl Trial {
         let (tasks, work) = bounded::<MaskTask>(1);
         let (mut guide, stats, mut text) = (Guide::new(compiled, tasks), Stats::default(), Vec::new());
         while text.len() < most {
-            let mask = guide.mask(&mut STEP_PATIENCE.clone(), &stats)?.expect("masks are computed before they are asked for");
+            let mask =
+                guide.mask(&mut STEP_PATIENCE.clone(), &stats)?.expect("masks are computed before they are asked for");
             let allowed = |token: u32| Allowed(mask).has(token);
             let token = choose(&text, Allowed(mask));
             assert!(allowed(token), "token {token} is not allowed here");

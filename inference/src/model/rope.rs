@@ -107,11 +107,17 @@ impl Rope {
         Ok(Rope { pairs, dim, theta, local_theta, scaling, magnitude, original_context })
     }
 
-    /// Tables for a context of `context` tokens at most: for layers without a window, and for those with one where
-    /// they differ.
-    pub(crate) fn tables(&self, factors: &RopeFactors, context: usize) -> Vec<RopeTable> {
-        // Keys of one sequence must all be turned alike, so the whole context decides, not a position.
-        let factors = match (&factors.always, context > self.original_context) {
+    /// The length beyond which a sequence is turned by the factors for long contexts, if the file has such and sequences
+    /// of `context` tokens at most can be so long. All keys of a sequence must be turned alike, so one that grows
+    /// beyond it is computed again, as the reference implementation does (transformers, `modeling_phi3.py`).
+    pub(crate) fn stretch_from(&self, factors: &RopeFactors, context: usize) -> Option<usize> {
+        (!factors.long.is_empty() && context > self.original_context).then_some(self.original_context)
+    }
+
+    /// Tables for sequences up to that length or for longer ones: for layers without a window, and for those with one
+    /// where they differ.
+    pub(crate) fn tables(&self, factors: &RopeFactors, long: bool) -> Vec<RopeTable> {
+        let factors = match (&factors.always, long) {
             (always, _) if !always.is_empty() => always,
             (_, true) => &factors.long,
             (_, false) => &factors.short,

@@ -9,6 +9,8 @@ pub enum Ground {
     Match(usize),
     /// A draft model took it for the most probable one.
     Model,
+    /// The reply's constraint allows nothing else.
+    Forced,
 }
 
 impl Default for Ground {
@@ -21,9 +23,11 @@ impl Default for Ground {
 const MATCHES: [usize; 6] = [0, 3, 4, 6, 9, 16];
 /// The class of draft models.
 const MODEL: usize = MATCHES.len();
-const CLASSES: usize = MODEL + 1;
+/// The class of what a constraint forces.
+const FORCED: usize = MODEL + 1;
+const CLASSES: usize = FORCED + 1;
 /// What is believed of each class before anything was seen.
-const FIRST_GUESS: [f32; CLASSES] = [0.3, 0.45, 0.55, 0.7, 0.8, 0.85, 0.6];
+const FIRST_GUESS: [f32; CLASSES] = [0.3, 0.45, 0.55, 0.7, 0.8, 0.85, 0.6, 0.99];
 /// Guesses that what is believed beforehand counts for, and most guesses that are remembered.
 const PRIOR_WEIGHT: f32 = 4.0;
 const MEMORY: f32 = 48.0;
@@ -36,6 +40,7 @@ impl Ground {
         match self {
             Ground::Match(length) => MATCHES.iter().rposition(|from| *from <= length + at).unwrap_or(0),
             Ground::Model => MODEL,
+            Ground::Forced => FORCED,
         }
     }
 }

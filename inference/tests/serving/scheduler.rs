@@ -84,11 +84,15 @@ pub(crate) struct Script {
     pub(crate) voice: Voice,
     /// Refuse every step.
     pub(crate) refuses: bool,
+    /// Longer texts must have been computed as stretched ones from their beginning.
+    pub(crate) stretch_from: Option<usize>,
 }
 
 struct Paper {
     limits: BackendLimits,
     memory: Vec<u32>,
+    /// For each place of the memory, whether it was computed as stretched.
+    stretched: Vec<bool>,
     script: Script,
     steps: usize,
     widest: Arc<Mutex<usize>>,
@@ -119,12 +123,19 @@ impl Backend for Paper {
         for (from, to) in plan.copies() {
             let from = from.0 as usize * BLOCK_TOKENS;
             self.memory.copy_within(from..from + BLOCK_TOKENS, to.0 as usize * BLOCK_TOKENS);
+            self.stretched.copy_within(from..from + BLOCK_TOKENS, to.0 as usize * BLOCK_TOKENS);
         }
         // All writes come before all reads, as sequences run side by side.
         for slice in plan.slices() {
             for (at, token) in (slice.start..).zip(slice.tokens) {
                 self.memory[place(slice.blocks, at)] = *token;
+                self.stretched[place(slice.blocks, at)] = slice.stretched;
             }
+            let end = slice.start + slice.tokens.len();
+            let short = self.script.stretch_from.is_none_or(|from| end <= from);
+            assert!(slice.stretched || short, "{end} tokens are not stretched");
+            let alike = (0..end).all(|at| self.stretched[place(slice.blocks, at)] == slice.stretched);
+            assert!(alike, "all keys of a text are turned alike");
         }
         let stride = logits.stride();
         let rows = logits.begin(plan.logits_rows());
@@ -182,10 +193,11 @@ fn paper(blocks: usize, config: &EngineConfig, script: Script) -> (Box<dyn Backe
         step_logits_max: logits,
         context_max: 400,
         vocab: VOCABULARY,
+        stretch_from: script.stretch_from,
     };
     let widest = Arc::new(Mutex::new(0));
-    let memory = vec![u32::MAX; blocks * BLOCK_TOKENS];
-    (Box::new(Paper { limits, memory, script, steps: 0, widest: Arc::clone(&widest) }), widest)
+    let (memory, stretched) = (vec![u32::MAX; blocks * BLOCK_TOKENS], vec![false; blocks * BLOCK_TOKENS]);
+    (Box::new(Paper { limits, memory, stretched, script, steps: 0, widest: Arc::clone(&widest) }), widest)
 }
 
 /// An engine whose steps wait for permits.
@@ -247,13 +259,39 @@ fn many_requests_side_by_side_get_what_each_gets_alone() {
     }
 }
 
+/// Texts of all lengths around the one beyond which rotations change: prompts that are longer, replies that grow beyond
+/// it, beginnings that both kinds share. The backend checks every step.
+#[test]
+fn a_text_that_outgrows_its_rotation_is_computed_again() {
+    for (blocks, speculation) in [(400, Speculation::Off), (400, Speculation::Always), (26, Speculation::Always)] {
+        let config = EngineConfig { speculation, ..config(8, 32) };
+        let script = Script { stretch_from: Some(100), voice: Voice::Habit, ..Script::default() };
+        let (engine, _) = start(blocks, &config, script);
+        let prompts: Vec<Vec<u32>> = (0..32).map(|i| [prompt(1, 60), prompt(i, 1 + 3 * i as usize)].concat()).collect();
+        let listeners: Vec<Listener> = prompts.iter().map(|p| submit(&engine, p.clone(), 90)).collect();
+        for (prompt, listener) in prompts.iter().zip(listeners) {
+            let (text, reason) = expected_of(prompt, 90, Voice::Habit);
+            let reply = listener.finish();
+            assert_eq!(
+                (reply.text.as_str(), reply.reason()),
+                (text.as_str(), &reason),
+                "{blocks} blocks, {speculation:?}"
+            );
+        }
+        let stats = engine.stats();
+        assert!(stats.cached_tokens.get() > 0, "beginnings were shared");
+        eventually("the batch is empty", || stats.running.get() == 0 && stats.kv_blocks_used.get() == 0);
+    }
+}
+
 /// Three long requests in a pool that hardly holds one of them, beside a stream of short ones from other tenants that
 /// never ends: each short one that is done is followed by another.
 #[test]
 fn a_full_pool_starves_nobody() {
     const SHORT_BESIDE: usize = 24;
     let (engine, _) = start(26, &config(6, 16), Script::default());
-    let long: Vec<Vec<u32>> = (1..).map(|seed| prompt(seed, 250)).filter(|p| expected(p, 80).0.len() == 80).take(3).collect();
+    let long: Vec<Vec<u32>> =
+        (1..).map(|seed| prompt(seed, 250)).filter(|p| expected(p, 80).0.len() == 80).take(3).collect();
     let done = Arc::new(Mutex::new(0));
     let waiting: Vec<_> = long
         .iter()

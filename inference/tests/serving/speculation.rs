@@ -2,8 +2,8 @@
 
 use millrace_inference::model::Model;
 use millrace_inference::{
-    ChatTemplate, Constraint, Engine, EngineConfig, EngineError, FinishReason, Request, Sampling, Speculation, TemplateMessage,
-    Tokenizer,
+    ChatTemplate, Constraint, Engine, EngineConfig, EngineError, FinishReason, Request, Sampling, Speculation,
+    TemplateMessage, Tokenizer,
 };
 use std::sync::Arc;
 

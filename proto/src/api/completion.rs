@@ -283,7 +283,14 @@ mod tests {
 
     #[test]
     fn ranges_are_checked() {
-        for (name, value) in [("max_tokens", "-1"), ("logprobs", "6"), ("temperature", "1e308"), ("n", "33"), ("n", "0"), ("best_of", "3")] {
+        for (name, value) in [
+            ("max_tokens", "-1"),
+            ("logprobs", "6"),
+            ("temperature", "1e308"),
+            ("n", "33"),
+            ("n", "0"),
+            ("best_of", "3"),
+        ] {
             let error =
                 CompletionRequest::parse(format!(r#"{{"prompt":"a","{name}":{value}}}"#).as_bytes()).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(name), "{error}");

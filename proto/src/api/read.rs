@@ -151,9 +151,8 @@ pub(super) fn check_answers(n: Option<i64>, best_of: Option<i64>) -> Result<(), 
     match best_of {
         Some(best_of) if best_of != n.unwrap_or(1) => {
             let message = format!("best_of is {best_of}: this server gives back every answer that it writes.");
-            Err(ApiError::unsupported("best_of", message).with_next_step(
-                "Leave out best_of, ask for n answers with logprobs, and choose among them.",
-            ))
+            Err(ApiError::unsupported("best_of", message)
+                .with_next_step("Leave out best_of, ask for n answers with logprobs, and choose among them."))
         }
         _ => Ok(()),
     }

@@ -1,6 +1,10 @@
 use super::*;
 use proptest::prelude::*;
 
+fn of(caller: u64) -> Salt {
+    Salt { caller, stretched: false }
+}
+
 fn tokens(seed: u32, n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| seed * 1000 + i).collect()
 }
@@ -8,14 +12,14 @@ fn tokens(seed: u32, n: usize) -> Vec<u32> {
 /// Runs a sequence to the end of its tokens and returns its table.
 fn compute(pool: &mut Pool, salt: u64, tokens: &[u32]) -> Table {
     let mut table = Table::default();
-    pool.adopt(&mut table, salt, tokens, tokens.len() - 1, false);
+    pool.adopt(&mut table, of(salt), tokens, tokens.len() - 1, false);
     assert!(pool.grow(&mut table, tokens.len()));
-    pool.publish(&mut table, salt, tokens, tokens.len());
+    pool.publish(&mut table, of(salt), tokens, tokens.len());
     table
 }
 
 fn found(pool: &Pool, salt: u64, tokens: &[u32]) -> (usize, usize, usize) {
-    let found = pool.peek(salt, tokens, tokens.len() - 1);
+    let found = pool.peek(of(salt), tokens, tokens.len() - 1);
     (found.blocks, found.in_use, found.part)
 }
 
@@ -29,7 +33,7 @@ fn a_second_prompt_finds_the_common_beginning_under_the_same_salt_only() {
     assert_eq!(found(&pool, 7, &second), (1, 1, 13));
     assert_eq!(found(&pool, 8, &second), (0, 0, 0));
     let mut b = Table::default();
-    assert_eq!(pool.adopt(&mut b, 7, &second, 39, true), 29);
+    assert_eq!(pool.adopt(&mut b, of(7), &second, 39, true), 29);
     assert_eq!(b.blocks, a.blocks[..1]);
     assert!(pool.grow(&mut b, 40));
     let (from, to) = pool.copy_due(&mut b).expect("the second block has a common beginning");
@@ -39,6 +43,9 @@ fn a_second_prompt_finds_the_common_beginning_under_the_same_salt_only() {
     pool.release(&mut b);
     assert_eq!((pool.available(), pool.used()), (16, 0));
     assert_eq!(found(&pool, 7, &first), (2, 0, 0));
+    // Stretched, the same text has other keys.
+    let stretched = Salt { caller: 7, stretched: true };
+    assert_eq!(pool.peek(stretched, &first, 39), Found::default());
 }
 
 #[test]
@@ -47,7 +54,7 @@ fn a_finished_sequence_leaves_its_last_tokens_too() {
     let text = tokens(1, 37);
     let mut a = compute(&mut pool, 0, &text);
     assert_eq!(found(&pool, 0, &tokens(1, 60)), (2, 2, 0));
-    pool.retire(&mut a, 0, &text, 37);
+    pool.retire(&mut a, of(0), &text, 37);
     assert_eq!((pool.available(), found(&pool, 0, &tokens(1, 60))), (8, (2, 0, 5)));
     // The last known token is always computed anew: its logits are wanted.
     assert_eq!(found(&pool, 0, &tokens(1, 37)), (2, 0, 4));
@@ -64,11 +71,11 @@ fn blocks_behind_wrong_guesses_come_back_and_nothing_of_them_is_found() {
     assert_eq!(pool.used(), 5);
     let text = tokens(1, 40);
     pool.shrink(&mut a, 40);
-    pool.publish(&mut a, 0, &text, 40);
+    pool.publish(&mut a, of(0), &text, 40);
     assert_eq!((pool.used(), a.blocks.len()), (3, 3));
     assert_eq!(found(&pool, 0, &tokens(1, 65)), (2, 2, 0));
     pool.shrink(&mut a, 40);
-    pool.retire(&mut a, 0, &text, 40);
+    pool.retire(&mut a, of(0), &text, 40);
     assert_eq!((pool.available(), found(&pool, 0, &tokens(1, 65))), (8, (2, 0, 8)));
 }
 
@@ -94,8 +101,8 @@ fn equal_blocks_computed_side_by_side_are_held_once() {
     let text = tokens(1, 32);
     let (mut a, mut b) = (Table::default(), Table::default());
     assert!(pool.grow(&mut a, 32) && pool.grow(&mut b, 32));
-    pool.publish(&mut a, 0, &text, 32);
-    pool.publish(&mut b, 0, &text, 32);
+    pool.publish(&mut a, of(0), &text, 32);
+    pool.publish(&mut b, of(0), &text, 32);
     assert_eq!(a.blocks, b.blocks);
     assert_eq!(pool.used(), 2);
     assert_eq!((pool.returns(&a), pool.returns(&b)), (0, 0));
@@ -127,7 +134,7 @@ fn beyond_the_bound_on_what_is_kept_a_new_text_takes_the_place_of_the_oldest() {
         pool.release(&mut table);
         assert!(pool.touched() <= 4);
     }
-    let kept = [1, 2, 3, 4, 5, 6].map(|seed| pool.peek(0, &tokens(seed, 33), 32).blocks);
+    let kept = [1, 2, 3, 4, 5, 6].map(|seed| pool.peek(of(0), &tokens(seed, 33), 32).blocks);
     assert_eq!(kept, [0, 0, 0, 0, 2, 2]);
     // What runs at the same time gets all that there is.
     let mut tables: Vec<Table> = (1..=8).map(|seed| compute(&mut pool, 0, &tokens(seed, 32))).collect();
@@ -149,8 +156,8 @@ impl Memory {
     fn run(&mut self, salt: u64, text: &[u32]) -> Option<Table> {
         let mut table = Table::default();
         let most = text.len() - 1;
-        let promised = self.pool.peek(salt, text, most).tokens();
-        let start = self.pool.adopt(&mut table, salt, text, most, true);
+        let promised = self.pool.peek(of(salt), text, most).tokens();
+        let start = self.pool.adopt(&mut table, of(salt), text, most, true);
         assert_eq!(start, promised, "what was promised is there");
         let fits = self.pool.grow(&mut table, text.len());
         self.peak = self.peak.max(self.pool.used());
@@ -168,7 +175,7 @@ impl Memory {
             self.contents[block.0 as usize][at % BLOCK_TOKENS] = (salt, *token);
         }
         self.check(salt, text, &table);
-        self.pool.publish(&mut table, salt, text, text.len());
+        self.pool.publish(&mut table, of(salt), text, text.len());
         Some(table)
     }
 
@@ -198,7 +205,7 @@ proptest! {
             if slot < live.len() {
                 let (salt, text, mut table) = live.swap_remove(slot);
                 let (returns, before) = (memory.pool.returns(&table), memory.pool.available());
-                memory.pool.retire(&mut table, salt, &text, text.len());
+                memory.pool.retire(&mut table, of(salt), &text, text.len());
                 prop_assert_eq!(memory.pool.available(), before + returns);
             } else {
                 let mut text = tokens(seed, length);
@@ -212,7 +219,7 @@ proptest! {
             prop_assert!(memory.pool.touched() <= kept.max(memory.peak));
         }
         for (salt, text, mut table) in live {
-            memory.pool.retire(&mut table, salt, &text, text.len());
+            memory.pool.retire(&mut table, of(salt), &text, text.len());
         }
         prop_assert_eq!(memory.pool.available(), 12);
     }

@@ -75,12 +75,7 @@ impl Scheduler {
         // the running ones hold until preempted ones are taken out at the end.
         let running = self.running.len();
         for at in 0..self.plan.preempt.len() {
-            let sequence = &mut self.running[self.plan.preempt[at]];
-            self.drafters.iter_mut().for_each(|drafter| drafter.forget(sequence.id));
-            let (salt, computed) = (sequence.salt(), sequence.computed);
-            self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
-            sequence.computed = 0;
-            sequence.running = false;
+            self.retire(self.plan.preempt[at]);
             self.shared.stats.preemptions.add(1);
         }
         for at in 0..self.plan.admit.len() {
@@ -114,6 +109,9 @@ impl Scheduler {
             };
             let parts = [&sequence.tokens[start..end], &sequence.draft.tokens[..slice.drafts]];
             self.step.push_parts(parts, start, &sequence.table.blocks, wanted);
+            if sequence.stretched {
+                self.step.stretch();
+            }
         }
     }
 

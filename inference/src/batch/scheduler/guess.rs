@@ -20,6 +20,7 @@ impl Scheduler {
             for at in 0..self.drafters.len() {
                 self.guess_with(at);
             }
+            self.guess_forced();
         }
         for sequence in self.running.iter_mut().filter(|sequence| !sequence.job.request.ignore_eos) {
             // Nothing follows the end of a turn.
@@ -31,9 +32,24 @@ impl Scheduler {
         self.guessing = begun.elapsed();
     }
 
+    /// What a constraint forces is right in any case, so it takes the place of guesses that differ from it.
+    fn guess_forced(&mut self) {
+        for sequence in &mut self.running {
+            let most = sequence.guessable(self.bounds.stretch_from).min(DRAFT_MAX);
+            let Some(guide) = &sequence.job.guide else { continue };
+            let forced = &guide.forced()[..guide.forced().len().min(most)];
+            if !sequence.draft.tokens.starts_with(forced) {
+                sequence.draft.tokens.clear();
+                sequence.draft.tokens.extend_from_slice(forced);
+                sequence.draft.ground = Ground::Forced;
+            }
+        }
+    }
+
     fn guess_with(&mut self, drafter: usize) {
+        let stretch_from = self.bounds.stretch_from;
         let drafter = &mut self.drafters[drafter];
-        let replies = self.running.iter().filter(|sequence| sequence.guessable() > 0).count();
+        let replies = self.running.iter().filter(|sequence| sequence.guessable(stretch_from) > 0).count();
         let price = drafter.price(replies);
         let (always, rates) = (self.bounds.speculation == Speculation::Always, self.meter.rates());
         // Guesses get no part of a step that computes prompts.
@@ -44,8 +60,8 @@ impl Scheduler {
         let mut work = Work::default();
         self.running.iter().for_each(|s| work.add(s.computed, 1, 1));
         let mut wishes: Vec<Wish<'_>> = Vec::with_capacity(replies);
-        for sequence in self.running.iter_mut().filter(|sequence| sequence.guessable() > 0) {
-            let mut most = sequence.guessable().min(DRAFT_MAX);
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.guessable(stretch_from) > 0) {
+            let mut most = sequence.guessable(stretch_from).min(DRAFT_MAX);
             if let Some(price) = price {
                 let odds = sequence.odds.of(&self.odds, Ground::Model);
                 let present = sequence.odds.chances(&self.odds, &sequence.draft).get(0);

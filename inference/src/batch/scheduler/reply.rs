@@ -46,11 +46,7 @@ impl Scheduler {
             Some(guide) => match guide.mask(&mut self.patience, &self.shared.stats) {
                 Ok(Some(mask)) => Some(mask),
                 Ok(None) => {
-                    // It leaves the batch and comes back through the queue; what it computed stays findable.
-                    let (salt, computed) = (sequence.salt(), sequence.computed);
-                    self.pool.retire(&mut sequence.table, salt, &sequence.tokens, computed);
-                    self.drafters.iter_mut().for_each(|drafter| drafter.forget(sequence.id));
-                    (sequence.computed, sequence.running) = (0, false);
+                    self.retire(place);
                     return None;
                 }
                 Err(error) => return Some(FinishReason::Constraint(error)),
