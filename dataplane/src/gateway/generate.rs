@@ -131,7 +131,7 @@ impl Gateway {
                 let cors_headers = cors_headers(cors.as_deref());
                 out.begin_stream("text/event-stream; charset=utf-8", &cors_headers);
                 shape.open(&mut events);
-                for prompt in &echo {
+                if let Some(prompt) = &echo {
                     (0..answers.count()).for_each(|answer| shape.delta(&mut events, answer, prompt, &[]));
                 }
             }

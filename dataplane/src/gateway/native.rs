@@ -131,7 +131,7 @@ impl Gateway {
                 return Err(ApiError::overloaded("This node is shutting down and takes no new work.", 1));
             }
             request.validate()?;
-            self.bridge.chat(principal, request)
+            self.bridge.chat(principal, request).map(crate::bridge::Answers::into_first)
         });
         let mut stream = match begun {
             Ok(stream) => stream,
