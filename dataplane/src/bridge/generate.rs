@@ -196,6 +196,13 @@ impl State {
         }
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let sender = StreamSender::default();
+        let whole = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let asked = options.max_tokens.map(|_| whole(max_tokens));
+        let allowance = self.allow(principal, prompt_tokens, asked, whole(usual))?;
+        let max_tokens = allowance.reply_tokens as usize;
+        if allowance.shortened {
+            sender.push(allowance.notice());
+        }
         let submission = Submission {
             prompt,
             max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
@@ -205,7 +212,8 @@ impl State {
             tenant: principal.tenant,
         };
         let run = self.submit(submission, Target::Stream(sender.clone())).map_err(|error| submit_error(&error))?;
-        Ok(TokenStream::new(&sender, Origin::Run(run), bridge, Some(prompt_tokens)))
+        let stream = TokenStream::new(&sender, Origin::Run(run), bridge, Some(prompt_tokens));
+        Ok(stream.charge(allowance.reservation))
     }
 
     /// Asks the encoder; the answer is put where the caller waits. Also says how many tokens the texts have.
@@ -240,7 +248,7 @@ impl Bridge {
     /// Embeds texts.
     pub async fn embed(
         self: &Rc<Self>,
-        _principal: &Principal,
+        principal: &Principal,
         request: EmbeddingRequest,
     ) -> Result<EmbeddingResponse, ApiError> {
         let model = self.known_embedding_model(&request.model)?;
@@ -257,7 +265,12 @@ impl Bridge {
         };
         let width = self.shared.embedder.as_ref().map_or(0, |embedder| embedder.encoder().dimensions());
         let dimensions = request.dimensions.map(|wanted| check_dimensions(wanted, width)).transpose()?;
+        let bytes = texts.iter().map(String::len).sum();
+        let mut reservation = self.state.borrow().reserve(principal, crate::gateway::reserve::estimate(bytes))?;
         let (waiter, tokens) = self.state.borrow_mut().embed_texts(texts, engine::EmbedPriority::Bulk)?;
+        if let Some(reservation) = &mut reservation {
+            reservation.used(u32::try_from(tokens).unwrap_or(u32::MAX));
+        }
         let mut vectors =
             waiter.await.map_err(|why| ApiError::internal(format!("The embedding model failed: {why}.")))?;
         if let Some(dimensions) = dimensions {
