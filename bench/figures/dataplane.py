@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import hooks
+import overload
 import servers
 
 LOWER, HIGHER = -1, 1
@@ -250,3 +251,4 @@ def measure(show, wanted, repeat):
     quic(show, wanted, repeat)
     sockets(show, wanted)
     acknowledgements(show, wanted)
+    overload.overload(show, wanted)

@@ -16,20 +16,25 @@ use millrace_inference::encoder::{Encoder, Precision};
 use millrace_inference::model::Model;
 use millrace_inference::{ChatTemplate, EmbedWorker, Engine, EngineConfig, Tokenizer};
 use millrace_proto::id::TenantId;
-use millrace_proto::record::{Credential, SCOPE_ADMIN, SCOPE_CHAT, SCOPE_IMPERSONATE, SCOPE_METRICS};
+use millrace_proto::record::{Credential, SCOPE_ADMIN, role_scopes};
 use millrace_storage::{BackendKind, Batch, Store, StoreOptions};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::certificate;
 use crate::config::{self, Config, IoMode, Loaded, StorageType, human_bytes};
 use crate::control::Control;
-use crate::gateway::auth;
+use crate::gateway::{Common, auth, budgets};
+use crate::handover::{Doorkeeper, Inherited};
+use crate::identity::issuers::Issuers;
+use crate::identity::{self, Authority};
 use crate::models::{self, Found};
 use crate::net::tls::Tls;
 use crate::net::{self, Listeners, QuicSockets};
 use crate::obs::{self, EngineSnapshot, Health, Metrics, NodeFacts, StorageSnapshot};
 use crate::plan::Plan;
+use crate::reload::Reloader;
+use crate::shard::live::{Live, Settings};
 use crate::shard::reactor::{self, Preference};
 use crate::shard::{self, Shards, Shared, StartOptions};
 use crate::sys;
@@ -64,9 +69,13 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     let health = Arc::new(Health::new());
     let server = obs::server::start(loaded.config.metrics, Arc::clone(&metrics), Arc::clone(&health))
         .map_err(|error| metrics_port(&loaded.config, &error))?;
-    let listeners = net::listen(loaded.config.listen, loaded.config.workers).map_err(|error| in_parts(&error))?;
+    let mut inherited = Inherited::take();
+    let listeners = match inherited.plain(loaded.config.listen, loaded.config.workers) {
+        Some(listeners) => listeners,
+        None => net::listen(loaded.config.listen, loaded.config.workers).map_err(|error| in_parts(&error))?,
+    };
     let http = listeners.address;
-    let secure = open_tls(&loaded.config)?;
+    let secure = open_tls(&loaded.config, &mut inherited)?;
     let https = secure.as_ref().map(|secure| secure.listeners.address);
 
     if !http.ip().is_loopback() {
@@ -74,23 +83,47 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     }
     let plan = plan(&loaded.config)?;
     let parts = load_parts(&mut loaded.config)?;
+    let keeper = Doorkeeper::new(&listeners, secure.as_ref().map(|secure| &secure.listeners)).map_err(|error| {
+        Trouble::new("the listening sockets cannot be copied", error.to_string(), "see `ulimit -n`")
+    })?;
     let doors = Doors { plain: listeners, secure };
-    let node = Node::assemble(loaded.config, parts, Arc::clone(&metrics), Arc::clone(&health), doors, &plan)?;
+    let reloader = Reloader::new(&loaded);
+    let node = Node::assemble(loaded.config, reloader, parts, Arc::clone(&metrics), Arc::clone(&health), doors, &plan)?;
     sys::release_free_heap();
     health.set_ready();
     let ready =
         Ready { http, https, metrics: server.address(), api_key: node.first_key.clone(), model: node.model.clone() };
     ready.announce(ready_json, &plan, began.elapsed());
 
-    wait_for_end(&ended, || node.reload())?;
-    node.stop(&health);
+    let end = wait_for_end(&ended, || node.reload(), &keeper)?;
+    node.stop(&health, end);
     drop(server);
+    match end {
+        End::Stop => Ok(ExitCode::SUCCESS),
+        End::HandOver => Err(keeper.exec()),
+    }
+}
+
+/// Whether a node could run with this configuration: what `serve` finds out before it opens anything.
+pub fn check(loaded: &Loaded) -> Result<ExitCode, Trouble> {
+    plan(&loaded.config)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How a node ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// For good.
+    Stop,
+    /// Another image of the program takes its place and its ports.
+    HandOver,
 }
 
 /// A signal arrived during the start is remembered; a second one ends the process at once.
 fn end_flag() -> Result<Arc<AtomicBool>, Trouble> {
     let ended = Arc::new(AtomicBool::new(false));
+    // Until somebody listens to it, the signal must not do what it does by default: end the process.
+    signal_hook::flag::register(SIGUSR2, Arc::default()).map_err(|error| signals(&error))?;
     for signal in [SIGTERM, SIGINT] {
         let twice = signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&ended));
         twice.and_then(|_| signal_hook::flag::register(signal, Arc::clone(&ended))).map_err(|error| signals(&error))?;
@@ -102,20 +135,25 @@ fn signals(error: &std::io::Error) -> Trouble {
     Trouble::new("signals cannot be handled", error.to_string(), "look at the limits of the process")
 }
 
-/// Waits for the signal to end; calls `reload` for each SIGHUP before it.
-fn wait_for_end(ended: &AtomicBool, reload: impl Fn()) -> Result<(), Trouble> {
-    let mut arrivals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| signals(&error))?;
+/// Waits for the signal to end; calls `reload` for each SIGHUP before it. SIGUSR2 asks for a hand-over, which is
+/// checked first.
+fn wait_for_end(ended: &AtomicBool, reload: impl Fn(), keeper: &Doorkeeper) -> Result<End, Trouble> {
+    let mut arrivals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2]).map_err(|error| signals(&error))?;
     // The flag covers a signal that came before `arrivals` existed.
     if ended.load(Ordering::Acquire) {
-        return Ok(());
+        return Ok(End::Stop);
     }
     for signal in arrivals.forever() {
-        if signal != SIGHUP {
-            break;
+        match signal {
+            SIGHUP => reload(),
+            SIGUSR2 => match keeper.check() {
+                Ok(()) => return Ok(End::HandOver),
+                Err(trouble) => tracing::error!(%trouble, "SIGUSR2: this process goes on"),
+            },
+            _ => break,
         }
-        reload();
     }
-    Ok(())
+    Ok(End::Stop)
 }
 
 /// The sockets of a node.
@@ -133,7 +171,7 @@ struct Secure {
 }
 
 /// Binds the TLS port and reads its certificate, if there is to be one.
-fn open_tls(config: &Config) -> Result<Option<Secure>, Trouble> {
+fn open_tls(config: &Config, inherited: &mut Inherited) -> Result<Option<Secure>, Trouble> {
     let Some(options) = &config.tls else { return Ok(None) };
     if options.self_signed && certificate::ensure_self_signed(options)? {
         let path = options.files.certificate.display();
@@ -144,7 +182,10 @@ fn open_tls(config: &Config) -> Result<Option<Secure>, Trouble> {
     let tls = Arc::new(tls);
     let mut tries = PORT_TRIES_MAX;
     loop {
-        let listeners = net::listen(options.listen, config.workers).map_err(|error| in_parts(&error))?;
+        let listeners = match inherited.secure(options.listen, config.workers) {
+            Some(listeners) => listeners,
+            None => net::listen(options.listen, config.workers).map_err(|error| in_parts(&error))?,
+        };
         if !options.quic {
             return Ok(Some(Secure { listeners, quic: None, tls }));
         }
@@ -369,6 +410,7 @@ struct Node {
 impl Node {
     fn assemble(
         config: Config,
+        reloader: Reloader,
         parts: Parts,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
@@ -376,10 +418,6 @@ impl Node {
         plan: &Plan,
     ) -> Result<Self, Trouble> {
         let config = Arc::new(config);
-        let (secure, quic, tls) = match doors.secure {
-            Some(Secure { listeners, quic, tls }) => (Some(listeners), quic, Some(tls)),
-            None => (None, None, None),
-        };
         let probe = reactor::probe(preference(config.io)).map_err(|error| in_parts(&error))?;
         for (flags, reason) in &probe.refused {
             tracing::info!(?flags, reason, "the kernel refused a ring");
@@ -397,6 +435,14 @@ impl Node {
             memory_planned_bytes: plan.total(),
         });
         let first_key = ensure_key(&parts.store)?;
+        let issuers = Issuers::new(config.issuers.clone());
+        let gateway = Arc::new(Common::default());
+        budgets::resume(&parts.store, &gateway);
+        let (kept, spent) = (parts.store.clone(), Arc::clone(&gateway));
+        let housekeeping = move || budgets::save(&kept, &spent);
+        let authority = Authority::open(parts.store.clone(), oauth(&config, &doors), issuers, housekeeping)
+            .map_err(|error| in_parts(&error))?;
+        authority.issuers().prefetch(&control);
         let (senders, receivers) = shard::mailboxes(config.workers);
         let options = StartOptions {
             backend: probe.backend,
@@ -407,7 +453,12 @@ impl Node {
                 ..net::Limits::default()
             },
         };
+        let (secure, quic, tls) = match doors.secure {
+            Some(Secure { listeners, quic, tls }) => (Some(listeners), quic, Some(tls)),
+            None => (None, None, None),
+        };
         let shared = Arc::new(Shared {
+            live: Live::new(Settings::of(&config)),
             config,
             store: parts.store,
             engine,
@@ -418,7 +469,9 @@ impl Node {
             control,
             metrics,
             health,
-            gateway: Arc::default(),
+            authority: Arc::new(authority),
+            reloader,
+            gateway,
             tls,
             mailboxes: senders,
         });
@@ -428,25 +481,31 @@ impl Node {
         Ok(Self { shared, shards, first_key, model: parts.name })
     }
 
-    /// What SIGHUP asks for: certificates are read again.
+    /// What SIGHUP asks for: configuration and certificates are read again.
     fn reload(&self) {
-        let Some(tls) = &self.shared.tls else { return tracing::info!("SIGHUP: there is nothing to read again") };
-        match tls.reload() {
-            Ok(()) => {
-                tracing::info!("SIGHUP: new connections use the certificate as it is now");
-                self.shared.config.tls.iter().for_each(|options| tell_certificate(&options.files.certificate));
+        match self.shared.reloader.reload(&self.shared) {
+            Ok(report) => {
+                let (applied, restart_needed) = (report.applied.join(", "), report.restart_needed.join(", "));
+                tracing::info!(applied, restart_needed, "SIGHUP: the configuration was read again");
+                if report.certificates {
+                    tracing::info!("SIGHUP: new connections use the certificate as it is now");
+                    self.shared.config.tls.iter().for_each(|options| tell_certificate(&options.files.certificate));
+                }
             }
-            Err(error) => tracing::error!(%error, "SIGHUP: the certificate in use stays"),
+            Err(trouble) => tracing::error!(%trouble, "SIGHUP: everything stays as it is"),
         }
     }
 
     /// The way down: no new work, running answers end, then everything is flushed.
-    fn stop(self, health: &Health) {
+    fn stop(self, health: &Health, end: End) {
         let began = Instant::now();
         health.start_draining();
-        let drain = self.shared.config.drain_timeout;
+        let drain = self.shared.live.now().drain_timeout;
         tracing::info!(?drain, "draining");
-        let left = self.shards.drain(began + drain);
+        let left = match end {
+            End::Stop => self.shards.drain(began + drain),
+            End::HandOver => self.shards.hand_over(began + drain),
+        };
         if left.connections_open > 0 || left.shards_busy > 0 {
             tracing::warn!(
                 connections = left.connections_open,
@@ -460,6 +519,7 @@ impl Node {
             embedder.shutdown();
         }
         self.shared.control.shutdown();
+        budgets::save(&self.shared.store, &self.shared.gateway);
         self.shared.store.shutdown();
         let took = began.elapsed();
         if took > drain + STOP_SLOW {
@@ -467,6 +527,21 @@ impl Node {
         } else {
             tracing::info!(?took, "stopped");
         }
+    }
+}
+
+/// What the OAuth endpoints are called: as configured, or by the port that they are reached on.
+fn oauth(config: &Config, doors: &Doors) -> identity::Options {
+    let options = &config.oauth;
+    let issuer = options.issuer.clone().unwrap_or_else(|| match &doors.secure {
+        Some(secure) => format!("https://{}", secure.listeners.address),
+        None => format!("http://{}", doors.plain.address),
+    });
+    identity::Options {
+        audience: options.audience.clone().unwrap_or_else(|| issuer.clone()),
+        issuer,
+        algorithm: options.algorithm,
+        plain_http: options.plain_http,
     }
 }
 
@@ -598,7 +673,7 @@ fn ensure_key(store: &Store) -> Result<Option<String>, Trouble> {
         tenant: TenantId::DEFAULT,
         user_name: "admin".into(),
         label: "first key".into(),
-        scopes: SCOPE_CHAT | SCOPE_ADMIN | SCOPE_METRICS | SCOPE_IMPERSONATE,
+        scopes: role_scopes("admin").expect("a role"),
         created_ms: now,
         revoked: false,
     };

@@ -3,6 +3,8 @@
 
 use std::ffi::CString;
 use std::io;
+use std::net::TcpListener;
+use std::os::fd::{FromRawFd as _, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -59,6 +61,41 @@ pub fn release_free_heap() {
     }
 }
 
+/// Lets a descriptor of ours live on in the next image of this process.
+pub fn keep_over_exec(fd: RawFd) -> io::Result<()> {
+    set_close_on_exec(fd, false)
+}
+
+fn set_close_on_exec(fd: RawFd, close: bool) -> io::Result<()> {
+    // SAFETY: fcntl(2) with F_SETFD takes two integers and touches no memory of ours; a number that is no
+    // open descriptor is an error.
+    let done = unsafe { libc::fcntl(fd, libc::F_SETFD, if close { libc::FD_CLOEXEC } else { 0 }) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes over a listening socket that the image before this one has left open. The caller must name each
+/// number once, and only numbers that were left for it: ownership begins here.
+pub fn adopt_listener(fd: RawFd) -> io::Result<TcpListener> {
+    let mut listens: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: getsockopt(2) writes at most `length` bytes into `listens`, which lives through the call; a
+    // number that is no socket is an error.
+    let asked = unsafe {
+        let value = (&raw mut listens).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, value, &raw mut length)
+    };
+    if asked != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if listens == 0 {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    set_close_on_exec(fd, true)?;
+    // SAFETY: `fd` is an open listening socket, as the kernel has just said, and the caller keeps the promise
+    // that nobody else in this process owns it.
+    Ok(unsafe { TcpListener::from_raw_fd(fd) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +105,19 @@ mod tests {
         let (free, total) = disk_space(&std::env::temp_dir()).unwrap();
         assert!(total > 0 && free <= total);
         assert!(disk_space(Path::new("/no/such/folder")).is_err());
+    }
+
+    #[test]
+    fn only_listening_sockets_are_taken_over() {
+        use std::os::fd::IntoRawFd as _;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let fd = listener.into_raw_fd();
+        keep_over_exec(fd).unwrap();
+        assert_eq!(adopt_listener(fd).unwrap().local_addr().unwrap(), address);
+        assert!(adopt_listener(-1).is_err() && keep_over_exec(-1).is_err());
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(adopt_listener(std::os::fd::AsRawFd::as_raw_fd(&file)).is_err(), "a file is no socket");
     }
 
     #[test]

@@ -31,6 +31,44 @@ pub struct State {
     arrival_ns: u64,
 }
 
+impl State {
+    /// The state as one word, for a caller that keeps it in an atomic.
+    pub const fn to_bits(self) -> u64 {
+        self.arrival_ns
+    }
+
+    /// The state that [`State::to_bits`] gave.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self { arrival_ns: bits }
+    }
+
+    /// Units that would be admitted at once.
+    pub fn room(self, now_ns: u64, limit: &Limit) -> u32 {
+        let debt_ns = self.arrival_ns.saturating_sub(now_ns);
+        let tolerance = limit.interval_ns.saturating_mul(u64::from(limit.burst));
+        let units = tolerance.saturating_sub(debt_ns) / limit.interval_ns;
+        u32::try_from(units).unwrap_or(u32::MAX).min(limit.burst)
+    }
+
+    /// Nanoseconds until the whole burst is there again.
+    pub fn full_in_ns(self, now_ns: u64) -> u64 {
+        self.arrival_ns.saturating_sub(now_ns)
+    }
+
+    /// Corrects an admitted estimate: `reserved` units were charged, `used` were needed. What was too much
+    /// comes back; what was too little is charged whatever the limit says, and delays who comes next.
+    #[must_use]
+    pub fn settled(self, now_ns: u64, reserved: u32, used: u32, limit: &Limit) -> Self {
+        let ns = |units: u32| limit.interval_ns.saturating_mul(u64::from(units));
+        let arrival_ns = if used <= reserved {
+            self.arrival_ns.saturating_sub(ns(reserved - used))
+        } else {
+            self.arrival_ns.max(now_ns).saturating_add(ns(used - reserved))
+        };
+        Self { arrival_ns }
+    }
+}
+
 /// Admits `cost` units at `now_ns`, or says after how many nanoseconds the same call would be admitted.
 /// A refused call changes nothing. A cost above the burst can never be admitted and answers `u64::MAX`.
 pub fn check(state: &mut State, now_ns: u64, cost: u32, limit: &Limit) -> Result<(), u64> {
@@ -67,7 +105,31 @@ mod tests {
         assert_eq!(check(&mut state, start, 4, &limit), Err(u64::MAX));
     }
 
+    #[test]
+    fn a_reservation_is_settled_by_what_was_used() {
+        let limit = Limit::per_minute(60, 10);
+        let (mut state, now) = (State::default(), 5_000_000_000);
+        check(&mut state, now, 8, &limit).expect("room for eight");
+        assert_eq!((state.room(now, &limit), state.full_in_ns(now)), (2, 8_000_000_000));
+        let less = state.settled(now, 8, 3, &limit);
+        assert_eq!(less.room(now, &limit), 7, "five come back");
+        let more = state.settled(now, 8, 30, &limit);
+        assert_eq!((more.room(now, &limit), more.full_in_ns(now)), (0, 30_000_000_000), "the debt is waited off");
+        assert_eq!(State::from_bits(more.to_bits()), more);
+    }
+
     proptest! {
+        /// Whatever was reserved, after settling the state is that of having charged what was used.
+        #[test]
+        fn settling_equals_having_known(reserved in 1u32..50, used in 0u32..200, burst in 50u32..100) {
+            let limit = Limit { interval_ns: 1_000, burst };
+            let now = 1_000_000_000u64;
+            let mut state = State::default();
+            check(&mut state, now, reserved, &limit).expect("within the burst");
+            let known = State::from_bits(now + 1_000 * u64::from(used));
+            prop_assert_eq!(state.settled(now, reserved, used, &limit), known);
+        }
+
         /// Over any schedule, no window admits more than burst + rate x length.
         #[test]
         fn never_admits_more_than_the_rate_allows(gaps in proptest::collection::vec(0u64..3_000_000_000, 1..200), burst in 1u32..10) {

@@ -203,20 +203,30 @@ pub const SCOPE_IMPERSONATE: u32 = 1 << 3;
 /// May see the node's status and act on undelivered messages. An admin may as well.
 pub const SCOPE_OPERATE: u32 = 1 << 4;
 
-const SCOPE_NAMES: [(u32, &str); 5] = [
+/// May ask about the tokens of the whole tenant (RFC 7662): for resource servers.
+pub const SCOPE_INTROSPECT: u32 = 1 << 5;
+
+const SCOPE_NAMES: [(u32, &str); 6] = [
     (SCOPE_CHAT, "chat"),
     (SCOPE_ADMIN, "admin"),
     (SCOPE_METRICS, "metrics"),
     (SCOPE_IMPERSONATE, "impersonate"),
     (SCOPE_OPERATE, "operate"),
+    (SCOPE_INTROSPECT, "introspect"),
 ];
 
 /// Roles: names for the sets of scopes that people are usually given.
 const ROLES: [(&str, u32); 3] = [
     ("user", SCOPE_CHAT),
     ("operator", SCOPE_CHAT | SCOPE_OPERATE | SCOPE_METRICS),
-    ("admin", SCOPE_CHAT | SCOPE_ADMIN | SCOPE_METRICS | SCOPE_IMPERSONATE | SCOPE_OPERATE),
+    ("admin", SCOPE_CHAT | SCOPE_ADMIN | SCOPE_METRICS | SCOPE_IMPERSONATE | SCOPE_OPERATE | SCOPE_INTROSPECT),
 ];
+
+/// What a caller with these scopes may hand on to a key or client that it makes: what it has itself, and for
+/// an admin also what being one includes. Never more, so that no chain of keys widens anybody's rights.
+pub const fn grantable(scopes: u32) -> u32 {
+    if scopes & SCOPE_ADMIN != 0 { scopes | SCOPE_OPERATE | SCOPE_INTROSPECT } else { scopes }
+}
 
 /// The scopes of a role.
 pub fn role_scopes(name: &str) -> Option<u32> {

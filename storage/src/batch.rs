@@ -239,4 +239,9 @@ impl Batch {
         }
         self.put(crate::seal::NODE, Cf::Ctl, layout::meta(name), value.to_vec());
     }
+
+    /// Removes a named value of the node.
+    pub fn remove_meta(&mut self, name: &str) {
+        self.push(0, Op::Delete { cf: Cf::Ctl, key: layout::meta(name) });
+    }
 }

@@ -95,4 +95,21 @@ impl Store {
         }
         self.shared().get_sealed(NODE, Cf::Ctl, &layout::meta(name))
     }
+
+    /// The named values of the node whose names start with `prefix`, ordered by name.
+    pub fn metas(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, ReadError> {
+        let shared = self.shared();
+        let from = layout::meta(prefix);
+        let to = layout::prefix_end(&from);
+        let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        shared.kv.scan(Cf::Ctl, ScanRange::forward(&from, &to), &mut |key, value| {
+            rows.push((key.to_vec(), value.to_vec()));
+            ControlFlow::Continue(())
+        })?;
+        let open = |(key, sealed): (Vec<u8>, Vec<u8>)| {
+            let name = String::from_utf8_lossy(&key[layout::meta("").len()..]).into_owned();
+            Ok((name, shared.open(NODE, Cf::Ctl, &key, sealed)?))
+        };
+        rows.into_iter().map(open).collect()
+    }
 }

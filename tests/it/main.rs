@@ -1,16 +1,23 @@
 //! What Millrace promises, proved from outside on the real binary with real models.
 
+mod access;
 mod bad_input;
 mod browser;
 mod channels;
 mod cli;
 mod clients;
 mod drain;
+mod handover;
+mod io;
 mod kill;
 mod limits;
 mod metrics;
+mod oauth;
 mod quic;
 mod recall;
+mod reload;
+mod slow;
 mod start;
 mod tidy;
 mod tls;
+mod tokens;

@@ -23,6 +23,7 @@ pub struct ServerBuilder {
     config: String,
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
+    launcher: Vec<String>,
     data: Option<PathBuf>,
     models: Option<PathBuf>,
     workers: usize,
@@ -35,6 +36,7 @@ impl Default for ServerBuilder {
             config: String::new(),
             environment: Vec::new(),
             arguments: Vec::new(),
+            launcher: Vec::new(),
             data: None,
             models: None,
             workers: 2,
@@ -59,6 +61,12 @@ impl ServerBuilder {
     /// Adds a command-line argument.
     pub fn arg(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Starts the server through another program, which gets the server's path and arguments after its own.
+    pub fn launcher(mut self, words: &[&str]) -> Self {
+        self.launcher = words.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
@@ -128,7 +136,14 @@ impl ServerBuilder {
         let log = File::options().create(true).append(true).open(scratch.join("log"))?;
         let data = self.data.clone().unwrap_or_else(|| scratch.join("data"));
         let models = self.models.clone().unwrap_or_else(tools::models);
-        let mut command = Command::new(tools::binary());
+        let mut command = match self.launcher.split_first() {
+            None => Command::new(tools::binary()),
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(tools::binary());
+                command
+            }
+        };
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--ready-json"])
             .arg("--config")

@@ -93,6 +93,12 @@ pub fn python(script: &str, arguments: &[&str]) -> String {
     text
 }
 
+/// The Python interpreter with the clients, and the path of a script of `tests/py`.
+pub fn python_script(script: &str) -> (PathBuf, PathBuf) {
+    let clients = std::env::var_os("MILLRACE_CLIENTS").map_or_else(|| cache().join("clients"), PathBuf::from);
+    (clients.join("bin/python"), repository().join("tests/py").join(script))
+}
+
 /// Both outputs of a program, for a failure message.
 pub fn printable(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))

@@ -199,20 +199,27 @@ impl State {
             return Err(ApiError::context_too_long(prompt.len(), max_tokens.max(1), context));
         }
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let whole = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let asked = options.max_tokens.map(|_| whole(max_tokens));
         let mut streams = Vec::with_capacity(count);
-        for _ in 0..count {
+        for answer in 0..count {
             let sender = StreamSender::default();
+            // When one is refused, dropping the streams ends those before it and gives back what they reserved.
+            let allowance = self.allow(principal, prompt_tokens, asked, whole(usual))?;
+            if allowance.shortened && answer == 0 {
+                sender.push(allowance.notice());
+            }
             let submission = Submission {
                 prompt: prompt.clone(),
-                max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
+                max_tokens: allowance.reply_tokens,
                 options: &options,
                 constrained: constrained.clone(),
                 deadline: Some(self.shared.config.limits.request_timeout),
                 tenant: principal.tenant,
             };
-            // When one is refused, dropping the streams ends those before it.
             let run = self.submit(submission, Target::Stream(sender.clone())).map_err(|error| submit_error(&error))?;
-            streams.push(TokenStream::new(&sender, Origin::Run(run), Weak::clone(&bridge), Some(prompt_tokens)));
+            let stream = TokenStream::new(&sender, Origin::Run(run), Weak::clone(&bridge), Some(prompt_tokens));
+            streams.push(stream.charge(allowance.reservation));
             // Each answer has a seed of its own, and the first is the one that is given without `n`.
             options.seed = options.seed.wrapping_add(1);
         }
@@ -251,7 +258,7 @@ impl Bridge {
     /// Embeds texts.
     pub async fn embed(
         self: &Rc<Self>,
-        _principal: &Principal,
+        principal: &Principal,
         request: EmbeddingRequest,
     ) -> Result<EmbeddingResponse, ApiError> {
         let model = self.known_embedding_model(&request.model)?;
@@ -268,7 +275,12 @@ impl Bridge {
         };
         let width = self.shared.embedder.as_ref().map_or(0, |embedder| embedder.encoder().dimensions());
         let dimensions = request.dimensions.map(|wanted| check_dimensions(wanted, width)).transpose()?;
+        let bytes = texts.iter().map(String::len).sum();
+        let mut reservation = self.state.borrow().reserve(principal, crate::gateway::reserve::estimate(bytes))?;
         let (waiter, tokens) = self.state.borrow_mut().embed_texts(texts, engine::EmbedPriority::Bulk)?;
+        if let Some(reservation) = &mut reservation {
+            reservation.used(u32::try_from(tokens).unwrap_or(u32::MAX));
+        }
         let mut vectors =
             waiter.await.map_err(|why| ApiError::internal(format!("The embedding model failed: {why}.")))?;
         if let Some(dimensions) = dimensions {

@@ -8,6 +8,7 @@
 //! A conversation belongs to exactly one shard. A connection may live on any: its turns travel to the
 //! owner in one message, and the owner's replies travel back by ticket, whose upper bits name the shard.
 
+mod allow;
 mod answers;
 mod errors;
 mod generate;
@@ -128,10 +129,20 @@ impl Bridge {
     ) -> Result<TokenStream, ApiError> {
         let principal = self.acting_for(principal, request.user.as_deref())?;
         let (text, system) = generate::session_messages(request)?;
-        let options = Arc::new(generate::session_options(request, system));
+        let mut options = generate::session_options(request, system);
         let key = conversation_key(&principal, session);
         let mut state = self.state.borrow_mut();
         let sender = StreamSender::default();
+        // How much of its history a session's context will hold is not known here; the end settles it.
+        let said = text.len() + options.system.as_ref().map_or(0, String::len);
+        let usual = self.shared.config.agent.reply_tokens_max;
+        let wanted = usual.try_into().unwrap_or(u32::MAX);
+        let allowance = state.allow(&principal, crate::gateway::reserve::estimate(said), options.max_tokens, wanted)?;
+        if allowance.shortened {
+            options.max_tokens = Some(allowance.reply_tokens);
+            sender.push(allowance.notice());
+        }
+        let options = Arc::new(options);
         let ticket = state.open_ticket(Waiter::Stream(sender.clone()))?;
         let arrival = Arrival {
             key,
@@ -141,7 +152,8 @@ impl Bridge {
             ticket,
             source: Source::Interactive(options),
         };
-        let stream = TokenStream::new(&sender, Origin::Turn(ticket), Rc::downgrade(self), None);
+        let stream =
+            TokenStream::new(&sender, Origin::Turn(ticket), Rc::downgrade(self), None).charge(allowance.reservation);
         state.send_turn(arrival)?;
         Ok(stream)
     }

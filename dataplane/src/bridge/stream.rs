@@ -15,6 +15,7 @@ use millrace_agent::{Finish, Ticket, Timings, TokenInfo, Usage};
 use millrace_proto::api::ApiError;
 
 use super::Bridge;
+use crate::gateway::reserve::{Reservation, estimate};
 
 /// Something that happened to an answer. Nothing follows `Done` and `Error`.
 #[derive(Clone, Debug)]
@@ -101,11 +102,19 @@ pub struct TokenStream {
     bridge: Weak<Bridge>,
     /// Tokens of the prompt when they are known before the model begins.
     pub prompt_tokens: Option<u32>,
+    /// What this answer has reserved of its caller's tokens.
+    reservation: Option<Reservation>,
 }
 
 impl TokenStream {
     pub(super) fn new(sender: &StreamSender, origin: Origin, bridge: Weak<Bridge>, prompt_tokens: Option<u32>) -> Self {
-        Self { channel: Rc::clone(&sender.0), origin, bridge, prompt_tokens }
+        Self { channel: Rc::clone(&sender.0), origin, bridge, prompt_tokens, reservation: None }
+    }
+
+    /// Charges what this answer uses to a reservation.
+    pub(super) fn charge(mut self, reservation: Option<Reservation>) -> Self {
+        self.reservation = reservation;
+        self
     }
 
     /// The next event; None after `Done` or `Error`.
@@ -114,20 +123,38 @@ impl TokenStream {
     }
 
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
-        let mut channel = self.channel.borrow_mut();
-        match channel.events.pop_front() {
-            Some(event) => Poll::Ready(Some(event)),
-            None if channel.finished => Poll::Ready(None),
-            None => {
-                keep_waker(&mut channel.waker, context);
-                Poll::Pending
+        let event = {
+            let mut channel = self.channel.borrow_mut();
+            match channel.events.pop_front() {
+                Some(event) => Some(event),
+                None if channel.finished => None,
+                None => {
+                    keep_waker(&mut channel.waker, context);
+                    return Poll::Pending;
+                }
             }
-        }
+        };
+        count(&mut self.reservation, event.as_ref());
+        Poll::Ready(event)
     }
 
     /// An event if one is there already: lets a writer put everything of one step into one chunk.
     pub fn try_next(&mut self) -> Option<StreamEvent> {
-        self.channel.borrow_mut().events.pop_front()
+        let event = self.channel.borrow_mut().events.pop_front();
+        count(&mut self.reservation, event.as_ref());
+        event
+    }
+}
+
+/// What an event says about tokens. Until the end says how many there were, their text gives a guess: a client
+/// that leaves half-way pays for what was made for it.
+fn count(reservation: &mut Option<Reservation>, event: Option<&StreamEvent>) {
+    let Some(reservation) = reservation else { return };
+    match event {
+        Some(StreamEvent::Started { prompt_tokens, .. }) => reservation.used(*prompt_tokens),
+        Some(StreamEvent::Delta { text, .. }) => reservation.add(estimate(text.len()).saturating_sub(estimate(0))),
+        Some(StreamEvent::Done { usage, .. }) => reservation.used(usage.prompt.saturating_add(usage.completion)),
+        Some(StreamEvent::Notice { .. } | StreamEvent::Error(_)) | None => {}
     }
 }
 
@@ -136,7 +163,8 @@ impl Drop for TokenStream {
         let finished = {
             let mut channel = self.channel.borrow_mut();
             channel.abandoned = true;
-            channel.events.clear();
+            // What was made and not read any more was made all the same.
+            channel.events.drain(..).for_each(|event| count(&mut self.reservation, Some(&event)));
             channel.finished
         };
         if !finished && let Some(bridge) = self.bridge.upgrade() {

@@ -27,9 +27,12 @@ enum KeyCommand {
         /// What it is used for, to tell keys apart
         #[arg(long, default_value = "cli")]
         label: String,
-        /// What it may do: chat, admin, metrics, impersonate
-        #[arg(long, value_delimiter = ',', default_value = "chat")]
-        scopes: Vec<String>,
+        /// What it may do: chat, operate, metrics, introspect, impersonate, admin; chat when left out
+        #[arg(long, value_delimiter = ',', conflicts_with = "role")]
+        scopes: Option<Vec<String>>,
+        /// A role instead of scopes: user, operator, admin
+        #[arg(long)]
+        role: Option<String>,
         /// Tenant that it belongs to
         #[arg(long)]
         tenant: Option<u32>,
@@ -108,9 +111,15 @@ enum OutboxCommand {
 
 pub(super) fn keys(args: &KeyArgs) -> Result<ExitCode, Trouble> {
     match &args.command {
-        KeyCommand::Add { server, user, label, scopes, tenant, json } => {
+        KeyCommand::Add { server, user, label, scopes, role, tenant, json } => {
             let client = admin(server)?;
-            let mut body = json!({"user": user, "label": label, "scopes": scopes});
+            let mut body = json!({"user": user, "label": label});
+            if let Some(scopes) = scopes {
+                body["scopes"] = json!(scopes);
+            }
+            if let Some(role) = role {
+                body["role"] = json!(role);
+            }
             if let Some(tenant) = tenant {
                 body["tenant"] = json!(tenant);
             }
@@ -132,6 +141,27 @@ pub(super) fn keys(args: &KeyArgs) -> Result<ExitCode, Trouble> {
             note(&format!("key {id} is revoked"));
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReloadArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn reload(args: &ReloadArgs) -> Result<ExitCode, Trouble> {
+    let report = admin(&args.server)?.post("/v1/admin/reload", &Value::Null)?;
+    if args.json {
+        out(&format!("{report}\n"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (applied, restart) = (text(&report, "applied"), text(&report, "restart_needed"));
+    let or_nothing = |names: String| if names.is_empty() { "nothing".to_owned() } else { names };
+    out(&format!("applied         {}\nneeds a restart {}\n", or_nothing(applied), or_nothing(restart)));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -162,7 +192,7 @@ pub(super) fn outbox(args: &OutboxArgs) -> Result<ExitCode, Trouble> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn admin(server: &ServerArgs) -> Result<Client, Trouble> {
+pub(super) fn admin(server: &ServerArgs) -> Result<Client, Trouble> {
     let client = Client::new(server)?;
     client.require_key()?;
     Ok(client)
@@ -178,7 +208,7 @@ fn state_name(state: State) -> &'static str {
 }
 
 /// A value for a query string: everything but plain characters is percent-encoded.
-fn query(text: &str) -> String {
+pub(super) fn query(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
@@ -187,7 +217,7 @@ fn rows(list: &Value) -> Vec<Value> {
     list["data"].as_array().cloned().unwrap_or_default()
 }
 
-fn text(row: &Value, column: &str) -> String {
+pub(super) fn text(row: &Value, column: &str) -> String {
     match &row[column] {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
@@ -196,7 +226,7 @@ fn text(row: &Value, column: &str) -> String {
     }
 }
 
-fn show_list(list: &Value, columns: &[&str], json: bool) {
+pub(super) fn show_list(list: &Value, columns: &[&str], json: bool) {
     if json {
         out(&format!("{list}\n"));
         return;

@@ -11,7 +11,9 @@ mod client;
 mod doctor;
 mod doctor_checks;
 mod model;
+mod oauth;
 mod print;
+mod routes;
 mod settings;
 mod status;
 mod tune;
@@ -59,8 +61,14 @@ enum Command {
     Config(ConfigArgs),
     /// Manage the API keys of a running server
     Key(admin::KeyArgs),
+    /// Make a running server read its configuration again; says what needs a restart
+    Reload(admin::ReloadArgs),
+    /// Manage the OAuth clients of a running server
+    Client(oauth::ClientArgs),
     /// Look after replies that could not be delivered
     Outbox(admin::OutboxArgs),
+    /// List every address that the server answers, and who may call it
+    Routes(routes::RoutesArgs),
     /// Print a completion script: millrace completion bash > /etc/bash_completion.d/millrace
     Completion {
         /// Which shell
@@ -75,6 +83,9 @@ struct ServeArgs {
     /// Print one line of JSON on standard output once the server is ready
     #[arg(long)]
     ready_json: bool,
+    /// Check the configuration and the memory plan, then end: exit code 0 if the server would start with them
+    #[arg(long)]
+    check: bool,
 }
 
 #[derive(Debug, Args)]
@@ -121,7 +132,7 @@ fn run(command: Command) -> Result<ExitCode, Trouble> {
     match command {
         Command::Serve(args) => {
             let loaded = config::load(&args.settings.flags)?;
-            node::run(loaded, args.ready_json)
+            if args.check { node::check(&loaded) } else { node::run(loaded, args.ready_json) }
         }
         Command::Chat(args) => chat::run(&args),
         Command::Model(args) => model::run(&args),
@@ -131,7 +142,10 @@ fn run(command: Command) -> Result<ExitCode, Trouble> {
         Command::Status(args) => status::run(&args),
         Command::Config(ConfigArgs { command: ConfigCommand::Explain(args) }) => explain(&args),
         Command::Key(args) => admin::keys(&args),
+        Command::Reload(args) => admin::reload(&args),
+        Command::Client(args) => oauth::run(&args),
         Command::Outbox(args) => admin::outbox(&args),
+        Command::Routes(args) => Ok(routes::run(&args)),
         Command::Completion { shell } => Ok(completion(shell)),
     }
 }

@@ -7,7 +7,7 @@ use millrace_proto::channel::{Account, ChannelKind, Secret, access};
 use millrace_proto::id::TenantId;
 use ring::rand::SystemRandom;
 
-use super::layers::RawChannel;
+use super::layers::RawTable;
 use super::{nearest, units};
 use crate::trouble::Trouble;
 
@@ -18,7 +18,7 @@ const SECRET_BYTES_MAX: u64 = 4096;
 
 type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-pub(super) fn check(raws: &[RawChannel], environment: Environment<'_>) -> Result<Vec<Account>, Trouble> {
+pub(super) fn check(raws: &[RawTable], environment: Environment<'_>) -> Result<Vec<Account>, Trouble> {
     if let Some(raw) = raws.get(ACCOUNTS_MAX) {
         return Err(raw.trouble(raw.line, "is one too many", &format!("at most {ACCOUNTS_MAX} accounts are served")));
     }
@@ -34,7 +34,7 @@ pub(super) fn check(raws: &[RawChannel], environment: Environment<'_>) -> Result
     Ok(accounts)
 }
 
-fn account(raw: &RawChannel, environment: Environment<'_>) -> Result<Account, Trouble> {
+fn account(raw: &RawTable, environment: Environment<'_>) -> Result<Account, Trouble> {
     let kinds = || ChannelKind::ALL.iter().map(|kind| kind.as_str());
     let (kind_text, line) = raw.required("kind")?;
     let kind = ChannelKind::ALL.iter().copied().find(|kind| kind.as_str() == kind_text).ok_or_else(|| {
@@ -75,7 +75,7 @@ fn account(raw: &RawChannel, environment: Environment<'_>) -> Result<Account, Tr
     Ok(account)
 }
 
-impl RawChannel {
+impl RawTable {
     fn trouble(&self, line: usize, what: &str, why: &str) -> Trouble {
         let file = self.file.display();
         Trouble::new(format!("the channel in line {line} of {file} {what}"), why, "correct that line")

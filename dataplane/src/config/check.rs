@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use millrace_inference::Speculation;
+use millrace_proto::oauth::jwt::Algorithm;
 
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
-use super::{AgentOptions, Config, EngineOptions, IoMode, Limits, StorageOptions, StorageType, TlsOptions, units};
+use super::{
+    AgentOptions, Config, EngineOptions, IoMode, Limits, OauthOptions, StorageOptions, StorageType, TlsOptions, units,
+};
 use crate::net::tls::TlsFiles;
 use crate::obs::logs;
 use crate::trouble::Trouble;
@@ -64,6 +67,14 @@ impl Texts<'_> {
         })
     }
 
+    /// An issuer identifier (RFC 8414 section 2): https, no query, no fragment; http for this machine alone.
+    fn issuer(&self, name: &str) -> Result<Option<String>, Trouble> {
+        match self.optional(name) {
+            None => Ok(None),
+            Some(_) => self.read(name, |text| super::issuers::identifier(text).map(|text| Some(text.to_owned()))),
+        }
+    }
+
     fn optional(&self, name: &str) -> Option<String> {
         Some(self.text(name).to_owned()).filter(|text| !text.is_empty())
     }
@@ -115,10 +126,25 @@ pub(super) fn check(
         agent: agent(&texts)?,
         limits: Limits {
             requests_per_minute: texts.whole("limits.requests_per_minute", 1, 10_000_000)? as u32,
+            tenant_requests_per_minute: texts.whole("limits.tenant_requests_per_minute", 0, 10_000_000)? as u32,
+            address_requests_per_minute: texts.whole("limits.address_requests_per_minute", 0, 10_000_000)? as u32,
+            channel_events_per_minute: texts.whole("limits.channel_events_per_minute", 0, 10_000_000)? as u32,
+            tokens_per_minute: texts.whole("limits.tokens_per_minute", 0, 1_000_000_000)? as u32,
+            tenant_tokens_per_minute: texts.whole("limits.tenant_tokens_per_minute", 0, 1_000_000_000)? as u32,
+            tokens_per_day: texts.whole("limits.tokens_per_day", 0, 4_000_000_000)? as u32,
+            tenant_tokens_per_day: texts.whole("limits.tenant_tokens_per_day", 0, 4_000_000_000)? as u32,
+            short_reply_tokens: texts.whole("limits.short_reply_tokens", 0, 131_072)? as u32,
             connections_max: texts.whole("limits.connections_max", 8, 1_000_000)?,
             idle_timeout: texts.duration("limits.idle_timeout", second, hour)?,
             request_timeout: texts.duration("limits.request_timeout", second, hour)?,
         },
+        oauth: OauthOptions {
+            issuer: texts.issuer("oauth.issuer")?,
+            audience: texts.optional("oauth.audience"),
+            algorithm: texts.choice("oauth.algorithm", &[("EdDSA", Algorithm::EdDsa), ("ES256", Algorithm::Es256)])?,
+            plain_http: texts.choice("oauth.plain_http", &[("false", false), ("true", true)])?,
+        },
+        issuers: Vec::new(),
         channels: Vec::new(),
         data,
         models,

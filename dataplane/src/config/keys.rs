@@ -113,6 +113,18 @@ keys! {
     "tls.quic", "MILLRACE_TLS_QUIC", "true",
         "true serves HTTP/3 and millrace/1 on the UDP port with the number of tls.listen",
         "A firewall must let UDP through on that port; some 2 MiB for each shard.";
+    "oauth.issuer", "MILLRACE_OAUTH_ISSUER", "",
+        "URL under which OAuth clients reach this node, such as https://ai.example.org; it is the issuer of its tokens. Default: made from tls.listen or listen",
+        "Changing it ends all JWTs that were made under the old one.";
+    "oauth.audience", "MILLRACE_OAUTH_AUDIENCE", "",
+        "Whom this node's JWTs are for (aud), checked in those that come back. Default: oauth.issuer",
+        "Nothing.";
+    "oauth.algorithm", "MILLRACE_OAUTH_ALGORITHM", "EdDSA",
+        "How this node signs JWTs: EdDSA (Ed25519) or ES256 (P-256); another one makes a new key, and the earlier keys go on verifying",
+        "ES256 is known to more libraries and slower.";
+    "oauth.plain_http", "MILLRACE_OAUTH_PLAIN_HTTP", "false",
+        "true takes client secrets from other machines over plain HTTP too, for a TLS proxy that is not on this machine",
+        "Whoever can read the network in between reads the secrets.";
     "engine.threads", "MILLRACE_ENGINE_THREADS", "auto",
         "Compute threads of the engine, 1 to 512; auto is one for each CPU",
         "More than CPUs makes every step slower.";
@@ -176,6 +188,30 @@ keys! {
     "limits.requests_per_minute", "MILLRACE_LIMITS_REQUESTS_PER_MINUTE", "600",
         "API requests of one key in a minute, 1 to 10000000; more are refused with 429",
         "One client can take more of the engine.";
+    "limits.tenant_requests_per_minute", "MILLRACE_LIMITS_TENANT_REQUESTS_PER_MINUTE", "0",
+        "API requests of one tenant in a minute, all its keys and clients together, up to 10000000; 0 is no limit",
+        "One tenant can take more of the engine.";
+    "limits.address_requests_per_minute", "MILLRACE_LIMITS_ADDRESS_REQUESTS_PER_MINUTE", "0",
+        "Requests from one IP address in a minute, whatever key they show, up to 10000000; 0 is no limit",
+        "Behind a proxy all clients have its address: leave it at 0 there.";
+    "limits.channel_events_per_minute", "MILLRACE_LIMITS_CHANNEL_EVENTS_PER_MINUTE", "0",
+        "Authentic events of one channel account in a minute, up to 10000000; more are refused with 429, and the platform repeats them later; 0 is no limit",
+        "One account can take more of the engine.";
+    "limits.tokens_per_minute", "MILLRACE_LIMITS_TOKENS_PER_MINUTE", "0",
+        "Tokens of one key or client in a minute, prompts and answers together, up to 1000000000; 0 is no limit. A request reserves what it may need and gives back what it did not",
+        "One client can take more of the engine.";
+    "limits.tenant_tokens_per_minute", "MILLRACE_LIMITS_TENANT_TOKENS_PER_MINUTE", "0",
+        "The same for one tenant, all its keys and clients together, up to 1000000000; 0 is no limit",
+        "One tenant can take more of the engine.";
+    "limits.tokens_per_day", "MILLRACE_LIMITS_TOKENS_PER_DAY", "0",
+        "Budget of one key or client in tokens a day, up to 4000000000; it comes back evenly and a restart does not forget what was used; 0 is no budget",
+        "One client can take more of the engine.";
+    "limits.tenant_tokens_per_day", "MILLRACE_LIMITS_TENANT_TOKENS_PER_DAY", "0",
+        "The same for one tenant, all its keys and clients together",
+        "One tenant can take more of the engine.";
+    "limits.short_reply_tokens", "MILLRACE_LIMITS_SHORT_REPLY_TOKENS", "128",
+        "Longest reply in tokens for requests that name no length while half of engine.queue_max waits, or what is left of a limit on tokens; the answer says so. Up to 131072; 0 refuses instead",
+        "Long replies under load keep others waiting.";
     "limits.connections_max", "MILLRACE_LIMITS_CONNECTIONS_MAX", "10000",
         "Client connections of the whole node, 8 to 1000000",
         "About 8 KiB each, and one file descriptor.";
@@ -207,6 +243,9 @@ pub const CHANNEL_KEYS: &[&str] = &[
     "api_base",
     "reply_url",
 ];
+
+/// The keys of one `[[issuer]]` table.
+pub const ISSUER_KEYS: &[&str] = &["issuer", "jwks_url", "audience", "tenant", "scopes"];
 
 /// The setting called `name`.
 pub fn find(name: &str) -> Option<&'static Key> {

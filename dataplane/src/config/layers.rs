@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{CHANNEL_KEYS, KEYS, Key, nearest};
+use super::keys::{CHANNEL_KEYS, ISSUER_KEYS, KEYS, Key, nearest};
 use crate::trouble::Trouble;
 
 /// Where a value was set.
@@ -59,9 +59,9 @@ impl Setting {
     }
 }
 
-/// One raw `[[channel]]` table.
+/// One raw `[[channel]]` or `[[issuer]]` table.
 #[derive(Debug, Default)]
-pub(super) struct RawChannel {
+pub(super) struct RawTable {
     pub(super) file: PathBuf,
     pub(super) line: usize,
     pub(super) values: BTreeMap<String, (Vec<String>, usize)>,
@@ -71,7 +71,8 @@ pub(super) struct RawChannel {
 #[derive(Debug, Default)]
 pub(super) struct RawFile {
     pub(super) values: BTreeMap<&'static str, (String, usize)>,
-    pub(super) channels: Vec<RawChannel>,
+    pub(super) channels: Vec<RawTable>,
+    pub(super) issuers: Vec<RawTable>,
 }
 
 /// What the command line says: values by key name, and the file to read.
@@ -112,12 +113,13 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<RawFile, Trouble> {
     for (name, value) in root.get_ref() {
         let line = line_of(name.span().start);
         match (name.get_ref().as_ref(), value.get_ref()) {
-            ("channel", DeValue::Array(tables)) => {
+            (name @ ("channel" | "issuer"), DeValue::Array(tables)) => {
                 for table in tables {
-                    raw.channels.push(channel(table.get_ref(), path, line_of(table.span().start), &line_of)?);
+                    let read = repeated(name, table.get_ref(), path, line_of(table.span().start), &line_of)?;
+                    if name == "channel" { &mut raw.channels } else { &mut raw.issuers }.push(read);
                 }
             }
-            ("channel", _) => return Err(wrong_channel(path, line)),
+            (name @ ("channel" | "issuer"), _) => return Err(wrong_table(name, path, line)),
             (table_name, DeValue::Table(table)) => {
                 for (name, value) in table {
                     let full = format!("{table_name}.{}", name.get_ref());
@@ -132,7 +134,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<RawFile, Trouble> {
 
 fn insert(raw: &mut RawFile, name: &str, value: &DeValue<'_>, path: &Path, line: usize) -> Result<(), Trouble> {
     let Some(key) = KEYS.iter().find(|key| key.name == name) else {
-        let known = KEYS.iter().map(|key| key.name).chain(["channel"]);
+        let known = KEYS.iter().map(|key| key.name).chain(["channel", "issuer"]);
         return Err(unknown(path, line, name, nearest(name, known)));
     };
     let texts = texts(value).ok_or_else(|| {
@@ -143,31 +145,37 @@ fn insert(raw: &mut RawFile, name: &str, value: &DeValue<'_>, path: &Path, line:
     Ok(())
 }
 
-fn channel(
+fn keys_of(table: &str) -> &'static [&'static str] {
+    if table == "channel" { CHANNEL_KEYS } else { ISSUER_KEYS }
+}
+
+fn repeated(
+    table_name: &str,
     value: &DeValue<'_>,
     path: &Path,
     line: usize,
     line_of: &dyn Fn(usize) -> usize,
-) -> Result<RawChannel, Trouble> {
-    let DeValue::Table(table) = value else { return Err(wrong_channel(path, line)) };
-    let mut raw = RawChannel { file: path.to_owned(), line, values: BTreeMap::new() };
+) -> Result<RawTable, Trouble> {
+    let known = keys_of(table_name);
+    let DeValue::Table(table) = value else { return Err(wrong_table(table_name, path, line)) };
+    let mut raw = RawTable { file: path.to_owned(), line, values: BTreeMap::new() };
     for (name, value) in table {
         let (line, name) = (line_of(name.span().start), name.get_ref().as_ref());
-        if !CHANNEL_KEYS.contains(&name) {
-            return Err(unknown(path, line, name, nearest(name, CHANNEL_KEYS.iter().copied())));
+        if !known.contains(&name) {
+            return Err(unknown(path, line, name, nearest(name, known.iter().copied())));
         }
-        let texts = texts(value.get_ref()).ok_or_else(|| wrong_channel(path, line))?;
+        let texts = texts(value.get_ref()).ok_or_else(|| wrong_table(table_name, path, line))?;
         raw.values.insert(name.to_owned(), (texts, line));
     }
     Ok(raw)
 }
 
-fn wrong_channel(path: &Path, line: usize) -> Trouble {
-    let keys = CHANNEL_KEYS.join(", ");
+fn wrong_table(name: &str, path: &Path, line: usize) -> Trouble {
+    let keys = keys_of(name).join(", ");
     Trouble::new(
-        format!("the channel in line {line} of {} has the wrong shape", path.display()),
-        format!("each channel is one [[channel]] table with the plain values {keys}"),
-        "write [[channel]] with one key = value on each line",
+        format!("the {name} in line {line} of {} has the wrong shape", path.display()),
+        format!("each {name} is one [[{name}]] table with the plain values {keys}"),
+        format!("write [[{name}]] with one key = value on each line"),
     )
 }
 

@@ -6,6 +6,7 @@
 mod accounts;
 mod check;
 mod explain;
+mod issuers;
 mod keys;
 mod layers;
 mod machine;
@@ -19,6 +20,7 @@ use millrace_inference::Speculation;
 use millrace_inference::encoder::Precision;
 use millrace_inference::kv::KvFormat;
 use millrace_proto::channel::Account;
+use millrace_proto::oauth::jwt::Algorithm;
 use millrace_proto::retry::RetryPolicy;
 
 pub use explain::{explain, explain_all, first_file};
@@ -26,6 +28,8 @@ pub use keys::{KEYS, Key, find, nearest};
 pub use layers::{Flags, Setting, Source};
 pub use machine::{Machine, default_data_folder};
 pub use units::human_bytes;
+
+pub use crate::identity::issuers::IssuerOptions;
 
 use crate::net::tls::TlsFiles;
 use crate::trouble::Trouble;
@@ -117,6 +121,22 @@ pub struct AgentOptions {
 pub struct Limits {
     /// Requests of one key in a minute.
     pub requests_per_minute: u32,
+    /// Requests of one tenant in a minute; 0 = no limit, as in all that follow.
+    pub tenant_requests_per_minute: u32,
+    /// Requests of one address in a minute.
+    pub address_requests_per_minute: u32,
+    /// Events of one channel account in a minute.
+    pub channel_events_per_minute: u32,
+    /// Tokens of one key in a minute.
+    pub tokens_per_minute: u32,
+    /// Tokens of one tenant in a minute.
+    pub tenant_tokens_per_minute: u32,
+    /// Tokens of one key in a day.
+    pub tokens_per_day: u32,
+    /// Tokens of one tenant in a day.
+    pub tenant_tokens_per_day: u32,
+    /// Longest reply of requests that name no length while the engine is behind.
+    pub short_reply_tokens: u32,
     /// Open connections of the node.
     pub connections_max: usize,
     /// Wait between requests of a connection.
@@ -189,8 +209,25 @@ pub struct Config {
     pub agent: AgentOptions,
     /// Bounds on clients.
     pub limits: Limits,
+    /// What the OAuth endpoints are called and how they sign; its issuer is settled when the ports are known.
+    pub oauth: OauthOptions,
+    /// Other issuers whose tokens are accepted.
+    pub issuers: Vec<IssuerOptions>,
     /// Channel accounts.
     pub channels: Vec<Account>,
+}
+
+/// Settings of the OAuth endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OauthOptions {
+    /// The issuer identifier, if it is configured.
+    pub issuer: Option<String>,
+    /// Whom JWTs are for, if it is configured.
+    pub audience: Option<String>,
+    /// How JWTs are signed.
+    pub algorithm: Algorithm,
+    /// Take secrets from other machines without TLS.
+    pub plain_http: bool,
 }
 
 /// A checked configuration and how it came about.
@@ -202,6 +239,10 @@ pub struct Loaded {
     pub settings: Vec<Setting>,
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
+    /// The command line that it was loaded with, to load it again.
+    pub flags: Flags,
+    /// The channel tables as they stand in the file, to notice a change.
+    pub channels: String,
 }
 
 /// Name of the configuration file.
@@ -224,8 +265,10 @@ pub fn load_from(
     let mut config = check::check(&settings, environment, machine)?;
     if let Some(raw) = &raw {
         config.channels = accounts::check(&raw.channels, environment)?;
+        config.issuers = issuers::check(&raw.issuers)?;
     }
-    Ok(Loaded { config, settings, file })
+    let channels = raw.as_ref().map_or_else(String::new, |raw| format!("{:?}", raw.channels));
+    Ok(Loaded { config, settings, file, flags: flags.clone(), channels })
 }
 
 /// The file to read: the one asked for, else `./millrace.toml`, else the one in the data folder.

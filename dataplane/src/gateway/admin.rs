@@ -4,7 +4,9 @@ use millrace_proto::api::ApiError;
 use millrace_proto::digest::hex;
 use millrace_proto::id::{EffectKey, TenantId};
 use millrace_proto::limits::NAME_BYTES_MAX;
-use millrace_proto::record::{Credential, DeliveryState, OutboxJob, SCOPE_CHAT, scope_bit, scope_names};
+use millrace_proto::record::{
+    Credential, DeliveryState, OutboxJob, SCOPE_CHAT, grantable, role_names, role_scopes, scope_bit, scope_names,
+};
 use millrace_storage::{Batch, CommitError};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,11 +29,13 @@ const OUTBOX_TEXT_BYTES: usize = 200;
 const OUTBOX_COUNT_MAX: usize = 10_000;
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NewKey {
     label: String,
     user: Option<String>,
     tenant: Option<u32>,
     scopes: Option<Vec<String>>,
+    role: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -50,21 +54,11 @@ impl Gateway {
     pub(super) async fn create_key(&self, principal: &Principal, request: &Request<'_>) -> Result<Response, ApiError> {
         let wanted: NewKey = read(request.body)?;
         let user_name = wanted.user.unwrap_or_else(|| principal.user_name.clone());
-        for (name, text) in [("label", &wanted.label), ("user", &user_name)] {
-            if text.is_empty() || text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
-                let message = format!(
-                    "{name} has {} bytes; it must have 1 to {NAME_BYTES_MAX} and no control characters.",
-                    text.len()
-                );
-                return Err(ApiError::invalid_param(name, message));
-            }
-        }
+        check_name("label", &wanted.label)?;
+        check_name("user", &user_name)?;
         let tenant = wanted.tenant.map_or(principal.tenant, TenantId);
         governs(principal, tenant)?;
-        let scopes = match wanted.scopes {
-            None => SCOPE_CHAT,
-            Some(names) => scopes_of(&names)?,
-        };
+        let scopes = wanted_scopes(principal, wanted.scopes.as_deref(), wanted.role.as_deref())?;
         let (key, hash) = make_key()?;
         let credential =
             Credential { tenant, user_name, label: wanted.label, scopes, created_ms: unix_ms(), revoked: false };
@@ -232,7 +226,7 @@ impl Gateway {
     }
 
     /// Waits on the shard, without blocking it, until the batch is durable.
-    async fn commit(&self, batch: Batch) -> Result<(), ApiError> {
+    pub(super) async fn commit(&self, batch: Batch) -> Result<(), ApiError> {
         let (told, outcome) = tokio::sync::oneshot::channel();
         self.shared
             .store
@@ -253,17 +247,55 @@ impl Gateway {
 }
 
 /// The default tenant administers the node; the admin of another tenant only its own.
-fn scope_of(principal: &Principal) -> Option<TenantId> {
+pub(super) fn scope_of(principal: &Principal) -> Option<TenantId> {
     (principal.tenant != TenantId::DEFAULT).then_some(principal.tenant)
 }
 
-fn governs(principal: &Principal, tenant: TenantId) -> Result<(), ApiError> {
+pub(super) fn governs(principal: &Principal, tenant: TenantId) -> Result<(), ApiError> {
     if scope_of(principal).is_none_or(|own| own == tenant) {
         return Ok(());
     }
     Err(ApiError::forbidden(format!("The key {:?} administers its own tenant only.", principal.key_label))
         .with_param("tenant")
         .with_next_step("Leave the parameter out, or use an admin key of the default tenant."))
+}
+
+/// A name that somebody gives to something.
+pub(super) fn check_name(param: &str, text: &str) -> Result<(), ApiError> {
+    if text.is_empty() || text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
+        let bytes = text.len();
+        let message =
+            format!("{param} has {bytes} bytes; it must have 1 to {NAME_BYTES_MAX} and no control characters.");
+        return Err(ApiError::invalid_param(param, message));
+    }
+    Ok(())
+}
+
+/// The scopes of a new key or client: those named, or those of a role, or those of a user; never more than its
+/// maker has.
+pub(super) fn wanted_scopes(
+    principal: &Principal,
+    scopes: Option<&[String]>,
+    role: Option<&str>,
+) -> Result<u32, ApiError> {
+    let wanted = match (scopes, role) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::invalid_param("role", "scopes and role exclude each other: name one of them."));
+        }
+        (Some(names), None) => scopes_of(names)?,
+        (None, None) => SCOPE_CHAT,
+        (None, Some(role)) => role_scopes(role).ok_or_else(|| {
+            let known = role_names().collect::<Vec<_>>().join(", ");
+            ApiError::invalid_param("role", format!("role is {role:?}; known are {known}."))
+        })?,
+    };
+    let beyond = wanted & !grantable(principal.scopes);
+    if beyond != 0 {
+        let beyond = scope_names(beyond).join(", ");
+        let message = format!("The key {:?} cannot give what it does not have: {beyond}.", principal.key_label);
+        return Err(ApiError::forbidden(message).with_param("scopes"));
+    }
+    Ok(wanted)
 }
 
 fn scopes_of(names: &[String]) -> Result<u32, ApiError> {
@@ -319,7 +351,7 @@ fn job_object(job: &OutboxJob) -> Value {
     })
 }
 
-fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
+pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request("invalid_json", format!("The body cannot be read: {error}.")))
 }
@@ -354,7 +386,30 @@ mod tests {
             user_name: "root".into(),
             scopes: u32::MAX,
             key_label: "root".into(),
+            subject: [0; 32],
         }
+    }
+
+    #[test]
+    fn nobody_gives_more_than_he_has() {
+        use proptest::prelude::*;
+        proptest!(|(own in 0u32..64, wanted in 0u32..64)| {
+            let maker = Principal { scopes: own, ..admin(1) };
+            let names: Vec<String> = scope_names(wanted).into_iter().map(str::to_owned).collect();
+            match wanted_scopes(&maker, Some(&names), None) {
+                Ok(given) => prop_assert!(given == wanted && given & !grantable(own) == 0),
+                Err(error) => {
+                    let expected = if wanted == 0 { 400 } else { 403 };
+                    prop_assert_eq!(error.status, expected);
+                }
+            }
+            // What was given gives no more than that in turn.
+            prop_assert_eq!(grantable(grantable(own)), grantable(own));
+        });
+        for (role, ok) in [("user", true), ("operator", true), ("admin", true), ("root", false)] {
+            assert_eq!(wanted_scopes(&admin(1), None, Some(role)).is_ok(), ok, "{role}");
+        }
+        assert_eq!(wanted_scopes(&admin(1), Some(&["chat".into()]), Some("user")).expect_err("both").status, 400);
     }
 
     #[test]

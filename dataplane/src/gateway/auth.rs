@@ -1,20 +1,25 @@
-//! API keys: who calls, what they may do, and how often.
+//! Keys and tokens: who calls, and what they may do.
 //!
-//! A key is `mr-` and 43 characters of base64url (32 random bytes). The node keeps only its
-//! SHA-256, so a look-up compares digests and the time it takes says nothing about how much
-//! of a guess was right. Each shard caches what it has looked up; a change of any key
-//! advances an epoch that all shards compare, so a revocation holds from the next request on.
+//! A key is `mr-` and 43 characters of base64url (32 random bytes), an opaque access token `mt-` and as many;
+//! anything with two dots may be a JWT. The node keeps only the SHA-256 of keys and tokens, so a look-up
+//! compares digests and the time it takes says nothing about how much of a guess was right. Each shard caches
+//! what it has looked up; a change of any key, client or token advances an epoch that all shards compare, so a
+//! revocation holds from the next request on.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use millrace_proto::api::ApiError;
 use millrace_proto::digest::{base64url, constant_time_eq, sha256};
-use millrace_proto::gcra;
 use millrace_proto::id::{TenantId, UserId};
+use millrace_proto::oauth::jwt;
 use millrace_proto::record::{Credential, scope_names};
+
+use super::meter::{Meter, Meters};
+use crate::identity::{self, Granted};
 
 /// What every key starts with.
 pub const KEY_PREFIX: &str = "mr-";
@@ -27,10 +32,6 @@ pub const KEY_TEXT_BYTES: usize = KEY_PREFIX.len() + 43;
 
 /// Keys that one shard remembers. An entry is some 200 bytes.
 const CACHE_ENTRIES_MAX: usize = 4_096;
-
-/// Keys with a rate meter. Beyond it the idle ones are dropped, then all: a dropped meter
-/// only forgives its last burst.
-const METERS_MAX: usize = 65_536;
 
 /// SHA-256 of a key.
 pub type KeyHash = [u8; 32];
@@ -48,18 +49,30 @@ pub struct Principal {
     pub scopes: u32,
     /// The key's label, for logs and lists.
     pub key_label: String,
+    /// Whose rate is counted: the key, or the client whatever token it shows.
+    pub subject: [u8; 32],
 }
 
 impl Principal {
-    /// Who a credential speaks for.
-    pub fn of(credential: &Credential) -> Self {
+    /// Who the credential with this hash speaks for.
+    pub fn of(hash: &KeyHash, credential: &Credential) -> Self {
         Self {
             tenant: credential.tenant,
             user: UserId::of(credential.tenant, &credential.user_name),
             user_name: credential.user_name.clone(),
             scopes: credential.scopes,
             key_label: credential.label.clone(),
+            subject: *hash,
         }
+    }
+
+    /// An error unless one of `scopes` is granted.
+    pub fn require_any(&self, scopes: u32) -> Result<(), ApiError> {
+        if self.scopes & scopes != 0 {
+            return Ok(());
+        }
+        let wanted = scope_names(scopes).join(" or ");
+        Err(ApiError::forbidden(format!("The key {:?} lacks the scope {wanted}.", self.key_label)))
     }
 
     /// An error unless all of `scopes` are granted.
@@ -73,26 +86,27 @@ impl Principal {
 }
 
 /// What the shards' gateways share: the epoch of the keys and the rate meters.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Common {
+    started: Instant,
     epoch: AtomicU64,
-    meters: Mutex<HashMap<KeyHash, Arc<Meter>>>,
+    /// Rates of keys, clients, tenants, addresses and channels.
+    pub meters: Meters,
 }
 
-/// The rate meter of one key, shared by all shards: the limit holds for the node.
-#[derive(Debug, Default)]
-pub struct Meter(Mutex<gcra::State>);
-
-impl Meter {
-    /// Admits one request at `now_ns`, or says after how many seconds to come back.
-    pub fn admit(&self, now_ns: u64, limit: &gcra::Limit) -> Result<(), u32> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        gcra::check(&mut state, now_ns, 1, limit)
-            .map_err(|wait_ns| u32::try_from(wait_ns.div_ceil(1_000_000_000)).unwrap_or(u32::MAX).max(1))
+impl Default for Common {
+    fn default() -> Self {
+        Self { started: Instant::now(), epoch: AtomicU64::new(0), meters: Meters::default() }
     }
 }
 
 impl Common {
+    /// Nanoseconds since the start: the clock of all meters, the same on every shard.
+    pub fn now_ns(&self) -> u64 {
+        // Meters begin at zero, which must lie in the past.
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Keys have changed: every shard looks its keys up again.
     pub fn keys_changed(&self) {
         self.epoch.fetch_add(1, Ordering::Release);
@@ -101,82 +115,116 @@ impl Common {
     fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
+}
 
-    fn meter(&self, hash: &KeyHash) -> Arc<Meter> {
-        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(meter) = meters.get(hash) {
-            return meter.clone();
+/// What the text in an `Authorization` header may be, by its form alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// An API key.
+    Key,
+    /// An opaque access token of this node.
+    Opaque,
+    /// A signed token of this node or another issuer.
+    Jwt,
+}
+
+impl Form {
+    /// The form of a text; an error when it has none of them.
+    pub fn of(text: &str) -> Result<Self, ApiError> {
+        if well_formed(text) {
+            Ok(Self::Key)
+        } else if identity::is_opaque(text) {
+            Ok(Self::Opaque)
+        } else if jwt::looks_like_one(text) {
+            Ok(Self::Jwt)
+        } else {
+            Err(ApiError::unauthorized(
+                "The API key has the wrong form: a key is `mr-` and 43 characters of A-Z, a-z, 0-9, `-`, `_`.",
+            ))
         }
-        if meters.len() >= METERS_MAX {
-            // A shard's cache holds the meters that are in use.
-            meters.retain(|_, meter| Arc::strong_count(meter) > 1);
-            if meters.len() >= METERS_MAX {
-                meters.clear();
-            }
-        }
-        meters.entry(*hash).or_default().clone()
     }
 }
 
 struct Known {
     principal: Arc<Principal>,
     meter: Arc<Meter>,
+    expires_s: u64,
 }
 
-/// The keys as one shard knows them.
+/// The keys and tokens as one shard knows them.
 pub struct Keys {
     common: Arc<Common>,
     epoch: Cell<u64>,
     known: RefCell<HashMap<KeyHash, Known>>,
 }
 
+/// A text that is not in the cache, and when it was looked for.
+#[derive(Debug)]
+pub struct Unknown {
+    hash: KeyHash,
+    epoch: u64,
+}
+
+impl Unknown {
+    /// SHA-256 of the text.
+    pub fn hash(&self) -> &KeyHash {
+        &self.hash
+    }
+}
+
 impl Keys {
-    /// An empty cache in front of the store.
+    /// An empty cache.
     pub fn new(common: Arc<Common>) -> Self {
         Self { epoch: Cell::new(common.epoch()), common, known: RefCell::default() }
     }
 
-    /// Who the key text speaks for. `look_up` reads the store and is asked only for keys that
-    /// this shard has not seen since the last change of any key.
-    pub fn identify(
-        &self,
-        key: &str,
-        look_up: impl FnOnce(&KeyHash) -> Result<Option<Credential>, ApiError>,
-    ) -> Result<(Arc<Principal>, Arc<Meter>), ApiError> {
-        if !well_formed(key) {
-            return Err(ApiError::unauthorized(
-                "The API key has the wrong form: a key is `mr-` and 43 characters of A-Z, a-z, 0-9, `-`, `_`.",
-            ));
-        }
-        let hash = sha256(key.as_bytes());
-        // Read before the store is: a change in between makes the entry stale, never fresh.
+    /// Whom the text speaks for, when this shard has seen it since the last change of any key.
+    pub fn recall(&self, text: &str, now_s: u64) -> Result<(Arc<Principal>, Arc<Meter>), Unknown> {
+        let hash = sha256(text.as_bytes());
+        // Read before anything else is: a change in between makes the entry stale, never fresh.
         let epoch = self.common.epoch();
         if self.epoch.replace(epoch) != epoch {
             self.known.borrow_mut().clear();
         }
-        if let Some((stored, known)) = self.known.borrow().get_key_value(&hash)
-            && constant_time_eq(stored, &hash)
-        {
-            return Ok((known.principal.clone(), known.meter.clone()));
+        match self.known.borrow().get_key_value(&hash) {
+            Some((stored, known)) if constant_time_eq(stored, &hash) && now_s < known.expires_s => {
+                Ok((known.principal.clone(), known.meter.clone()))
+            }
+            _ => Err(Unknown { hash, epoch }),
         }
-        let Some(credential) = look_up(&hash)?.filter(|credential| !credential.revoked) else {
-            return Err(ApiError::unauthorized("The API key is not known here, or it was revoked."));
-        };
-        let known = Known { principal: Arc::new(Principal::of(&credential)), meter: self.common.meter(&hash) };
-        let answer = (known.principal.clone(), known.meter.clone());
+    }
+
+    /// Remembers what was found out about a text.
+    pub fn remember(&self, unknown: &Unknown, granted: Granted) -> (Arc<Principal>, Arc<Meter>) {
+        let meter = self.common.meters.of(&granted.principal.subject);
+        let principal = Arc::new(granted.principal);
         let mut cache = self.known.borrow_mut();
         if cache.len() >= CACHE_ENTRIES_MAX {
             cache.clear();
         }
-        cache.insert(hash, known);
-        Ok(answer)
+        // Found out before a change of the keys: true for this request, but not to be kept.
+        if self.epoch.get() == unknown.epoch {
+            let expires_s = granted.expires_s.unwrap_or(u64::MAX);
+            cache.insert(unknown.hash, Known { principal: principal.clone(), meter: meter.clone(), expires_s });
+        }
+        (principal, meter)
+    }
+}
+
+/// What an API key stands for, unless it is unknown or revoked.
+pub fn granted(hash: &KeyHash, credential: Option<&Credential>) -> Result<Granted, ApiError> {
+    match credential {
+        Some(credential) if !credential.revoked => {
+            Ok(Granted { principal: Principal::of(hash, credential), expires_s: None })
+        }
+        _ => Err(ApiError::unauthorized("The API key is not known here, or it was revoked.")),
     }
 }
 
 /// The key in an `Authorization` header.
 pub fn bearer(header: Option<&[u8]>) -> Result<&str, ApiError> {
     let Some(header) = header else {
-        return Err(ApiError::unauthorized("The request has no API key."));
+        return Err(ApiError::new(401, "authentication_error", "missing_api_key", "The request has no API key."));
     };
     let text =
         std::str::from_utf8(header).map_err(|_| ApiError::unauthorized("The header `Authorization` is not text."))?;
@@ -226,76 +274,59 @@ mod tests {
     #[test]
     fn a_made_key_is_well_formed_and_found_by_its_hash() {
         let (text, hash) = make_key().expect("random");
-        assert_eq!(text.len(), KEY_TEXT_BYTES);
+        assert_eq!((text.len(), Form::of(&text).expect("a key")), (KEY_TEXT_BYTES, Form::Key));
         let (_, keys) = keys();
-        let (principal, _) = keys
-            .identify(&text, |asked| {
-                assert_eq!(*asked, hash);
-                Ok(Some(credential(SCOPE_CHAT)))
-            })
-            .expect("known");
+        let unknown = keys.recall(&text, 0).expect_err("nobody has looked it up");
+        assert_eq!(*unknown.hash(), hash);
+        let (principal, _) = keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
         assert_eq!((principal.tenant, principal.user_name.as_str()), (TenantId(7), "ada"));
-        assert_eq!(principal.user, UserId::of(TenantId(7), "ada"));
+        assert_eq!((principal.user, principal.subject), (UserId::of(TenantId(7), "ada"), hash));
     }
 
     #[test]
-    fn the_store_is_asked_once_until_keys_change_and_a_revocation_holds_at_once() {
+    fn what_is_remembered_holds_until_keys_change_or_a_token_ends() {
         let (common, keys) = keys();
-        let (text, _) = make_key().expect("random");
-        let asked = Cell::new(0);
-        let mut revoked = credential(SCOPE_CHAT);
-        let ask = |found: &Credential| {
-            asked.set(asked.get() + 1);
-            Ok(Some(found.clone()))
-        };
-        keys.identify(&text, |_| ask(&revoked)).expect("known");
-        keys.identify(&text, |_| ask(&revoked)).expect("cached");
-        assert_eq!(asked.get(), 1);
-        revoked.revoked = true;
+        let (text, hash) = make_key().expect("random");
+        let unknown = keys.recall(&text, 0).expect_err("new");
+        keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
+        keys.recall(&text, 5).expect("cached");
         common.keys_changed();
-        let error = keys.identify(&text, |_| ask(&revoked)).expect_err("revoked");
-        assert_eq!((error.status, asked.get()), (401, 2));
+        let unknown = keys.recall(&text, 5).expect_err("perhaps revoked");
+        let ends = Granted { expires_s: Some(10), ..granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known") };
+        keys.remember(&unknown, ends);
+        keys.recall(&text, 9).expect("a second is left");
+        let unknown = keys.recall(&text, 10).expect_err("over");
+        // Keys change while the answer is on its way: it must not be kept.
+        common.keys_changed();
+        keys.recall("mr-other", 10).expect_err("the shard has seen the change");
+        keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
+        keys.recall(&text, 10).expect_err("not kept");
     }
 
     #[test]
-    fn an_unknown_or_misshapen_key_is_unauthorized_and_not_cached() {
-        let (_, keys) = keys();
+    fn an_unknown_revoked_or_misshapen_key_is_unauthorized() {
+        let revoked = Credential { revoked: true, ..credential(SCOPE_CHAT) };
+        for nobody in [None, Some(&revoked)] {
+            assert_eq!(granted(&[0; 32], nobody).expect_err("nobody").status, 401);
+        }
         let (text, _) = make_key().expect("random");
-        for _ in 0..2 {
-            let asked = Cell::new(false);
-            let answer = keys.identify(&text, |_| {
-                asked.set(true);
-                Ok(None)
-            });
-            assert_eq!(answer.expect_err("unknown").status, 401);
-            assert!(asked.get());
+        for bad in ["", "mr-", "sk-123", &text[..45], &format!("{text}x"), &text.replace("mr-", "mr_"), "mr-\0", "a.b"]
+        {
+            assert_eq!(Form::of(bad).expect_err("misshapen").status, 401, "{bad:?}");
         }
-        for bad in ["", "mr-", "sk-123", &text[..45], &format!("{text}x"), &text.replace("mr-", "mr_"), "mr-\0"] {
-            let answer = keys.identify(bad, |_| panic!("the store must not be asked for {bad:?}"));
-            assert_eq!(answer.expect_err("misshapen").status, 401);
-        }
+        assert_eq!(Form::of(&text.replace("mr-", "mt-")).expect("a token"), Form::Opaque);
+        assert_eq!(Form::of("a.b.c").expect("perhaps a JWT"), Form::Jwt);
     }
 
     #[test]
     fn scopes_are_checked_by_name() {
-        let principal = Principal::of(&credential(SCOPE_CHAT));
+        let principal = Principal::of(&[1; 32], &credential(SCOPE_CHAT));
         principal.require(SCOPE_CHAT).expect("granted");
-        let error = principal.require(SCOPE_ADMIN).expect_err("not granted");
-        assert!(error.status == 403 && error.message.contains("admin"), "{error}");
-    }
-
-    #[test]
-    fn one_meter_counts_for_all_shards() {
-        let common = Arc::new(Common::default());
-        let shards = [Keys::new(common.clone()), Keys::new(common)];
-        let (text, _) = make_key().expect("random");
-        let limit = gcra::Limit::per_minute(60, 4);
-        let mut admitted = 0;
-        for turn in 0..8 {
-            let (_, meter) = shards[turn % 2].identify(&text, |_| Ok(Some(credential(SCOPE_CHAT)))).expect("known");
-            admitted += u32::from(meter.admit(1_000_000_000, &limit).is_ok());
+        principal.require_any(SCOPE_CHAT | SCOPE_ADMIN).expect("one is enough");
+        for error in [principal.require(SCOPE_ADMIN), principal.require_any(SCOPE_ADMIN)] {
+            let error = error.expect_err("not granted");
+            assert!(error.status == 403 && error.message.contains("admin"), "{error}");
         }
-        assert_eq!(admitted, 4);
     }
 
     #[test]

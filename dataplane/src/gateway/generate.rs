@@ -26,6 +26,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Events that may share one write: the tokens of several steps, when the peer reads slowly.
 const EVENTS_PER_WRITE_MAX: usize = 256;
 
+/// Headers beyond those that every answer has.
+pub(super) type Headers = Vec<(&'static str, String)>;
+
 /// The answers that the bridge has begun.
 struct Begun {
     shape: Shape,
@@ -46,7 +49,7 @@ enum Waited {
 }
 
 impl Gateway {
-    pub(super) async fn chat(&self, principal: &Principal, body: &[u8], cors: Option<String>, out: &mut Outgoing) {
+    pub(super) async fn chat(&self, principal: &Principal, body: &[u8], extra: Headers, out: &mut Outgoing) {
         let begun = ChatRequest::parse(body).and_then(|request| {
             let mut shape =
                 self.shape(Style::Chat, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
@@ -59,10 +62,10 @@ impl Gateway {
             let streams = request.wants_stream();
             self.bridge.chat(principal, request).map(|answers| Begun { shape, streams, answers, echo: None })
         });
-        self.generate(begun, cors, out).await;
+        self.generate(begun, extra, out).await;
     }
 
-    pub(super) async fn complete(&self, principal: &Principal, body: &[u8], cors: Option<String>, out: &mut Outgoing) {
+    pub(super) async fn complete(&self, principal: &Principal, body: &[u8], extra: Headers, out: &mut Outgoing) {
         let begun = CompletionRequest::parse(body).and_then(|request| {
             let echo = echo_of(&request)?;
             let mut shape =
@@ -71,7 +74,7 @@ impl Gateway {
             let streams = request.wants_stream();
             self.bridge.complete(principal, request).map(|answers| Begun { shape, streams, answers, echo })
         });
-        self.generate(begun, cors, out).await;
+        self.generate(begun, extra, out).await;
     }
 
     pub(super) async fn embeddings(&self, principal: &Principal, request: &Request<'_>) -> Result<Response, ApiError> {
@@ -85,25 +88,25 @@ impl Gateway {
         Shape::new(style, self.net.next_request_id(), unix_ms() / 1_000, model, wants_usage, wants_logprobs)
     }
 
-    async fn generate(&self, begun: Result<Begun, ApiError>, cors: Option<String>, out: &mut Outgoing) {
+    async fn generate(&self, begun: Result<Begun, ApiError>, extra: Headers, out: &mut Outgoing) {
         let begun = match begun {
             Ok(begun) => begun,
-            Err(error) => return self.fail(&error, cors, out),
+            Err(error) => return self.fail(&error, extra, out),
         };
         let metrics = self.net.metrics();
         metrics.stream_opened();
         if begun.streams {
             // The peer's leaving is noticed by the connection, which drops this future, and by
             // a failed write; both drop the answers, which cancels their generation.
-            let _: Result<(), Gone> = self.stream(begun, cors, out).await;
+            let _: Result<(), Gone> = self.stream(begun, extra, out).await;
         } else {
-            self.collect(begun, cors, out).await;
+            self.collect(begun, extra, out).await;
         }
         metrics.stream_closed();
     }
 
     /// Streams events as they come; several that are ready share a write.
-    async fn stream(&self, begun: Begun, cors: Option<String>, out: &mut Outgoing) -> Result<(), Gone> {
+    async fn stream(&self, begun: Begun, extra: Headers, out: &mut Outgoing) -> Result<(), Gone> {
         let Begun { mut shape, mut answers, echo, .. } = begun;
         let mut events = Vec::new();
         let mut open = false;
@@ -114,22 +117,21 @@ impl Gateway {
                 match waited {
                     // `Started` says that the request was accepted; a notice comes before it.
                     Waited::Event(_, StreamEvent::Error(error)) => {
-                        self.fail(&error, cors, out);
+                        self.fail(&error, extra, out);
                         return Ok(());
                     }
                     Waited::End => {
-                        self.fail(&ended_early(), cors, out);
+                        self.fail(&ended_early(), extra, out);
                         return Ok(());
                     }
                     Waited::Stopping => {
-                        self.fail(&stopping(), cors, out);
+                        self.fail(&stopping(), extra, out);
                         return Ok(());
                     }
                     _ => {}
                 }
                 open = true;
-                let cors_headers = cors_headers(cors.as_deref());
-                out.begin_stream("text/event-stream; charset=utf-8", &cors_headers);
+                out.begin_stream("text/event-stream; charset=utf-8", &extra);
                 shape.open(&mut events);
                 if let Some(prompt) = &echo {
                     (0..answers.count()).for_each(|answer| shape.delta(&mut events, answer, prompt, &[]));
@@ -203,7 +205,7 @@ impl Gateway {
     }
 
     /// Collects whole answers.
-    async fn collect(&self, begun: Begun, cors: Option<String>, out: &mut Outgoing) {
+    async fn collect(&self, begun: Begun, extra: Headers, out: &mut Outgoing) {
         let Begun { mut shape, answers: mut coming, echo, .. } = begun;
         let begun = || Answer { text: echo.clone().unwrap_or_default(), ..Answer::default() };
         let mut answers: Vec<Answer> = std::iter::repeat_with(begun).take(coming.count()).collect();
@@ -212,8 +214,8 @@ impl Gateway {
             let (at, event) = match next_within(&mut coming, KEEP_ALIVE, out.line()).await {
                 Waited::Event(at, event) => (at, event),
                 Waited::Silence => continue,
-                Waited::End => return self.fail(&ended_early(), cors, out),
-                Waited::Stopping => return self.fail(&stopping(), cors, out),
+                Waited::End => return self.fail(&ended_early(), extra, out),
+                Waited::Stopping => return self.fail(&stopping(), extra, out),
             };
             match event {
                 StreamEvent::Started { .. } => {}
@@ -222,10 +224,10 @@ impl Gateway {
                     answers[at].tokens.append(&mut tokens);
                 }
                 StreamEvent::Notice { text } => notices.push(text),
-                StreamEvent::Error(error) => return self.fail(&error, cors, out),
+                StreamEvent::Error(error) => return self.fail(&error, extra, out),
                 StreamEvent::Done { reason: Finish::Failed(why), .. } => {
                     tracing::warn!(request_id = out.request_id(), why, "a generation failed");
-                    return self.fail(&failed(), cors, out);
+                    return self.fail(&failed(), extra, out);
                 }
                 StreamEvent::Done { reason, usage, timings, .. } => {
                     let spent = shape.spend(usage, timings);
@@ -235,16 +237,16 @@ impl Gateway {
                     }
                     let body = shape.whole(answers, spent, &notices);
                     let mut response = Response::json(200, body);
-                    add_cors(&mut response, cors.as_deref());
+                    response.headers.extend(extra);
                     return out.respond(response);
                 }
             }
         }
     }
 
-    fn fail(&self, error: &ApiError, cors: Option<String>, out: &mut Outgoing) {
+    fn fail(&self, error: &ApiError, extra: Headers, out: &mut Outgoing) {
         let mut response = self.report(error, out.request_id());
-        add_cors(&mut response, cors.as_deref());
+        response.headers.extend(extra);
         out.respond(response);
     }
 }
@@ -262,7 +264,7 @@ fn echo_of(request: &CompletionRequest) -> Result<Option<String>, ApiError> {
     }
 }
 
-fn cors_headers(origin: Option<&str>) -> Vec<(&'static str, String)> {
+pub(super) fn cors_headers(origin: Option<&str>) -> Headers {
     origin.map_or_else(Vec::new, |origin| {
         vec![
             ("access-control-allow-origin", origin.to_owned()),
@@ -270,10 +272,6 @@ fn cors_headers(origin: Option<&str>) -> Vec<(&'static str, String)> {
             ("vary", "Origin".to_owned()),
         ]
     })
-}
-
-fn add_cors(response: &mut Response, origin: Option<&str>) {
-    response.headers.extend(cors_headers(origin));
 }
 
 /// The next event, or silence after `wait`.

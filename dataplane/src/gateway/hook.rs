@@ -39,6 +39,10 @@ impl Gateway {
         }
         let ambient = Ambient { now_s: unix_ms() / 1_000, keys: &NoKeys, entropy };
         match channel::decode(account, &incoming, &ambient) {
+            Ok(Decoded::Events { .. }) if self.channel_is_full(account) => {
+                self.net.metrics().rejected(Rejection::RateLimited);
+                plain(429).header("retry-after", RETRY_AFTER_S.to_string())
+            }
             Ok(Decoded::Events { events, ack }) => self.ingest(account, events, ack, started).await,
             Ok(Decoded::Handshake(answer)) => respond(answer),
             Ok(Decoded::Ignore { why, ack }) => {
@@ -94,6 +98,14 @@ impl Gateway {
             }
         }
         respond(ack)
+    }
+
+    /// Counts an authentic event; whether it is one too many. The platform repeats it later.
+    fn channel_is_full(&self, account: &Account) -> bool {
+        let live = self.shared.live.now();
+        let Some(limit) = &live.rates.channel_events else { return false };
+        let meter = self.shared.gateway.meters.of(&super::meter::channel(account.kind.as_str(), &account.name));
+        meter.admit(self.now_ns(), limit).is_err()
     }
 
     fn account(&self, channel: &str, name: &str) -> Option<&Account> {

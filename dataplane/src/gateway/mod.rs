@@ -7,11 +7,18 @@
 
 mod admin;
 pub mod auth;
+pub mod budgets;
 mod calls;
+mod clients;
 mod console;
 mod generate;
 mod hook;
+pub mod meter;
 mod native;
+mod oauth;
+mod overload;
+pub mod rates;
+pub mod reserve;
 pub mod routes;
 mod sessions;
 mod shape;
@@ -21,18 +28,23 @@ use std::cell::OnceCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use millrace_proto::api::{ApiError, ModelList, ModelObject};
-use millrace_proto::gcra;
 use millrace_proto::http1::{BodyFraming, Method, RequestHead, percent_decode};
+use millrace_proto::record::scope_names;
 use serde::Serialize;
+use tokio::sync::oneshot;
 
-use auth::Keys;
 pub use auth::{Common, Principal};
+use auth::{Form, Keys, Unknown};
+use meter::Meter;
+use overload::Overload;
 use routes::{Access, Endpoint, Found, Row, Segments};
 
 use crate::bridge::Bridge;
+use crate::identity;
+use crate::identity::issuers::Foreign;
 use crate::net::line::Line;
 use crate::net::wire::Reader;
 use crate::net::{Admitted, Net, Next, Outgoing, Peer, Refused, Request, Response, Service};
@@ -45,8 +57,7 @@ pub struct Gateway {
     net: Rc<Net>,
     bridge: Rc<Bridge>,
     keys: Keys,
-    rate: gcra::Limit,
-    started: Instant,
+    overload: Overload,
     started_unix_s: u64,
     /// The list of models as JSON: it does not change while the node runs.
     models_json: OnceCell<Rc<[u8]>>,
@@ -55,18 +66,32 @@ pub struct Gateway {
 /// What `admit` decided.
 pub struct Plan {
     row: &'static Row,
-    principal: Option<Arc<Principal>>,
+    caller: Caller,
+}
+
+/// Who calls, as far as `admit` could find out without waiting.
+enum Caller {
+    /// The route asks for nobody.
+    Nobody,
+    /// This one.
+    Known(Arc<Principal>),
+    /// A token whose issuer's keys are on their way.
+    Waiting(oneshot::Receiver<()>),
+}
+
+/// What a key or token turned out to be.
+enum Recognised {
+    Known(Arc<Principal>, Arc<Meter>),
+    /// It cannot be judged before the keys of its issuer have come.
+    Waiting(oneshot::Receiver<()>),
 }
 
 impl Gateway {
     /// The gateway of the shard that `net` and `bridge` belong to.
     pub fn new(shared: Arc<Shared>, net: Rc<Net>, bridge: Rc<Bridge>) -> Self {
-        let per_minute = shared.config.limits.requests_per_minute;
         Self {
             keys: Keys::new(shared.gateway.clone()),
-            // A key may use its minute at once: programs start their sessions together.
-            rate: gcra::Limit::per_minute(per_minute, per_minute),
-            started: Instant::now(),
+            overload: Overload::default(),
             started_unix_s: unix_ms() / 1_000,
             models_json: OnceCell::new(),
             shared,
@@ -75,26 +100,157 @@ impl Gateway {
         }
     }
 
-    /// Who a key text speaks for, after its rate limit.
-    fn identify(&self, key: &str) -> Result<Arc<Principal>, ApiError> {
-        let (principal, meter) = self.keys.identify(key, |hash| {
-            self.shared.store.credential(hash).map_err(|error| {
-                tracing::error!(%error, "a key could not be looked up");
-                ApiError::overloaded("The key could not be checked: the store does not answer.", 1)
-            })
+    /// Who a key or token speaks for, after its rate limit.
+    fn identify(&self, text: &str) -> Result<Arc<Principal>, ApiError> {
+        match self.recognise(text)? {
+            Recognised::Known(principal, meter) => self.metered(principal, &meter),
+            // The keys are being fetched now; a caller that cannot wait here comes back.
+            Recognised::Waiting(_) => Err(keys_on_their_way()),
+        }
+    }
+
+    /// Who a key or token speaks for, without counting it.
+    fn recognise(&self, text: &str) -> Result<Recognised, ApiError> {
+        let form = Form::of(text)?;
+        let unknown = match self.keys.recall(text, identity::now_s()) {
+            Ok((principal, meter)) => return Ok(Recognised::Known(principal, meter)),
+            Err(unknown) => unknown,
+        };
+        self.look_up(form, text, &unknown)
+    }
+
+    fn look_up(&self, form: Form, text: &str, unknown: &Unknown) -> Result<Recognised, ApiError> {
+        let shared = &self.shared;
+        let unreadable = |error: millrace_storage::ReadError| {
+            tracing::error!(%error, "a key could not be looked up");
+            ApiError::overloaded("The key could not be checked: the store does not answer.", 1)
+        };
+        let ended = || ApiError::unauthorized("The access token is not known here, has ended or was revoked.");
+        let granted = match form {
+            Form::Key => {
+                let credential = shared.store.credential(unknown.hash()).map_err(unreadable)?;
+                auth::granted(unknown.hash(), credential.as_ref())?
+            }
+            Form::Opaque => shared.authority.granted(text).map_err(unreadable)?.ok_or_else(ended)?,
+            Form::Jwt if shared.authority.is_own(text) => {
+                shared.authority.granted(text).map_err(unreadable)?.ok_or_else(ended)?
+            }
+            Form::Jwt => match shared.authority.issuers().judge(text, &shared.control) {
+                Foreign::Granted(granted) => *granted,
+                Foreign::Wait(wait) => return Ok(Recognised::Waiting(wait)),
+                Foreign::NoKeys => return Err(keys_on_their_way()),
+                Foreign::Refused(error) => {
+                    return Err(ApiError::unauthorized(format!("The access token is not accepted: {error}.")));
+                }
+                Foreign::Stranger => {
+                    return Err(ApiError::unauthorized("The access token is of an issuer that is not trusted here."));
+                }
+            },
+        };
+        let (principal, meter) = self.keys.remember(unknown, granted);
+        Ok(Recognised::Known(principal, meter))
+    }
+
+    /// Nanoseconds since the start of the node, the same on all shards.
+    fn now_ns(&self) -> u64 {
+        self.shared.gateway.now_ns()
+    }
+
+    /// Counts a request of `principal`.
+    fn metered(&self, principal: Arc<Principal>, meter: &Meter) -> Result<Arc<Principal>, ApiError> {
+        let live = self.shared.live.now();
+        let rates = &live.rates;
+        meter.admit(self.now_ns(), &rates.key_requests).map_err(|wait_s| {
+            let per_minute = rates.key_requests_per_minute;
+            let message = format!("The key {:?} may send {per_minute} requests a minute.", principal.key_label);
+            ApiError::rate_limited(message, wait_s)
         })?;
-        let now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        meter.admit(now_ns, &self.rate).map_err(|wait_s| {
-            let per_minute = self.shared.config.limits.requests_per_minute;
-            ApiError::rate_limited(
-                format!("The key {:?} may send {per_minute} requests a minute.", principal.key_label),
-                wait_s,
-            )
-        })?;
+        if let Some(limit) = &rates.tenant_requests {
+            let meter = self.shared.gateway.meters.of(&meter::tenant(principal.tenant));
+            meter
+                .admit(self.now_ns(), limit)
+                .map_err(|wait_s| ApiError::rate_limited("The tenant of this key sends too many requests.", wait_s))?;
+        }
         Ok(principal)
     }
 
+    /// Counts a request of an address, where that is configured. Health checks are always answered.
+    fn address_metered(&self, row: &Row, peer: Peer) -> Result<(), ApiError> {
+        let live = self.shared.live.now();
+        let Some(limit) = live.rates.address_requests.as_ref().filter(|_| row.metric != Route::Health) else {
+            return Ok(());
+        };
+        let meter = self.shared.gateway.meters.of(&meter::address(peer.ip));
+        meter
+            .admit(self.now_ns(), limit)
+            .map_err(|wait_s| ApiError::rate_limited("Too many requests come from this address.", wait_s))
+    }
+
+    /// Headers that say how much of its rate a subject has left.
+    fn rate_headers(&self, subject: &meter::Subject) -> Vec<(&'static str, String)> {
+        rates::headers(&self.shared.live.now().rates, &self.shared.gateway.meters.of(subject), self.now_ns())
+    }
+
+    fn rate_headers_of(&self, head: &RequestHead) -> Vec<(&'static str, String)> {
+        let known = auth::bearer(head.header_bytes("authorization")).ok();
+        let known = known.and_then(|text| self.keys.recall(text, identity::now_s()).ok());
+        known.map_or_else(Vec::new, |(principal, _)| self.rate_headers(&principal.subject))
+    }
+
+    /// Headers of a generated answer beyond its own: of the rate, and for another origin's page.
+    fn extra_headers(&self, principal: &Principal, head: &RequestHead) -> Vec<(&'static str, String)> {
+        let mut extra = self.rate_headers(&principal.subject);
+        extra.extend(generate::cors_headers(self.allowed_origin(head)));
+        extra
+    }
+
+    /// What the shard calls with every tick of its timer.
+    pub fn tick(&self) {
+        self.overload.tick();
+    }
+
+    /// What an `Authorization` header says, as far as can be said without waiting.
+    fn caller_of(&self, head: &RequestHead, scopes: u32) -> Result<Caller, ApiError> {
+        if head.query_param("access_token").is_some() {
+            // RFC 6750 section 2.3 advises against it: addresses end up in logs.
+            let message = "A token in the address is not accepted.";
+            return Err(ApiError::bad_request("invalid_request", message)
+                .with_next_step("Send it in the header `Authorization: Bearer ...`."));
+        }
+        let text = auth::bearer(head.header_bytes("authorization"))?;
+        match self.recognise(text)? {
+            Recognised::Known(principal, meter) => {
+                let principal = self.metered(principal, &meter)?;
+                principal.require_any(scopes)?;
+                Ok(Caller::Known(principal))
+            }
+            Recognised::Waiting(wait) => Ok(Caller::Waiting(wait)),
+        }
+    }
+
+    /// The caller of a plan, after a wait for the keys of another issuer if it must be.
+    async fn resolved(&self, plan: &mut Plan, head: &RequestHead) -> Result<Option<Arc<Principal>>, ApiError> {
+        match std::mem::replace(&mut plan.caller, Caller::Nobody) {
+            Caller::Nobody => Ok(None),
+            Caller::Known(principal) => Ok(Some(principal)),
+            Caller::Waiting(wait) => {
+                // Whether the fetch went well shows when the token is judged again.
+                let _ = wait.await;
+                let principal = self.identify(auth::bearer(head.header_bytes("authorization"))?)?;
+                if let Access::Key(scopes) = plan.row.access {
+                    principal.require_any(scopes)?;
+                }
+                Ok(Some(principal))
+            }
+        }
+    }
+
     fn refuse(&self, error: &ApiError, metric: Route, head: &RequestHead) -> Refused {
+        self.count_refusal(error);
+        Refused { response: self.with_cors(Response::error(error), head), metric }
+    }
+
+    fn count_refusal(&self, error: &ApiError) {
         let reason = match error.status {
             401 | 403 => Some(Rejection::Unauthorized),
             429 => Some(Rejection::RateLimited),
@@ -103,7 +259,6 @@ impl Gateway {
         if let Some(reason) = reason {
             self.net.metrics().rejected(reason);
         }
-        Refused { response: self.with_cors(Response::error(error), head), metric }
     }
 
     /// Adds the CORS headers for an origin that the configuration names; none by default.
@@ -118,7 +273,8 @@ impl Gateway {
     }
 
     fn allowed_origin<'a>(&self, head: &'a RequestHead) -> Option<&'a str> {
-        let origins = &self.shared.config.cors_origins;
+        let live = self.shared.live.now();
+        let origins = &live.cors_origins;
         if origins.is_empty() {
             return None;
         }
@@ -200,6 +356,13 @@ impl Gateway {
             Endpoint::AdminOutbox => self.list_outbox(principal, request),
             Endpoint::AdminOutboxAct => self.act_on_outbox(principal, request).await,
             Endpoint::AdminStatus => self.status(principal),
+            Endpoint::AdminClients => Ok(self.list_clients(principal)),
+            Endpoint::AdminCreateClient => self.create_client(principal, request).await,
+            Endpoint::AdminRemoveClient => self.remove_client(principal, request).await,
+            Endpoint::AdminRotateClient => self.rotate_client(principal, request).await,
+            Endpoint::AdminReload => self.reload(principal).await,
+            Endpoint::AdminSigningKeys => self.list_signing_keys(principal),
+            Endpoint::AdminRotateSigningKey => self.rotate_signing_key(principal, request).await,
             Endpoint::Healthz
             | Endpoint::Readyz
             | Endpoint::Models
@@ -208,6 +371,11 @@ impl Gateway {
             | Endpoint::Chat
             | Endpoint::Completions
             | Endpoint::ChatSocket
+            | Endpoint::OauthToken
+            | Endpoint::OauthIntrospect
+            | Endpoint::OauthRevoke
+            | Endpoint::OauthKeys
+            | Endpoint::OauthMetadata
             | Endpoint::Hook => unreachable!("answered before: these rows carry no principal or stream"),
         }
     }
@@ -217,7 +385,7 @@ impl Service for Gateway {
     type Plan = Plan;
     type Upgrade = socket::Upgrade;
 
-    fn admit(&self, head: &RequestHead, _peer: Peer) -> Result<Admitted<Plan>, Refused> {
+    fn admit(&self, head: &RequestHead, peer: Peer) -> Result<Admitted<Plan>, Refused> {
         let (method, path) = (head.method.as_str(), head.path());
         let row = match routes::find(method, path) {
             Found::Row(row, _) => row,
@@ -236,23 +404,30 @@ impl Service for Gateway {
             }
         };
         let health_check = row.metric == Route::Health;
-        if self.net.draining.get() && !health_check {
+        if self.net.refuses_work() && !health_check {
             self.net.metrics().rejected(Rejection::Draining);
             let error = ApiError::overloaded("This node is shutting down and takes no new work.", 1);
             let refused = self.refuse(&error, row.metric, head);
             return Err(Refused { response: refused.response.closing(), metric: row.metric });
         }
-        let principal = match row.access {
-            Access::Public | Access::Signed | Access::FirstFrame => None,
-            Access::Key(scopes) => {
-                let checked = auth::bearer(head.header_bytes("authorization"))
-                    .and_then(|key| self.identify(key))
-                    .and_then(|principal| principal.require(scopes).map(|()| principal));
-                match checked {
-                    Ok(principal) => Some(principal),
-                    Err(error) => return Err(self.refuse(&error, row.metric, head)),
+        if let Err(error) = self.overload.admit(row, self).and_then(|()| self.address_metered(row, peer)) {
+            let mut refused = self.refuse(&error, row.metric, head);
+            refused.response.close |= self.overload.crowded(&self.net);
+            return Err(refused);
+        }
+        let caller = match row.access {
+            Access::Public | Access::Signed | Access::FirstFrame | Access::Client => Caller::Nobody,
+            Access::Key(scopes) => match self.caller_of(head, scopes) {
+                Ok(caller) => caller,
+                Err(error) => {
+                    let mut refused = challenged(self.refuse(&error, row.metric, head), &error, scopes);
+                    refused.response.close |= self.overload.crowded(&self.net);
+                    if error.status == 429 {
+                        refused.response.headers.extend(self.rate_headers_of(head));
+                    }
+                    return Err(refused);
                 }
-            }
+            },
         };
         if row.body_bytes_max == 0 && head.framing != BodyFraming::None {
             let error = ApiError::bad_request("unexpected_body", format!("{method} {path} takes no body."));
@@ -267,9 +442,11 @@ impl Service for Gateway {
                 | Endpoint::Models
                 | Endpoint::Model
                 | Endpoint::Echo
-        );
+                | Endpoint::OauthKeys
+                | Endpoint::OauthMetadata
+        ) && !matches!(caller, Caller::Waiting(_));
         Ok(Admitted {
-            plan: Plan { row, principal },
+            plan: Plan { row, caller },
             metric: row.metric,
             body_bytes_max: row.body_bytes_max,
             cancel_on_leave: row.cancel_on_leave,
@@ -277,8 +454,20 @@ impl Service for Gateway {
         })
     }
 
-    async fn serve(&self, plan: Plan, request: Request<'_>, out: &mut Outgoing) -> Next<socket::Upgrade> {
-        match (plan.row.endpoint, &plan.principal) {
+    async fn serve(&self, mut plan: Plan, request: Request<'_>, out: &mut Outgoing) -> Next<socket::Upgrade> {
+        let principal = match self.resolved(&mut plan, request.head).await {
+            Ok(principal) => principal,
+            Err(error) => {
+                let scopes = if let Access::Key(scopes) = plan.row.access { scopes } else { 0 };
+                let refused = challenged(self.refuse(&error, plan.row.metric, request.head), &error, scopes);
+                out.respond(refused.response);
+                return Next::Continue;
+            }
+        };
+        if self.overload.crowded(&self.net) {
+            out.close_after();
+        }
+        match (plan.row.endpoint, &principal) {
             (Endpoint::Healthz, _) => out.respond(self.healthz()),
             (Endpoint::Readyz, _) => out.respond(self.readyz()),
             (Endpoint::ConsoleIndex | Endpoint::ConsoleAsset, _) => out.respond(console::asset(request.head.path())),
@@ -288,14 +477,20 @@ impl Service for Gateway {
                 let response = Box::pin(self.hook(&request, segments)).await;
                 out.respond(response);
             }
+            (Endpoint::OauthKeys, _) => out.respond(self.oauth_keys()),
+            (Endpoint::OauthMetadata, _) => out.respond(self.oauth_metadata()),
+            (endpoint @ (Endpoint::OauthToken | Endpoint::OauthIntrospect | Endpoint::OauthRevoke), _) => {
+                let response = Box::pin(self.oauth(endpoint, &request)).await;
+                out.respond(response);
+            }
             (Endpoint::ChatSocket, _) => return self.open_socket(request.head, out),
             (Endpoint::Chat, Some(principal)) => {
-                let cors = self.allowed_origin(request.head).map(str::to_owned);
-                Box::pin(self.chat(principal, request.body, cors, out)).await;
+                let extra = self.extra_headers(principal, request.head);
+                Box::pin(self.chat(principal, request.body, extra, out)).await;
             }
             (Endpoint::Completions, Some(principal)) => {
-                let cors = self.allowed_origin(request.head).map(str::to_owned);
-                Box::pin(self.complete(principal, request.body, cors, out)).await;
+                let extra = self.extra_headers(principal, request.head);
+                Box::pin(self.complete(principal, request.body, extra, out)).await;
             }
             (Endpoint::Models, Some(_)) => {
                 let list = self.models_json.get_or_init(|| json(&ModelList::new(self.models())).into());
@@ -341,6 +536,28 @@ impl Gateway {
         }
         Response::error(error)
     }
+}
+
+fn keys_on_their_way() -> ApiError {
+    ApiError::overloaded("The keys of the token's issuer are not at hand yet.", 1)
+}
+
+/// Adds what RFC 6750 section 3 wants a client to be told.
+fn challenged(mut refused: Refused, error: &ApiError, scopes: u32) -> Refused {
+    const REALM: &str = "Bearer realm=\"millrace\"";
+    let challenge = match (error.status, error.code) {
+        // Nothing was shown, so nothing was wrong with it.
+        (401, "missing_api_key") => REALM.to_owned(),
+        (401, _) => format!("{REALM}, error=\"invalid_token\""),
+        (403, "insufficient_scope") => {
+            format!("{REALM}, error=\"insufficient_scope\", scope=\"{}\"", scope_names(scopes).join(" "))
+        }
+        (400, "invalid_request") => format!("{REALM}, error=\"invalid_request\""),
+        _ => return refused,
+    };
+    refused.response.headers.retain(|(name, _)| *name != "www-authenticate");
+    refused.response.headers.push(("www-authenticate", challenge));
+    refused
 }
 
 /// A decoded segment of the path.

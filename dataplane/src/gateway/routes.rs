@@ -4,8 +4,8 @@
 //! is 405, and each row says who may call it. Nothing else in the gateway decides access,
 //! so the table can be read (and is walked by a test) as the whole truth.
 
-use millrace_proto::limits::{BODY_BYTES_MAX, WEBHOOK_BODY_BYTES_MAX};
-use millrace_proto::record::{SCOPE_ADMIN, SCOPE_CHAT};
+use millrace_proto::limits::{BODY_BYTES_MAX, OAUTH_FORM_BYTES_MAX, WEBHOOK_BODY_BYTES_MAX};
+use millrace_proto::record::{SCOPE_ADMIN, SCOPE_CHAT, SCOPE_OPERATE};
 
 use crate::obs::Route;
 
@@ -40,8 +40,10 @@ impl Verb {
 pub enum Access {
     /// Anybody: the answer holds nothing of a tenant.
     Public,
-    /// A key with this scope, in `Authorization: Bearer`.
+    /// A key or token with at least one of these scopes, in `Authorization: Bearer`.
     Key(u32),
+    /// The OAuth client's own id and secret, checked by the handler.
+    Client,
     /// The body's signature, checked by the channel.
     Signed,
     /// The key comes in the first frame of the socket; the page's origin is checked before.
@@ -73,6 +75,18 @@ pub enum Endpoint {
     AdminOutbox,
     AdminOutboxAct,
     AdminStatus,
+    AdminClients,
+    AdminCreateClient,
+    AdminRemoveClient,
+    AdminRotateClient,
+    AdminReload,
+    AdminSigningKeys,
+    AdminRotateSigningKey,
+    OauthToken,
+    OauthIntrospect,
+    OauthRevoke,
+    OauthKeys,
+    OauthMetadata,
 }
 
 /// One row.
@@ -130,9 +144,11 @@ const fn for_client(mut row: Row) -> Row {
 
 const CHAT: Access = Access::Key(SCOPE_CHAT);
 const ADMIN: Access = Access::Key(SCOPE_ADMIN);
+/// What an operator does, and an admin may do as well.
+const OPERATE: Access = Access::Key(SCOPE_OPERATE | SCOPE_ADMIN);
 
 /// The table.
-pub static ROUTES: [Row; 23] = [
+pub static ROUTES: &[Row] = &[
     row(Verb::Get, "/healthz", Access::Public, Endpoint::Healthz, Route::Health),
     row(Verb::Get, "/readyz", Access::Public, Endpoint::Readyz, Route::Health),
     for_client(with_body(row(Verb::Post, "/v1/chat/completions", CHAT, Endpoint::Chat, Route::Chat), BODY_BYTES_MAX)),
@@ -160,9 +176,45 @@ pub static ROUTES: [Row; 23] = [
     row(Verb::Get, "/v1/admin/keys", ADMIN, Endpoint::AdminKeys, Route::Admin),
     with_body(row(Verb::Post, "/v1/admin/keys", ADMIN, Endpoint::AdminCreateKey, Route::Admin), ADMIN_BODY_BYTES_MAX),
     with_body(row(Verb::Delete, "/v1/admin/keys", ADMIN, Endpoint::AdminRevokeKey, Route::Admin), ADMIN_BODY_BYTES_MAX),
-    row(Verb::Get, "/v1/admin/outbox", ADMIN, Endpoint::AdminOutbox, Route::Admin),
-    with_body(row(Verb::Post, "/v1/admin/outbox", ADMIN, Endpoint::AdminOutboxAct, Route::Admin), ADMIN_BODY_BYTES_MAX),
-    row(Verb::Get, "/v1/admin/status", ADMIN, Endpoint::AdminStatus, Route::Admin),
+    row(Verb::Get, "/v1/admin/outbox", OPERATE, Endpoint::AdminOutbox, Route::Admin),
+    with_body(
+        row(Verb::Post, "/v1/admin/outbox", OPERATE, Endpoint::AdminOutboxAct, Route::Admin),
+        ADMIN_BODY_BYTES_MAX,
+    ),
+    row(Verb::Get, "/v1/admin/status", OPERATE, Endpoint::AdminStatus, Route::Admin),
+    row(Verb::Get, "/v1/admin/clients", ADMIN, Endpoint::AdminClients, Route::Admin),
+    with_body(
+        row(Verb::Post, "/v1/admin/clients", ADMIN, Endpoint::AdminCreateClient, Route::Admin),
+        ADMIN_BODY_BYTES_MAX,
+    ),
+    with_body(
+        row(Verb::Delete, "/v1/admin/clients", ADMIN, Endpoint::AdminRemoveClient, Route::Admin),
+        ADMIN_BODY_BYTES_MAX,
+    ),
+    with_body(
+        row(Verb::Post, "/v1/admin/clients/rotate", ADMIN, Endpoint::AdminRotateClient, Route::Admin),
+        ADMIN_BODY_BYTES_MAX,
+    ),
+    with_body(row(Verb::Post, "/v1/admin/reload", ADMIN, Endpoint::AdminReload, Route::Admin), ADMIN_BODY_BYTES_MAX),
+    row(Verb::Get, "/v1/admin/signing-keys", ADMIN, Endpoint::AdminSigningKeys, Route::Admin),
+    with_body(
+        row(Verb::Post, "/v1/admin/signing-keys", ADMIN, Endpoint::AdminRotateSigningKey, Route::Admin),
+        ADMIN_BODY_BYTES_MAX,
+    ),
+    with_body(
+        row(Verb::Post, "/oauth/token", Access::Client, Endpoint::OauthToken, Route::Oauth),
+        OAUTH_FORM_BYTES_MAX,
+    ),
+    with_body(
+        row(Verb::Post, "/oauth/introspect", Access::Client, Endpoint::OauthIntrospect, Route::Oauth),
+        OAUTH_FORM_BYTES_MAX,
+    ),
+    with_body(
+        row(Verb::Post, "/oauth/revoke", Access::Client, Endpoint::OauthRevoke, Route::Oauth),
+        OAUTH_FORM_BYTES_MAX,
+    ),
+    row(Verb::Get, "/oauth/jwks", Access::Public, Endpoint::OauthKeys, Route::Oauth),
+    row(Verb::Get, "/.well-known/oauth-authorization-server", Access::Public, Endpoint::OauthMetadata, Route::Oauth),
 ];
 
 /// Most variable segments of one path.
@@ -193,7 +245,7 @@ pub enum Found<'a> {
 /// Looks a request up.
 pub fn find<'a>(method: &str, path: &'a str) -> Found<'a> {
     let mut others: Vec<&'static str> = Vec::new();
-    for row in &ROUTES {
+    for row in ROUTES {
         let segments = match row.exact {
             true if row.path == path => Segments::default(),
             true => continue,
@@ -250,18 +302,32 @@ mod tests {
     use super::*;
 
     /// The reviewed list of what needs no key. A new public address must be added here by hand.
-    const PUBLIC: [&str; 5] = ["/", "/console/{*}", "/favicon.ico", "/healthz", "/readyz"];
+    const PUBLIC: [&str; 7] = [
+        "/",
+        "/.well-known/oauth-authorization-server",
+        "/console/{*}",
+        "/favicon.ico",
+        "/healthz",
+        "/oauth/jwks",
+        "/readyz",
+    ];
+    /// The reviewed list of what an operator may do without being an admin.
+    const OPERATED: [&str; 2] = ["/v1/admin/outbox", "/v1/admin/status"];
 
     #[test]
     fn every_row_is_guarded_unless_it_is_on_the_reviewed_list() {
-        for row in &ROUTES {
+        for row in ROUTES {
             match row.access {
                 Access::Public => assert!(PUBLIC.contains(&row.path), "{} is public by accident", row.path),
-                Access::Key(scope) => {
-                    let admin = row.path.starts_with("/v1/admin/");
-                    assert_eq!(scope == SCOPE_ADMIN, admin, "{}", row.path);
-                    assert!(scope.is_power_of_two(), "{}", row.path);
+                Access::Key(scopes) => {
+                    let expected = match row.path {
+                        path if OPERATED.contains(&path) => SCOPE_OPERATE | SCOPE_ADMIN,
+                        path if path.starts_with("/v1/admin/") => SCOPE_ADMIN,
+                        _ => SCOPE_CHAT,
+                    };
+                    assert_eq!(scopes, expected, "{}", row.path);
                 }
+                Access::Client => assert!(row.path.starts_with("/oauth/") && row.verb == Verb::Post),
                 Access::Signed => assert!(row.path.starts_with("/hooks/")),
                 Access::FirstFrame => assert_eq!(row.endpoint, Endpoint::ChatSocket),
             }
@@ -274,7 +340,7 @@ mod tests {
 
     #[test]
     fn every_row_is_reachable_and_bounded() {
-        for row in &ROUTES {
+        for row in ROUTES {
             let path = row.path.replace("{*}", "rest").replace("{}", "name");
             let Found::Row(found, _) = find(row.verb.as_str(), &path) else { panic!("{path} is shadowed") };
             assert!(std::ptr::eq(found, row), "{path} answers from another row");

@@ -331,7 +331,7 @@ impl Talk<'_> {
 
     fn send(&mut self, key: &str, session: String, text: String, id: u64) -> Result<(), ApiError> {
         let principal = self.principal(key)?;
-        if self.gateway.net.draining.get() {
+        if self.gateway.net.refuses_work() {
             return Err(ApiError::overloaded("This node is shutting down and takes no new work.", 1));
         }
         if self.runs.iter().any(|run| run.id == id) {

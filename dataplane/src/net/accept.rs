@@ -44,9 +44,12 @@ pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(Tcp
     let fd = listener.as_raw_fd();
     net.listener_fds.borrow_mut().push(fd);
     loop {
-        match listener.accept().await {
+        let cancel = net.accepting.borrow().handle();
+        match listener.cancelable_accept(cancel).await {
             Ok((stream, peer)) => {
-                if net.stopped_accepting.get() {
+                // One that came in the very moment of stopping has been taken off the queue: it is served.
+                let last = net.stopped_accepting.get();
+                if last && !net.handing_over.get() {
                     break;
                 }
                 if net.lines.len() >= net.limits.connections_max {
@@ -56,6 +59,9 @@ pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(Tcp
                 // Tokens are small writes that must leave at once.
                 let _ = stream.set_nodelay(true);
                 serve(stream, peer);
+                if last {
+                    break;
+                }
             }
             Err(_) if net.stopped_accepting.get() => break,
             Err(error) => match error.raw_os_error() {
@@ -82,6 +88,15 @@ pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(Tcp
 pub fn stop_accepting(net: &Net) {
     if !net.stopped_accepting.replace(true) {
         net.listener_fds.borrow().iter().for_each(|fd| shut_listener(*fd));
+    }
+}
+
+/// Ends the loops and leaves the queues open: who connects from here on waits for the process that takes the
+/// listeners over. Cancelled, not dropped: an accept that was forgotten could still take a connection away.
+pub fn leave_listeners_open(net: &Net) {
+    if !net.stopped_accepting.replace(true) {
+        let canceller = net.accepting.take();
+        net.accepting.replace(canceller.cancel());
     }
 }
 

@@ -231,7 +231,8 @@ impl<S: Service> Connection<'_, S> {
                 head.header("x-request-id"),
                 head.method == Method::Head,
                 head.version == Version::Http10,
-                head.keep_alive,
+                // The last answer of a connection says so: its client asks elsewhere next.
+                head.keep_alive && !self.net.draining.get(),
             );
             served += 1;
             let admitted = match self.service.admit(&head, self.peer) {

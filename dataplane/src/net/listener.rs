@@ -106,6 +106,11 @@ pub(super) fn patiently(bind: impl Fn() -> io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// One more socket on an address that this process listens on already.
+pub fn join(address: SocketAddr) -> io::Result<TcpListener> {
+    bind(address, true)
+}
+
 fn bind(address: SocketAddr, share_port: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of an earlier run in TIME_WAIT must not keep the port.

@@ -24,6 +24,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use monoio::io::Canceller;
+
 pub use connection::{Admitted, Next, Refused, Request, Service};
 pub use line::Peer;
 pub use listener::{ListenError, Listeners, listen};
@@ -76,6 +78,9 @@ pub struct Net {
     pub draining: Cell<bool>,
     metrics: Arc<Metrics>,
     stopped_accepting: Cell<bool>,
+    /// The listeners stay open for the process that follows; requests under way are still taken.
+    handing_over: Cell<bool>,
+    accepting: RefCell<Canceller>,
     listener_fds: RefCell<Vec<RawFd>>,
     refusals: Cell<usize>,
     started: Instant,
@@ -100,6 +105,8 @@ impl Net {
             draining: Cell::new(false),
             metrics,
             stopped_accepting: Cell::new(false),
+            handing_over: Cell::new(false),
+            accepting: RefCell::default(),
             listener_fds: RefCell::default(),
             refusals: Cell::new(0),
             started: Instant::now(),
@@ -136,6 +143,20 @@ impl Net {
         self.draining.set(true);
         accept::stop_accepting(self);
         self.lines.tell_draining();
+    }
+
+    /// The same for a process whose listeners live on in another one: who connects now waits there, and a
+    /// request that comes on an open connection is answered as its last.
+    pub fn hand_over(&self) {
+        self.draining.set(true);
+        self.handing_over.set(true);
+        accept::leave_listeners_open(self);
+        self.lines.tell_draining();
+    }
+
+    /// New work is refused: the node ends, and nobody follows.
+    pub fn refuses_work(&self) -> bool {
+        self.draining.get() && !self.handing_over.get()
     }
 
     /// A number that is unlikely to repeat, for a request without an id of its own.

@@ -32,6 +32,8 @@ pub enum Route {
     Hook,
     /// `/v1/admin/...`.
     Admin,
+    /// `/oauth/...` and its metadata.
+    Oauth,
     /// Anything that has no route.
     Unknown,
 }
@@ -50,6 +52,7 @@ impl Route {
         Self::Socket,
         Self::Hook,
         Self::Admin,
+        Self::Oauth,
         Self::Unknown,
     ];
 
@@ -67,6 +70,7 @@ impl Route {
             Self::Socket => "chat_ws",
             Self::Hook => "hook",
             Self::Admin => "admin",
+            Self::Oauth => "oauth",
             Self::Unknown => "unknown",
         }
     }

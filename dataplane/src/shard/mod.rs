@@ -3,6 +3,7 @@
 //! Shards share nothing that one of them may change. Other threads reach a shard only
 //! through its bounded [`mailbox`]; a shard reaches the others through their senders.
 
+pub mod live;
 pub mod mailbox;
 pub mod reactor;
 mod run;

@@ -97,6 +97,7 @@ struct Progress {
 
 struct Lifecycle {
     drain: AtomicBool,
+    hand_over: AtomicBool,
     end: AtomicBool,
     stop: AtomicBool,
     progress: Vec<Progress>,
@@ -123,6 +124,7 @@ impl Shards {
         assert_eq!(mailboxes.len(), shared.shard_count(), "one sender for each shard");
         let lifecycle = Arc::new(Lifecycle {
             drain: AtomicBool::new(false),
+            hand_over: AtomicBool::new(false),
             end: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             progress: mailboxes.iter().map(|_| Progress::default()).collect(),
@@ -180,6 +182,12 @@ impl Shards {
         self.lifecycle.end.store(true, Ordering::Release);
         self.wait_for_quiet(Instant::now() + END_GRACE);
         report
+    }
+
+    /// [`Shards::drain`] with listeners that stay open for the process that follows.
+    pub fn hand_over(&self, deadline: Instant) -> DrainReport {
+        self.lifecycle.hand_over.store(true, Ordering::Release);
+        self.drain(deadline)
     }
 
     fn wait_for_quiet(&self, deadline: Instant) -> DrainReport {
@@ -308,13 +316,14 @@ async fn run(seat: Seat) -> Result<(), StartError> {
             next_tick = now + TICK;
             timer.set(monoio::time::sleep_until(next_tick.into()));
             net.tick();
+            gateway.tick();
             bridge.tick(unix_ms());
             if lifecycle.stop.load(Ordering::Acquire) {
                 break;
             }
-            let draining = lifecycle.drain.load(Ordering::Acquire) || shared.health.is_draining();
+            let draining = lifecycle.drain.load(Ordering::Acquire);
             if draining && !net.draining.get() {
-                net.drain();
+                if lifecycle.hand_over.load(Ordering::Acquire) { net.hand_over() } else { net.drain() }
             }
             if lifecycle.end.load(Ordering::Acquire) {
                 net.lines.end();

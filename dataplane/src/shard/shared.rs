@@ -34,6 +34,12 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Readiness and drain.
     pub health: Arc<Health>,
+    /// OAuth clients, tokens and trusted issuers.
+    pub authority: Arc<crate::identity::Authority>,
+    /// Reads the configuration again.
+    pub reloader: crate::reload::Reloader,
+    /// Settings that may change while the node runs.
+    pub live: super::live::Live,
     /// What the shards' gateways share: the keys' epoch and rate meters.
     pub gateway: Arc<crate::gateway::Common>,
     /// Certificates of the TLS port, if there is one.
