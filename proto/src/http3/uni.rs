@@ -29,18 +29,12 @@ enum Role {
 }
 
 /// Reads one unidirectional stream in any portions.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct UniReader {
     role: Option<Role>,
     /// Bytes of a frame without meaning that are to come.
     skip: u64,
     input: Vec<u8>,
-}
-
-impl Default for UniReader {
-    fn default() -> Self {
-        Self { role: None, skip: 0, input: Vec::new() }
-    }
 }
 
 impl UniReader {
