@@ -142,7 +142,8 @@ fn read_npy(path: &Path) -> Result<(usize, Vec<f32>)> {
         None => bail!("{} is cut off", path.display()),
     };
     let head = std::str::from_utf8(bytes.get(start..start + length).context("the file is cut off")?)?;
-    ensure!(head.contains("'<f4'") && head.contains("'fortran_order': False"), "unexpected numbers: {head}");
+    ensure!(head.contains("'<f4'"), "unexpected numbers: {head}");
+    let by_column = head.contains("'fortran_order': True");
     let shape = head.split("'shape': (").nth(1).and_then(|rest| rest.split(')').next()).context("no shape")?;
     let sizes: Vec<usize> = shape.split(',').filter_map(|size| size.trim().parse().ok()).collect();
     let [rows, dim] = sizes[..] else { bail!("the file does not hold rows: {shape}") };
@@ -151,5 +152,9 @@ fn read_npy(path: &Path) -> Result<(usize, Vec<f32>)> {
         .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four")))
         .collect();
     ensure!(numbers.len() == rows * dim, "the file is cut off");
+    if by_column {
+        let row = |at: usize| (0..dim).map(move |column| column * rows + at);
+        return Ok((dim, (0..rows).flat_map(row).map(|at| numbers[at]).collect()));
+    }
     Ok((dim, numbers))
 }

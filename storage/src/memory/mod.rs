@@ -129,8 +129,20 @@ pub struct SpaceStats {
 
 /// What follows in memory from a durable write.
 pub(crate) enum Derived {
-    Remembered { tenant: TenantId, user: UserId, doc: DocId, row: vector::VectorRow, edges: Vec<graph::EdgeChange> },
-    Forgotten { tenant: TenantId, user: UserId, doc: DocId, edges: Vec<graph::EdgeChange> },
+    Remembered {
+        tenant: TenantId,
+        user: UserId,
+        doc: DocId,
+        row: vector::VectorRow,
+        terms: Vec<(text::Term, u16)>,
+        edges: Vec<graph::EdgeChange>,
+    },
+    Forgotten {
+        tenant: TenantId,
+        user: UserId,
+        doc: DocId,
+        edges: Vec<graph::EdgeChange>,
+    },
     Space(space::Change),
 }
 
@@ -150,8 +162,8 @@ impl Memory {
     pub fn applied(&self, shared: &Arc<Shared>, seq: u64, derived: Vec<Derived>) {
         for change in derived {
             match change {
-                Derived::Remembered { tenant, user, doc, row, edges } => {
-                    self.users.put((tenant, user), doc, &row, &edges);
+                Derived::Remembered { tenant, user, doc, row, terms, edges } => {
+                    self.users.put((tenant, user), doc, (&row, &terms), &edges);
                 }
                 Derived::Forgotten { tenant, user, doc, edges } => self.users.remove((tenant, user), doc, &edges),
                 Derived::Space(change) => self.spaces.applied(shared, seq, change),

@@ -6,8 +6,8 @@
 
 use super::fuse::{self, DEPTH, Fused, Hit, RECALL_LIMIT_MAX, Rankings};
 use super::graph::EdgeChange;
-use super::text::{self, Corpus};
-use super::user::UserIndex;
+use super::text;
+use super::user::{DocMeta, UserIndex};
 use super::vector::VectorRow;
 use super::walk::AsOf;
 use super::{Derived, RecallQuery, Recalled, graph, when::when};
@@ -53,9 +53,9 @@ pub(crate) fn remember(
     ops.push(KvOp::Put(Cf::Mem, key.clone(), keys.seal(Cf::Mem, &key, &text_row(at_ms, &text))));
     let sealed = keys.seal(Cf::Vec, &key, &row.to_bytes());
     ops.push(KvOp::Put(Cf::Vec, key, sealed));
-    text::put_rows(keys, tenant, user, doc, &counts, ops);
+    let terms = text::put_rows(keys, tenant, user, doc, &counts, ops);
     edges.extend(graph::put_rows(keys, graph::Owner { tenant, user, doc }, at_ms, now_ms(), &text, ops));
-    derived.push(Derived::Remembered { tenant, user, doc, row, edges });
+    derived.push(Derived::Remembered { tenant, user, doc, row, terms, edges });
     Ok(())
 }
 
@@ -139,14 +139,10 @@ impl Shared {
         let slot = self.memory.users.get(self, tenant, user)?;
         let ranked = {
             let index = slot.index.read().unwrap_or_else(PoisonError::into_inner);
-            let visible_meta = |doc: DocId| {
-                if query.exclude == Some(doc.conversation) {
-                    return None;
-                }
-                index.get(doc).filter(|meta| (query.from_ms..=query.now_ms).contains(&meta.at_ms))
+            let may_see = |doc: DocId, meta: DocMeta| {
+                query.exclude != Some(doc.conversation) && (query.from_ms..=query.now_ms).contains(&meta.at_ms)
             };
-            let words = |doc: DocId| visible_meta(doc).map(|meta| meta.words);
-            let visible = |doc: DocId| visible_meta(doc).is_some();
+            let visible = |doc: DocId| index.get(doc).is_some_and(|meta| may_see(doc, meta));
             if index.docs() == 0 {
                 return Ok(Vec::new());
             }
@@ -154,10 +150,7 @@ impl Shared {
             let rankings = Rankings {
                 vector,
                 vector_mean,
-                text: {
-                    let corpus = Corpus { docs: index.docs(), words: index.words(), length: &words };
-                    text::search(&*self.kv, &keys, tenant, user, &query.text, &corpus)?
-                },
+                text: text::search(&*self.kv, &keys, (tenant, user), &query.text, &index, may_see)?,
                 graph: {
                     let as_of = AsOf { valid_ms: query.now_ms, known_ms: u64::MAX };
                     graph::search(index.graph(), &graph::seeds(&keys, user, &query.text), as_of, visible)

@@ -5,10 +5,11 @@
 //! memory itself and needs no reading first, so the index is never behind and never torn.
 
 use super::fuse::{BM25_B, BM25_K1, DEPTH, Hit, POSTINGS_MAX, QUERY_WORDS_MAX};
+use super::user::{DocMeta, UserIndex};
 use super::words::words;
 use crate::backend::{Cf, KvOp, KvStore, ScanRange};
 use crate::error::ReadError;
-use crate::layout::{self, DocId, IdMap};
+use crate::layout::{self, DocId};
 use crate::seal::TenantKeys;
 use millrace_proto::id::{TenantId, UserId};
 use std::collections::BTreeMap;
@@ -29,12 +30,15 @@ pub(crate) fn length(counts: &BTreeMap<String, u16>) -> u32 {
     counts.values().map(|count| u32::from(*count)).sum()
 }
 
-fn term(keys: &TenantKeys, user: UserId, word: &str) -> [u8; 8] {
+fn term(keys: &TenantKeys, user: UserId, word: &str) -> Term {
     // The user is part of the digest: the same word of two users gives unrelated rows.
     keys.blind("word", &[&user.0, word.as_bytes()])
 }
 
-/// The rows of a memory.
+/// A word of a user, as its rows name it.
+pub(crate) type Term = [u8; 8];
+
+/// The rows of a memory. Gives back its words, for the user's index.
 pub(crate) fn put_rows(
     keys: &TenantKeys,
     tenant: TenantId,
@@ -42,11 +46,14 @@ pub(crate) fn put_rows(
     doc: DocId,
     counts: &BTreeMap<String, u16>,
     ops: &mut Vec<KvOp>,
-) {
+) -> Vec<(Term, u16)> {
+    let mut terms = Vec::with_capacity(counts.len());
     for (word, count) in counts {
-        let key = layout::post(tenant, user, term(keys, user, word), doc);
-        ops.push(KvOp::Put(Cf::Post, key, count.to_be_bytes().to_vec()));
+        let term = term(keys, user, word);
+        ops.push(KvOp::Put(Cf::Post, layout::post(tenant, user, term, doc), count.to_be_bytes().to_vec()));
+        terms.push((term, *count));
     }
+    terms
 }
 
 /// Removes the rows of a memory.
@@ -63,14 +70,6 @@ pub(crate) fn delete_rows(
     }
 }
 
-/// What BM25 needs to know about a user's memory as a whole.
-pub(crate) struct Corpus<'a> {
-    pub docs: usize,
-    pub words: u64,
-    /// Length of a memory; `None` when it may not be returned.
-    pub length: &'a dyn Fn(DocId) -> Option<u32>,
-}
-
 /// What a memory has gathered: its BM25 score, and the rarity of the question's words that it holds.
 #[derive(Debug, Clone, Copy, Default)]
 struct Gathered {
@@ -79,37 +78,39 @@ struct Gathered {
 }
 
 /// The best memories for a text, the best first. A hit's relevance is the share of the question's
-/// words that it holds, each word weighted by its rarity.
+/// words that it holds, each word weighted by its rarity. The postings of a word are read once and stay with the
+/// user's index: a common word has thousands of rows.
 pub(crate) fn search(
     kv: &dyn KvStore,
     keys: &TenantKeys,
-    tenant: TenantId,
-    user: UserId,
+    (tenant, user): (TenantId, UserId),
     text: &str,
-    corpus: &Corpus<'_>,
+    index: &UserIndex,
+    visible: impl Fn(DocId, DocMeta) -> bool,
 ) -> Result<Vec<Hit>, ReadError> {
-    let mean = (corpus.words as f32 / corpus.docs.max(1) as f32).max(1.0);
-    let mut found: IdMap<DocId, Gathered> = IdMap::default();
+    let mean = (index.words() as f32 / index.docs().max(1) as f32).max(1.0);
+    let mut found = vec![Gathered::default(); index.numbers()];
     let mut asked = 0.0;
     for word in counts(text).keys().take(QUERY_WORDS_MAX) {
-        let postings = postings(kv, tenant, user, term(keys, user, word))?;
-        let (all, with) = (corpus.docs as f32, postings.len() as f32);
+        let term = term(keys, user, word);
+        let postings = index.postings(term, || postings(kv, tenant, user, term))?;
+        let (all, with) = (index.docs() as f32, postings.len() as f32);
         // The `1 +` keeps a word that is in most memories from counting against them.
         let rarity = (1.0 + (all - with + 0.5).max(0.0) / (with + 0.5)).ln();
         asked += rarity;
-        for (doc, count) in postings {
-            let Some(length) = (corpus.length)(doc) else { continue };
-            let count = f32::from(count);
-            let norm = BM25_K1 * (1.0 - BM25_B + BM25_B * length as f32 / mean);
-            let gathered = found.entry(doc).or_default();
+        for (number, count) in postings.iter() {
+            let Some((_, meta)) = index.numbered(*number) else { continue };
+            let count = f32::from(*count);
+            let norm = BM25_K1 * (1.0 - BM25_B + BM25_B * meta.words as f32 / mean);
+            let gathered = &mut found[*number as usize];
             gathered.score += rarity * count * (BM25_K1 + 1.0) / (count + norm);
             gathered.covered += rarity;
         }
     }
-    let hits = found.into_iter().map(|(doc, gathered)| Hit {
-        doc,
-        score: gathered.score,
-        relevance: gathered.covered / asked.max(f32::MIN_POSITIVE),
+    let hits = (0u32..).zip(found).filter(|(_, gathered)| gathered.score > 0.0).filter_map(|(number, gathered)| {
+        let (doc, meta) = index.numbered(number)?;
+        let relevance = gathered.covered / asked.max(f32::MIN_POSITIVE);
+        visible(doc, meta).then_some(Hit { doc, score: gathered.score, relevance })
     });
     Ok(best(hits.collect()))
 }
@@ -126,7 +127,7 @@ pub(crate) fn best(mut hits: Vec<Hit>) -> Vec<Hit> {
     hits
 }
 
-fn postings(kv: &dyn KvStore, tenant: TenantId, user: UserId, term: [u8; 8]) -> Result<Vec<(DocId, u16)>, ReadError> {
+fn postings(kv: &dyn KvStore, tenant: TenantId, user: UserId, term: Term) -> Result<Vec<(DocId, u16)>, ReadError> {
     let from = layout::post_prefix(tenant, user, term);
     let to = layout::prefix_end(&from);
     let mut found = Vec::new();

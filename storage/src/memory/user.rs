@@ -6,6 +6,7 @@
 //! the scan is not missed: it goes into the slot, and the scan does not overwrite it.
 
 use super::graph::{self, EdgeChange, EdgeId};
+use super::text::Term;
 use super::vector::{Block, VectorRow};
 use super::walk::UserGraph;
 use crate::backend::{Cf, ScanRange};
@@ -21,7 +22,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 /// Rows copied per step of a load: the engine's view is held no longer than that takes.
 const LOAD_ROWS: usize = 1_024;
 /// Bytes of one memory's entry besides its vector.
-const DOC_BYTES: usize = 64;
+const DOC_BYTES: usize = 96;
+/// Bytes of a word's entry besides its postings.
+const TERM_BYTES: usize = 64;
+/// Numbers without a memory that are left alone.
+const NUMBERS_SPARE: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DocMeta {
@@ -29,11 +34,19 @@ pub(crate) struct DocMeta {
     pub words: u32,
 }
 
+/// Postings of one word: number of the memory, how often.
+type Postings = Arc<Vec<(u32, u16)>>;
+
 /// One user's memories without their texts.
 #[derive(Default)]
 pub(crate) struct UserIndex {
-    docs: IdMap<DocId, DocMeta>,
+    /// The number of each memory. A memory that is written again gets another number, so what was known of the older one
+    /// falls away with its number.
+    docs: IdMap<DocId, u32>,
+    numbered: Vec<Option<(DocId, DocMeta)>>,
     words: u64,
+    /// Of the words that were asked for since the load, kept up to date.
+    postings: Mutex<IdMap<Term, Postings>>,
     /// By length of the vectors: after a change of the embedding model both kinds exist.
     blocks: BTreeMap<usize, Block<DocId>>,
     /// Forgotten while the load was still running: the load must not bring them back.
@@ -53,17 +66,59 @@ impl UserIndex {
     }
 
     pub fn get(&self, doc: DocId) -> Option<DocMeta> {
-        self.docs.get(&doc).copied()
+        self.numbered(*self.docs.get(&doc)?).map(|(_, meta)| meta)
+    }
+
+    /// Every number is below this.
+    pub fn numbers(&self) -> usize {
+        self.numbered.len()
+    }
+
+    /// The memory of a number, while it is there.
+    pub fn numbered(&self, number: u32) -> Option<(DocId, DocMeta)> {
+        self.numbered[number as usize]
+    }
+
+    /// The postings of a word; `read` gets them from the rows when the word was not asked for yet.
+    ///
+    /// A row may be read whose memory is not in the index yet: its write is durable and about to be applied, which adds
+    /// it. Applying waits while a search holds the index.
+    pub fn postings(
+        &self,
+        term: Term,
+        read: impl FnOnce() -> Result<Vec<(DocId, u16)>, ReadError>,
+    ) -> Result<Postings, ReadError> {
+        let lock = || self.postings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(&term) {
+            return Ok(Arc::clone(known));
+        }
+        let rows = read()?.into_iter();
+        let numbers = rows.filter_map(|(doc, count)| Some((*self.docs.get(&doc)?, count)));
+        let postings = Arc::new(numbers.collect::<Vec<_>>());
+        // Words that no memory holds are without number; they are looked up again.
+        if !postings.is_empty() {
+            lock().insert(term, Arc::clone(&postings));
+        }
+        Ok(postings)
     }
 
     pub fn block(&self, dim: usize) -> Option<&Block<DocId>> {
         self.blocks.get(&dim)
     }
 
-    pub fn put(&mut self, doc: DocId, row: &VectorRow) {
+    /// Adds or replaces a memory; `terms` are its words, as far as some may have been asked for already.
+    pub fn put(&mut self, doc: DocId, row: &VectorRow, terms: &[(Term, u16)]) {
         self.remove(doc);
         self.words += u64::from(row.words);
-        self.docs.insert(doc, DocMeta { at_ms: row.at_ms, words: row.words });
+        let number = u32::try_from(self.numbered.len()).expect("a user has fewer than 2^32 memories");
+        self.numbered.push(Some((doc, DocMeta { at_ms: row.at_ms, words: row.words })));
+        self.docs.insert(doc, number);
+        let postings = self.postings.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (term, count) in terms {
+            if let Some(known) = postings.get_mut(term) {
+                Arc::make_mut(known).push((number, *count));
+            }
+        }
         if !row.vector.is_empty() {
             let dim = row.vector.len();
             self.blocks.entry(dim).or_insert_with(|| Block::new(dim)).put(doc, &row.vector);
@@ -71,12 +126,26 @@ impl UserIndex {
     }
 
     pub fn remove(&mut self, doc: DocId) {
-        if let Some(meta) = self.docs.remove(&doc) {
+        if let Some(number) = self.docs.remove(&doc)
+            && let Some((_, meta)) = self.numbered[number as usize].take()
+        {
             self.words -= u64::from(meta.words);
             for block in self.blocks.values_mut() {
                 block.remove(doc);
             }
         }
+        if self.numbered.len() > 2 * self.docs.len() + NUMBERS_SPARE {
+            self.number_again();
+        }
+    }
+
+    /// Forgets numbers without a memory, and with them the postings, which are read again when they are asked for.
+    fn number_again(&mut self) {
+        self.numbered.retain(Option::is_some);
+        for (number, (doc, _)) in (0..).zip(self.numbered.iter().flatten()) {
+            self.docs.insert(*doc, number);
+        }
+        self.postings.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     pub fn graph(&self) -> &UserGraph {
@@ -101,7 +170,12 @@ impl UserIndex {
     }
 
     fn bytes(&self) -> usize {
-        self.graph.bytes() + self.docs.len() * DOC_BYTES + self.blocks.values().map(Block::bytes).sum::<usize>()
+        let postings = self.postings.lock().unwrap_or_else(PoisonError::into_inner);
+        let postings = postings.values().map(|known| known.capacity() * size_of::<(u32, u16)>() + TERM_BYTES);
+        postings.sum::<usize>()
+            + self.graph.bytes()
+            + self.docs.len() * DOC_BYTES
+            + self.blocks.values().map(Block::bytes).sum::<usize>()
     }
 }
 
@@ -160,9 +234,9 @@ impl HotUsers {
     }
 
     /// A durable write: updates the user if it is hot.
-    pub fn put(&self, key: Key, doc: DocId, row: &VectorRow, edges: &[EdgeChange]) {
+    pub fn put(&self, key: Key, doc: DocId, (row, terms): (&VectorRow, &[(Term, u16)]), edges: &[EdgeChange]) {
         self.update(key, |index, loaded| {
-            index.put(doc, row);
+            index.put(doc, row, terms);
             index.change(edges, loaded);
         });
     }
@@ -255,7 +329,7 @@ fn load(shared: &Shared, key: Key, slot: &UserSlot) -> Result<(), ReadError> {
         let mut index = slot.index.write().unwrap_or_else(PoisonError::into_inner);
         for (doc, row) in opened {
             if index.get(doc).is_none() && !index.forgotten.contains(&doc) {
-                index.put(doc, &row);
+                index.put(doc, &row, &[]);
             }
         }
         Ok(())
@@ -279,9 +353,9 @@ mod tests {
     fn replacing_and_removing_keep_the_sums_right() {
         let doc = |seq| DocId { conversation: ConversationId([1; 16]), seq };
         let mut index = UserIndex::default();
-        index.put(doc(1), &VectorRow::new(5, 10, &[1.0, 0.0]));
-        index.put(doc(2), &VectorRow::new(6, 20, &[]));
-        index.put(doc(1), &VectorRow::new(7, 30, &[1.0, 0.0, 0.0]));
+        index.put(doc(1), &VectorRow::new(5, 10, &[1.0, 0.0]), &[]);
+        index.put(doc(2), &VectorRow::new(6, 20, &[]), &[]);
+        index.put(doc(1), &VectorRow::new(7, 30, &[1.0, 0.0, 0.0]), &[]);
         assert_eq!((index.docs(), index.words()), (2, 50));
         assert_eq!(index.get(doc(1)), Some(DocMeta { at_ms: 7, words: 30 }));
         assert_eq!(index.block(2).map(Block::len), Some(0), "the vector of the old model is gone");
@@ -289,5 +363,37 @@ mod tests {
         index.remove(doc(1));
         index.remove(doc(9));
         assert_eq!((index.docs(), index.words()), (1, 20));
+    }
+
+    /// Words that were asked for stay right through writes, replacements and removals, and through numbering anew.
+    #[test]
+    fn postings_that_were_asked_for_follow_every_change() {
+        let doc = |seq| DocId { conversation: ConversationId([1; 16]), seq };
+        let row = VectorRow::new(1, 1, &[]);
+        let (cat, dog) = (*b"cat     ", *b"dog     ");
+        let mut index = UserIndex::default();
+        index.put(doc(1), &row, &[(cat, 1)]);
+        // Of document 9 the row is durable, but it is not applied yet.
+        let known = index.postings(cat, || Ok(vec![(doc(1), 1), (doc(9), 4)])).unwrap();
+        assert_eq!(*known, [(0, 1)]);
+        drop(known);
+        let of = |index: &UserIndex, term| -> Vec<(u64, u16)> {
+            let known = index.postings(term, || panic!("it was read before")).unwrap();
+            known.iter().filter_map(|(number, count)| Some((index.numbered(*number)?.0.seq, *count))).collect()
+        };
+        index.put(doc(9), &row, &[(cat, 4), (dog, 1)]);
+        index.put(doc(1), &row, &[(dog, 2)]);
+        assert_eq!(of(&index, cat), [(9, 4)], "document 1 says dog now");
+        index.put(doc(1), &row, &[(cat, 3)]);
+        index.remove(doc(9));
+        assert_eq!(of(&index, cat), [(1, 3)]);
+        for _ in 0..2 * NUMBERS_SPARE {
+            index.put(doc(1), &row, &[(cat, 5)]);
+        }
+        assert!(index.numbers() <= NUMBERS_SPARE + 3);
+        let again = index.postings(cat, || Ok(vec![(doc(1), 5)])).unwrap();
+        let live: Vec<_> = again.iter().filter(|(number, _)| index.numbered(*number).is_some()).collect();
+        assert_eq!((live.len(), live[0].1), (1, 5));
+        assert_eq!(index.get(doc(1)), Some(DocMeta { at_ms: 1, words: 1 }));
     }
 }

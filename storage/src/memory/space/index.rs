@@ -240,7 +240,7 @@ fn worth_comparing(mut found: Vec<Candidate>, limit: usize) -> Vec<Candidate> {
     found.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.vid.cmp(&b.vid)));
     if let Some(last) = limit.checked_sub(1).and_then(|at| found.get(at)).copied() {
         let floor = last.score - ERRORS_APART * last.error;
-        found.retain(|candidate| !(candidate.score + ERRORS_APART * candidate.error < floor));
+        found.retain(|candidate| candidate.score + ERRORS_APART * candidate.error >= floor);
     }
     found
 }
