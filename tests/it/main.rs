@@ -6,6 +6,7 @@ mod channels;
 mod cli;
 mod clients;
 mod drain;
+mod forgetting;
 mod kill;
 mod limits;
 mod metrics;

@@ -162,7 +162,7 @@ pub(super) fn outbox(args: &OutboxArgs) -> Result<ExitCode, Trouble> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn admin(server: &ServerArgs) -> Result<Client, Trouble> {
+pub(super) fn admin(server: &ServerArgs) -> Result<Client, Trouble> {
     let client = Client::new(server)?;
     client.require_key()?;
     Ok(client)

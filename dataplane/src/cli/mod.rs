@@ -12,6 +12,7 @@ mod doctor;
 mod doctor_checks;
 mod model;
 mod print;
+mod sealing;
 mod settings;
 mod status;
 mod tune;
@@ -59,6 +60,10 @@ enum Command {
     Config(ConfigArgs),
     /// Manage the API keys of a running server
     Key(admin::KeyArgs),
+    /// Forget what a user said
+    Memory(sealing::MemoryArgs),
+    /// Renew the keys that seal the stored data
+    Seal(sealing::SealArgs),
     /// Look after replies that could not be delivered
     Outbox(admin::OutboxArgs),
     /// Print a completion script: millrace completion bash > /etc/bash_completion.d/millrace
@@ -131,6 +136,8 @@ fn run(command: Command) -> Result<ExitCode, Trouble> {
         Command::Status(args) => status::run(&args),
         Command::Config(ConfigArgs { command: ConfigCommand::Explain(args) }) => explain(&args),
         Command::Key(args) => admin::keys(&args),
+        Command::Memory(args) => sealing::memory(&args),
+        Command::Seal(args) => sealing::seal(&args),
         Command::Outbox(args) => admin::outbox(&args),
         Command::Completion { shell } => Ok(completion(shell)),
     }

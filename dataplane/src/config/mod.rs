@@ -20,6 +20,7 @@ use millrace_inference::encoder::Precision;
 use millrace_inference::kv::KvFormat;
 use millrace_proto::channel::Account;
 use millrace_proto::retry::RetryPolicy;
+use millrace_storage::{KeySource, Suite};
 
 pub use explain::{explain, explain_all, first_file};
 pub use keys::{KEYS, Key, find, nearest};
@@ -91,6 +92,10 @@ pub struct StorageOptions {
     pub cache_mib: usize,
     /// File of the sealing key.
     pub key_file: PathBuf,
+    /// Where the key of keys comes from.
+    pub key_source: KeySource,
+    /// What seals the data of new tenants.
+    pub suite: Suite,
 }
 
 /// Settings of sessions and turns.

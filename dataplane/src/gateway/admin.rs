@@ -183,6 +183,7 @@ impl Gateway {
         let metrics = &self.shared.metrics;
         let engine = metrics.engine().unwrap_or_default();
         let storage = metrics.storage().unwrap_or_default();
+        let sealing = self.shared.store.stats();
         let health = &self.shared.health;
         let body = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -207,6 +208,9 @@ impl Gateway {
                 "groups": storage.groups,
                 "failures": storage.failures,
                 "waiting": storage.waiting,
+                "users_forgotten": sealing.users_forgotten,
+                "rows_resealed": sealing.rows_resealed,
+                "rotations_running": sealing.rotations_running,
             },
             "outbox": {
                 "pending": count(DeliveryState::Pending),
@@ -253,11 +257,11 @@ impl Gateway {
 }
 
 /// The default tenant administers the node; the admin of another tenant only its own.
-fn scope_of(principal: &Principal) -> Option<TenantId> {
+pub(super) fn scope_of(principal: &Principal) -> Option<TenantId> {
     (principal.tenant != TenantId::DEFAULT).then_some(principal.tenant)
 }
 
-fn governs(principal: &Principal, tenant: TenantId) -> Result<(), ApiError> {
+pub(super) fn governs(principal: &Principal, tenant: TenantId) -> Result<(), ApiError> {
     if scope_of(principal).is_none_or(|own| own == tenant) {
         return Ok(());
     }
@@ -319,7 +323,7 @@ fn job_object(job: &OutboxJob) -> Value {
     })
 }
 
-fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
+pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request("invalid_json", format!("The body cannot be read: {error}.")))
 }
@@ -329,7 +333,7 @@ fn unreadable(error: &millrace_storage::ReadError) -> ApiError {
     ApiError::overloaded("The store does not answer.", 1)
 }
 
-fn uncommitted(error: &CommitError) -> ApiError {
+pub(super) fn uncommitted(error: &CommitError) -> ApiError {
     tracing::error!(%error, "a change was not stored");
     match error {
         CommitError::NoSpace { .. } => {
@@ -337,6 +341,9 @@ fn uncommitted(error: &CommitError) -> ApiError {
                 .with_next_step("Free space on the volume, then try again.")
         }
         CommitError::Invalid { why } => ApiError::bad_request("invalid_value", format!("It cannot be stored: {why}.")),
+        CommitError::Forgotten => {
+            ApiError::bad_request("user_forgotten", "The user was forgotten; nothing was changed.")
+        }
         CommitError::Io { .. } | CommitError::Closed => ApiError::overloaded("The change could not be stored.", 1),
     }
 }

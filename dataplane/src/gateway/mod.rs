@@ -13,6 +13,7 @@ mod generate;
 mod hook;
 mod native;
 pub mod routes;
+mod sealing;
 mod sessions;
 mod shape;
 mod socket;
@@ -200,6 +201,8 @@ impl Gateway {
             Endpoint::AdminOutbox => self.list_outbox(principal, request),
             Endpoint::AdminOutboxAct => self.act_on_outbox(principal, request).await,
             Endpoint::AdminStatus => self.status(principal),
+            Endpoint::AdminForget => self.forget_user(principal, request).await,
+            Endpoint::AdminRotate => self.rotate(principal, request).await,
             Endpoint::Healthz
             | Endpoint::Readyz
             | Endpoint::Models

@@ -73,6 +73,8 @@ pub enum Endpoint {
     AdminOutbox,
     AdminOutboxAct,
     AdminStatus,
+    AdminForget,
+    AdminRotate,
 }
 
 /// One row.
@@ -132,7 +134,7 @@ const CHAT: Access = Access::Key(SCOPE_CHAT);
 const ADMIN: Access = Access::Key(SCOPE_ADMIN);
 
 /// The table.
-pub static ROUTES: [Row; 23] = [
+pub static ROUTES: [Row; 25] = [
     row(Verb::Get, "/healthz", Access::Public, Endpoint::Healthz, Route::Health),
     row(Verb::Get, "/readyz", Access::Public, Endpoint::Readyz, Route::Health),
     for_client(with_body(row(Verb::Post, "/v1/chat/completions", CHAT, Endpoint::Chat, Route::Chat), BODY_BYTES_MAX)),
@@ -163,6 +165,8 @@ pub static ROUTES: [Row; 23] = [
     row(Verb::Get, "/v1/admin/outbox", ADMIN, Endpoint::AdminOutbox, Route::Admin),
     with_body(row(Verb::Post, "/v1/admin/outbox", ADMIN, Endpoint::AdminOutboxAct, Route::Admin), ADMIN_BODY_BYTES_MAX),
     row(Verb::Get, "/v1/admin/status", ADMIN, Endpoint::AdminStatus, Route::Admin),
+    with_body(row(Verb::Post, "/v1/admin/forget", ADMIN, Endpoint::AdminForget, Route::Admin), ADMIN_BODY_BYTES_MAX),
+    with_body(row(Verb::Post, "/v1/admin/rotate", ADMIN, Endpoint::AdminRotate, Route::Admin), ADMIN_BODY_BYTES_MAX),
 ];
 
 /// Most variable segments of one path.
