@@ -21,6 +21,7 @@ import chats
 import dataplane
 import engine
 import hooks
+import seal
 import servers
 import storage
 
@@ -196,6 +197,7 @@ def main():
     engine.crowds(show, wanted)
     engine.first_token(show, wanted, OPTIONS.repeat)
     storage.measure(show, wanted)
+    seal.figures(show, wanted, LOWER)
 
 
 if __name__ == "__main__":

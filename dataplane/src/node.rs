@@ -390,6 +390,8 @@ fn open_store(config: &Config) -> Result<Store, Trouble> {
     let options = StoreOptions {
         path: config.data.clone(),
         key_file: config.storage.key_file.clone(),
+        key_source: config.storage.key_source.clone(),
+        suite: config.storage.suite,
         memory_bytes: config.storage.cache_mib << 20,
         backend: match config.storage_type {
             StorageType::Rocksdb => BackendKind::Rocks,

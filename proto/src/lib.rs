@@ -13,6 +13,7 @@ pub mod channel;
 pub mod date;
 pub mod digest;
 pub mod gcra;
+pub mod gm;
 pub mod http1;
 pub mod http2;
 pub mod http3;

@@ -53,6 +53,8 @@ pub struct SpaceWrite {
 pub struct Batch {
     pub(crate) ops: Vec<Op>,
     pub(crate) bytes: usize,
+    /// Users of conversations that this batch knows: their keys seal what is written there.
+    pub(crate) users: Vec<(TenantId, ConversationId, UserId)>,
 }
 
 #[derive(Debug)]
@@ -134,6 +136,7 @@ impl Batch {
 
     /// Writes a session's head and lists the session under its user.
     pub fn put_session(&mut self, head: &SessionHead) {
+        self.users.push((head.tenant, head.conversation, head.user));
         self.put(head.tenant, Cf::Sess, layout::sess(head.tenant, head.conversation), head.to_bytes());
         self.push(
             8,
@@ -152,6 +155,7 @@ impl Batch {
 
     /// Accepts an inbound message: its turn is open until [`Batch::close_inbox`].
     pub fn put_inbox(&mut self, record: &InboxRecord) {
+        self.users.push((record.tenant, record.conversation, record.user));
         let key = layout::inbox(record.tenant, record.conversation, record.turn);
         self.put(record.tenant, Cf::Inbox, key, record.to_bytes());
     }

@@ -10,9 +10,12 @@
 use crate::backend::{Cf, KvOp};
 use crate::batch::Batch;
 use crate::error::{Busy, CommitError, KvError};
+use crate::forget::forget;
 use crate::layout::ctl;
 use crate::memory::Derived;
 use crate::prepare::{Prepared, prepare, prepare_with_new_keys};
+use crate::reseal::Reseal;
+use crate::seal::Owner;
 use crate::store::Shared;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -40,6 +43,10 @@ enum Work {
     /// A tenant of this batch has no key yet; making one is a write, so the commit thread does it.
     NeedsKeys(Batch),
     Refused(CommitError),
+    /// Rows under newer keys, written only where nothing came between.
+    Reseal(Vec<Reseal>),
+    /// A user is forgotten between two groups.
+    Forget(Owner),
 }
 
 struct Job {
@@ -57,6 +64,10 @@ impl Job {
             Ok(Err(batch)) => Work::NeedsKeys(batch),
             Err(error) => Work::Refused(error),
         };
+        Self::of(shared, work, bytes, done)
+    }
+
+    fn of(shared: &Shared, work: Work, bytes: usize, done: Done) -> Self {
         shared.stats.waiting_jobs.fetch_add(1, Relaxed);
         shared.stats.waiting_bytes.fetch_add(bytes, Relaxed);
         Self { work, bytes, done }
@@ -94,7 +105,15 @@ impl Committer {
             shared.stats.busy.fetch_add(1, Relaxed);
             return Err(Busy { waiting, bound: QUEUE_BYTES_MAX });
         }
-        let job = Job::new(shared, batch, done);
+        self.try_send(shared, Job::new(shared, batch, done))
+    }
+
+    /// Forgets a user after everything that waits now.
+    pub fn forget(&self, shared: &Shared, owner: Owner, done: Done) -> Result<(), Busy> {
+        self.try_send(shared, Job::of(shared, Work::Forget(owner), 0, done))
+    }
+
+    fn try_send(&self, shared: &Shared, job: Job) -> Result<(), Busy> {
         let sender = self.sender.read().unwrap_or_else(PoisonError::into_inner);
         let Some(sender) = sender.as_ref() else {
             job.refuse(shared, CommitError::Closed);
@@ -116,11 +135,21 @@ impl Committer {
 
     /// The blocking form waits for room instead of refusing: its caller has nothing else to do.
     pub fn commit(&self, shared: &Shared, batch: Batch) -> Result<u64, CommitError> {
+        self.wait(shared, |done| Job::new(shared, batch, done))
+    }
+
+    /// Writes rows under newer keys and waits: a sweep takes the place of one waiting batch at most.
+    pub fn reseal(&self, shared: &Shared, rows: Vec<Reseal>) -> Result<u64, CommitError> {
+        let bytes = rows.iter().map(Reseal::bytes).sum();
+        self.wait(shared, |done| Job::of(shared, Work::Reseal(rows), bytes, done))
+    }
+
+    fn wait(&self, shared: &Shared, job: impl FnOnce(Done) -> Job) -> Result<u64, CommitError> {
         let (reply, receiver) = bounded(1);
         let Some(sender) = self.sender.read().unwrap_or_else(PoisonError::into_inner).clone() else {
             return Err(CommitError::Closed);
         };
-        let job = Job::new(shared, batch, Box::new(move |result| drop(reply.try_send(result))));
+        let job = job(Box::new(move |result| drop(reply.try_send(result))));
         if let Err(unsent) = sender.send(job) {
             unsent.into_inner().leave(shared);
             return Err(CommitError::Closed);
@@ -173,7 +202,9 @@ impl CommitLoop {
     fn group(&mut self, first: Job, jobs: &Receiver<Job>) {
         let mut ops = Vec::new();
         let mut derived = Vec::new();
+        let mut reseals = Vec::new();
         let mut waiting: Vec<Done> = Vec::new();
+        let mut forget = None;
         let (mut bytes, mut count) = (0, 0);
         let seq = self.seq + 1;
         let mut next = Some(first);
@@ -181,26 +212,73 @@ impl CommitLoop {
             job.leave(&self.shared);
             bytes += job.bytes;
             count += 1;
-            match self.ready(job.work) {
-                Ok(prepared) => {
-                    prepared.add_to(seq, &mut ops, &mut derived);
+            match job.work {
+                // Ends the group: what came before is written first, what comes later is sealed anew.
+                Work::Forget(owner) => {
+                    forget = Some((owner, job.done));
+                    break;
+                }
+                Work::Reseal(rows) => {
+                    reseals.extend(rows);
                     waiting.push(job.done);
                 }
-                Err(error) => finish(job.done, Err(error)),
+                work => match self.ready(work) {
+                    Ok(prepared) => {
+                        prepared.add_to(seq, &mut ops, &mut derived);
+                        waiting.push(job.done);
+                    }
+                    Err(error) => finish(job.done, Err(error)),
+                },
             }
             if count < GROUP_JOBS_MAX && bytes < GROUP_BYTES_MAX {
                 next = jobs.try_recv().ok();
             }
         }
         if !waiting.is_empty() {
+            let kv = &*self.shared.kv;
+            let unchanged: Vec<KvOp> =
+                reseals.into_iter().filter_map(|row| row.into_op_if_unchanged(kv, &ops)).collect();
+            self.shared.stats.rows_resealed.fetch_add(unchanged.len() as u64, Relaxed);
+            ops.extend(unchanged);
             self.write(seq, ops, derived, waiting);
+        }
+        if let Some((owner, done)) = forget {
+            self.forget(owner, done);
+        }
+    }
+
+    fn forget(&mut self, owner: Owner, done: Done) {
+        let seq = self.seq + 1;
+        let result = match &self.failed {
+            Some((error, _)) => Err(error.clone().into()),
+            None => forget(&self.shared, seq, owner),
+        };
+        match result {
+            Ok(()) => {
+                self.seq = seq;
+                self.shared.stats.seq.store(seq, Relaxed);
+                self.shared.stats.users_forgotten.fetch_add(1, Relaxed);
+                finish(done, Ok(seq));
+            }
+            Err(error) => {
+                if let (CommitError::NoSpace { detail }, None) = (&error, &self.failed) {
+                    self.note_failure(KvError::NoSpace(detail.clone()));
+                }
+                // Its batch may have become durable before the failure: that number must not be given twice.
+                if let Err(error) = self.reread_seq() {
+                    tracing::warn!(%error, "the sequence number could not be read again");
+                }
+                finish(done, Err(error));
+            }
         }
     }
 
     fn ready(&mut self, work: Work) -> Result<Prepared, CommitError> {
         match work {
+            Work::Ready(prepared) if prepared.outlived_its_keys(&self.shared.keys) => Err(CommitError::Forgotten),
             Work::Ready(prepared) => Ok(prepared),
             Work::Refused(error) => Err(error),
+            Work::Reseal(_) | Work::Forget(_) => unreachable!("the group handles them itself"),
             Work::NeedsKeys(batch) => {
                 if let Some((error, _)) = &self.failed {
                     return Err(error.clone().into());

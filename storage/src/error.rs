@@ -91,6 +91,35 @@ pub enum OpenError {
         /// What is wrong with it.
         why: String,
     },
+    /// The key of keys cannot be had from where it is said to be.
+    #[error(
+        "the key of keys cannot be read from {what}: {why}. Set it to `millrace-key-1 ` and 64 hexadecimal digits \
+         (the line of a key file), or change `storage.key_source`"
+    )]
+    KeySource {
+        /// Where it was looked for.
+        what: String,
+        /// What is wrong there.
+        why: String,
+    },
+    /// The file of wrapped user keys is not there, and rows need it.
+    #[error(
+        "the file {file} is missing, and the store holds data that only its keys open. \
+         Restore it from the same backup as the database; an older one lacks the users that came later"
+    )]
+    UserKeysMissing {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A user who was being forgotten when the last process ended could not be forgotten for good.
+    #[error("the store in {path} could not finish what a rotation or a forgotten user left to do")]
+    Unfinished {
+        /// The data folder.
+        path: PathBuf,
+        /// What stopped it.
+        #[source]
+        source: CommitError,
+    },
     /// The data was written by a newer program.
     #[error(
         "the store in {path} has schema {found}; this program knows schemas up to {supported}. \
@@ -189,6 +218,9 @@ pub enum CommitError {
         /// What and which bound.
         why: String,
     },
+    /// A user of this batch was forgotten while it waited.
+    #[error("the user was forgotten while this write waited, and with it the key that sealed it: nothing was stored")]
+    Forgotten,
     /// The store is shutting down.
     #[error("the store is shutting down and takes no more writes")]
     Closed,
@@ -205,13 +237,19 @@ pub enum ReadError {
         /// What was found.
         why: String,
     },
-    /// The tenant's data key is not there, so its records cannot be opened.
-    #[error("the data key of tenant {tenant} (epoch {epoch}) is not in the store, so its records cannot be opened")]
+    /// The data key of the tenant, or of the user whom the record names, is not there.
+    #[error("a data key of tenant {tenant} (epoch {epoch}) is not in the store, so the record cannot be opened")]
     KeyGone {
         /// The tenant.
         tenant: u32,
         /// The key epoch asked for.
         epoch: u16,
+    },
+    /// The user whose key sealed the record was forgotten.
+    #[error("the record belongs to a user of tenant {tenant} who was forgotten; nobody can read it any more")]
+    Forgotten {
+        /// The tenant.
+        tenant: u32,
     },
     /// The question itself is out of range.
     #[error("the read cannot be answered: {why}")]

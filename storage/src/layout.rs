@@ -7,7 +7,7 @@
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId, virtual_shard};
 
 /// The layout this program writes. A store with a larger number is refused.
-pub(crate) const SCHEMA: u32 = 3;
+pub(crate) const SCHEMA: u32 = 4;
 
 /// Names in the control family.
 pub(crate) mod ctl {
@@ -19,6 +19,10 @@ pub(crate) mod ctl {
     pub const KEY_CHECK: &[u8] = b"key-check";
     /// Prefix of named values.
     pub const META: &[u8] = b"m/";
+    /// Prefix of users who are being forgotten: the slots that a crash may have left to erase.
+    pub const FORGET: &[u8] = b"f/";
+    /// Prefix of tenants whose rows are being brought to new keys.
+    pub const ROTATION: &[u8] = b"r/";
     /// Prefix of the manifests of sealed vector segments.
     pub const SEGMENT: &[u8] = b"s/";
 }
@@ -137,6 +141,34 @@ pub(crate) fn sess(tenant: TenantId, conversation: ConversationId) -> Vec<u8> {
 // user_sess: shard2 tenant4 user16 conversation16
 pub(crate) fn user_sess(tenant: TenantId, user: UserId, conversation: ConversationId) -> Vec<u8> {
     Key::user(tenant, user).bytes(&conversation.0).0
+}
+
+/// Tenant, user and conversation of a listing row.
+pub(crate) fn user_sess_parts(key: &[u8]) -> Option<(TenantId, UserId, ConversationId)> {
+    let key: &[u8; 38] = key.try_into().ok()?;
+    let tenant = TenantId(u32::from_be_bytes(*key[2..].first_chunk()?));
+    Some((tenant, UserId(*key[6..].first_chunk()?), ConversationId(*key[22..].first_chunk()?)))
+}
+
+/// The conversation that a row belongs to, in the families that are keyed by one.
+pub(crate) fn conversation_of(cf: crate::backend::Cf, key: &[u8]) -> Option<ConversationId> {
+    use crate::backend::Cf;
+    let at = match cf {
+        Cf::Sess | Cf::Msg | Cf::Inbox | Cf::Outbox | Cf::Receipt => 6,
+        Cf::Timer => 12,
+        _ => return None,
+    };
+    key.get(at..at + 16)?.try_into().ok().map(ConversationId)
+}
+
+// ctl: "f/" tenant4 user16
+pub(crate) fn forget_note(tenant: TenantId, user: UserId) -> Vec<u8> {
+    Key(ctl::FORGET.to_vec()).u32(tenant.0).bytes(&user.0).0
+}
+
+// ctl: "r/" tenant4
+pub(crate) fn rotation_note(tenant: TenantId) -> Vec<u8> {
+    Key(ctl::ROTATION.to_vec()).u32(tenant.0).0
 }
 
 /// The prefix of everything of a user, in every family keyed by user.
@@ -327,5 +359,13 @@ mod tests {
         assert_eq!(DocId::at_end_of(&memory(T, u, doc)), Some(doc));
         assert_eq!(memory_parts(&memory(T, u, doc)), Some((T, u, doc)));
         assert_eq!(memory_parts(&[0; 45]), None);
+        use crate::backend::Cf;
+        assert_eq!(user_sess_parts(&user_sess(T, u, c)), Some((T, u, c)));
+        assert_eq!(user_sess_parts(&[0; 37]), None);
+        assert_eq!(conversation_of(Cf::Msg, &msg(T, c, 1)), Some(c));
+        assert_eq!(conversation_of(Cf::Receipt, &effect(T, &effect_key)), Some(c));
+        assert_eq!(conversation_of(Cf::Timer, &timer(1, T, c, 1)), Some(c));
+        assert_eq!(conversation_of(Cf::Mem, &memory(T, u, doc)), None);
+        assert_eq!(conversation_of(Cf::Msg, &[1, 2, 3]), None);
     }
 }

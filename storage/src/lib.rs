@@ -3,7 +3,7 @@
 //! [`Store`] is the only door. Writes go in as a typed [`Batch`]; one commit thread puts everything
 //! that waits into one atomic write and one sync, and only then says so. Reads run on the caller's
 //! thread, recall on a small pool. Every value that holds user text or vectors is sealed
-//! (AES-256-GCM, bound to its place), every key of a tenant carries the tenant.
+//! (AES-256-GCM or SM4-GCM, bound to its place and its user), every key of a tenant carries the tenant.
 //!
 //! What it never does: it opens no socket, knows no HTTP, runs no model, and makes no decision about
 //! what to do next. `DESIGN.md` beside this crate shows every key and value byte by byte.
@@ -12,6 +12,7 @@ mod backend;
 mod batch;
 mod commit;
 mod error;
+mod forget;
 mod layout;
 mod lock;
 mod memory;
@@ -19,6 +20,8 @@ mod migrate;
 mod pool;
 mod prepare;
 mod queue;
+mod reseal;
+mod rotate;
 mod seal;
 mod session;
 mod stats;
@@ -34,6 +37,8 @@ pub use memory::{RECALL_LIMIT_MAX, RELEVANCE_MIN, RecallQuery, Recalled, Why};
 pub use memory::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter, SpaceHit, SpaceQuery, SpaceStats};
 pub use pool::{READ_QUEUE_MAX, READ_THREADS};
 pub use queue::{RECEIPT_TTL_MS, Receipt};
+pub use rotate::{RotateError, RotationDone};
+pub use seal::{KeySource, Suite, measure_seal};
 pub use session::USER_SESSIONS_MAX;
 pub use stats::StatsSnapshot;
 pub use store::{BackendKind, Store, StoreOptions};

@@ -4,9 +4,10 @@
 //! step again from its beginning, and every step gives the same rows however often it runs.
 
 use crate::backend::{Cf, KvOp, KvStore, ScanRange};
-use crate::error::{KvError, ReadError};
+use crate::error::{CommitError, KvError, ReadError};
 use crate::layout::{self, ctl};
 use crate::memory;
+use crate::reseal::{self, Sweep};
 use crate::seal::KeyRing;
 use std::ops::ControlFlow;
 
@@ -22,6 +23,10 @@ pub(crate) fn migrate(kv: &dyn KvStore, keys: &KeyRing, found: u32) -> Result<()
     // Schema 3 puts owner, tags and time before a passage's text and reads passages without them; segments of
     // schema 2 are told by their first bytes and built again. So nothing is rewritten, but an older program
     // must not read what this one writes.
+    if found < 4 {
+        tracing::info!(from = found, to = 4, "everything is sealed again under keys of its users");
+        seal_by_user(kv, keys)?;
+    }
     if found < layout::SCHEMA {
         let row = KvOp::Put(Cf::Ctl, ctl::SCHEMA.to_vec(), layout::SCHEMA.to_be_bytes().to_vec());
         kv.apply(&[row], true)?;
@@ -46,10 +51,35 @@ fn index_words_again(kv: &dyn KvStore, keys: &KeyRing) -> Result<(), ReadError> 
         for (key, sealed) in rows {
             let (tenant, user, doc) = layout::memory_parts(&key)
                 .ok_or_else(|| ReadError::Corrupt { cf: Cf::Mem.name(), why: "a key has the wrong length".into() })?;
-            let keys = keys.find(kv, tenant)?.ok_or(ReadError::KeyGone { tenant: tenant.0, epoch: 0 })?;
+            // After a cut-off upgrade some users have keys of their own already; their ids are made as before.
+            let keys = match keys.find_user(kv, tenant, user)? {
+                Some(keys) => keys,
+                None => keys.find(kv, tenant)?.ok_or(ReadError::KeyGone { tenant: tenant.0, epoch: 0 })?,
+            };
             let plain = keys.open(Cf::Mem, &key, sealed)?;
             memory::put_words(&keys, (tenant, user, doc), &plain, &mut ops)?;
         }
         kv.apply(&ops, true).map_err(|error: KvError| ReadError::from(error))?;
     }
+}
+
+/// Schema 4 seals what a user said by the user's own key; before, the tenant's sealed everything.
+fn seal_by_user(kv: &dyn KvStore, keys: &KeyRing) -> Result<(), ReadError> {
+    let users = reseal::users_of_conversations(kv)?;
+    let sweep = Sweep { kv, keys, tenant: None, users: Some(users) };
+    let swept = sweep.run(|rows| {
+        let ops: Vec<KvOp> = rows.into_iter().map(reseal::Reseal::into_op).collect();
+        kv.apply(&ops, true)?;
+        Ok(ControlFlow::Continue(()))
+    });
+    let swept = swept.map_err(|error| match error {
+        CommitError::NoSpace { detail } => ReadError::Backend(KvError::NoSpace(detail)),
+        other => ReadError::Backend(KvError::Io(other.to_string())),
+    })?;
+    // The old rows would outlive a user who is forgotten, under a key that stays: they leave the files now.
+    for cf in reseal::families() {
+        kv.compact(cf)?;
+    }
+    tracing::info!(rows = swept.resealed, "everything is sealed by its user's key");
+    Ok(())
 }

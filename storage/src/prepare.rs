@@ -8,10 +8,11 @@ use crate::batch::{Batch, MemoryWrite, Op, SpaceWrite};
 use crate::error::CommitError;
 use crate::layout::{self, DocId};
 use crate::memory::{self, Change, Derived};
-use crate::seal::TenantKeys;
+use crate::seal::{Header, KeyRing, NO_USER, Owner, TenantKeys};
 use crate::store::Shared;
 use crate::{EMBEDDING_DIM_MAX, SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, VALUE_BYTES_MAX};
-use millrace_proto::id::TenantId;
+use millrace_proto::id::{ConversationId, TenantId, UserId};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Sealed rows, and what follows from them in memory.
@@ -20,6 +21,9 @@ pub(crate) struct Prepared {
     ops: Vec<KvOp>,
     spaces: Vec<Change>,
     derived: Vec<Derived>,
+    /// The keys that sealed, and how many users had been forgotten before.
+    keys: Vec<Arc<TenantKeys>>,
+    forgotten: u64,
 }
 
 impl Prepared {
@@ -32,80 +36,121 @@ impl Prepared {
             derived.push(Derived::Space(change));
         }
     }
-}
 
-/// Prepares a batch with the keys that are open; gives it back when a tenant has none yet.
-pub(crate) fn prepare(shared: &Shared, batch: Batch) -> Result<Result<Prepared, Batch>, CommitError> {
-    for tenant in tenants(&batch) {
-        if shared.keys.opened(tenant).is_none() {
-            return Ok(Err(batch));
-        }
-    }
-    build(shared, batch).map(Ok)
-}
-
-/// Prepares a batch on the commit thread, making the keys of new tenants first.
-pub(crate) fn prepare_with_new_keys(shared: &Shared, batch: Batch) -> Result<Prepared, CommitError> {
-    for tenant in tenants(&batch) {
-        shared.keys.find_or_make(&*shared.kv, tenant)?;
-    }
-    build(shared, batch)
-}
-
-fn tenants(batch: &Batch) -> Vec<TenantId> {
-    let mut tenants: Vec<TenantId> = batch
-        .ops
-        .iter()
-        .filter_map(|op| match op {
-            Op::Put { tenant, .. }
-            | Op::Dedup { tenant, .. }
-            | Op::Finish { tenant, .. }
-            | Op::Forget { tenant, .. }
-            | Op::SpaceRemove { tenant, .. } => Some(*tenant),
-            Op::Remember(write) => Some(write.tenant),
-            Op::SpacePut(write) => Some(write.tenant),
-            Op::PutClear { .. } | Op::Delete { .. } | Op::Invalid(_) => None,
-        })
-        .collect();
-    tenants.sort_unstable();
-    tenants.dedup();
-    tenants
-}
-
-fn build(shared: &Shared, batch: Batch) -> Result<Prepared, CommitError> {
-    let mut prepared = Prepared { ops: Vec::with_capacity(batch.ops.len()), ..Prepared::default() };
-    let mut last: Option<(TenantId, Arc<TenantKeys>)> = None;
-    let mut keys_of = |tenant: TenantId| -> Result<Arc<TenantKeys>, CommitError> {
-        if let Some((known, keys)) = &last
-            && *known == tenant
-        {
-            return Ok(Arc::clone(keys));
-        }
-        // Opened a moment ago; it can only be missing if the table of open tenants was just cleared.
-        let keys = match shared.keys.opened(tenant) {
-            Some(keys) => keys,
-            None => shared.keys.find_or_make(&*shared.kv, tenant)?,
+    /// Whether a key of this batch was erased while it waited. Its rows could never be opened.
+    pub fn outlived_its_keys(&self, ring: &KeyRing) -> bool {
+        let still = |keys: &Arc<TenantKeys>| {
+            keys.owner().1 == NO_USER || ring.opened(keys.owner()).is_some_and(|now| Arc::ptr_eq(&now, keys))
         };
-        last = Some((tenant, Arc::clone(&keys)));
-        Ok(keys)
+        ring.forgotten() != self.forgotten && !self.keys.iter().all(still)
+    }
+}
+
+/// Prepares a batch with the keys that are open; gives it back when an owner has none yet.
+pub(crate) fn prepare(shared: &Shared, batch: Batch) -> Result<Result<Prepared, Batch>, CommitError> {
+    let forgotten = shared.keys.forgotten();
+    let owners = owners(shared, &batch)?;
+    let mut keys = Vec::with_capacity(owners.all.len());
+    for owner in &owners.all {
+        match shared.keys.opened(*owner) {
+            Some(opened) => keys.push(opened),
+            None => return Ok(Err(batch)),
+        }
+    }
+    build(shared, batch, &owners, keys, forgotten).map(Ok)
+}
+
+/// Prepares a batch on the commit thread, making the keys of new owners first.
+pub(crate) fn prepare_with_new_keys(shared: &Shared, batch: Batch) -> Result<Prepared, CommitError> {
+    let forgotten = shared.keys.forgotten();
+    let owners = owners(shared, &batch)?;
+    let make = |(tenant, user): &Owner| shared.keys.find_or_make_user(&*shared.kv, *tenant, *user);
+    let keys = owners.all.iter().map(make).collect::<Result<_, _>>()?;
+    build(shared, batch, &owners, keys, forgotten)
+}
+
+/// Whose keys a batch needs.
+struct Owners {
+    /// Ascending, each once.
+    all: Vec<Owner>,
+    conversations: HashMap<(TenantId, ConversationId), UserId>,
+}
+
+impl Owners {
+    fn of(&self, tenant: TenantId, cf: Cf, key: &[u8]) -> Owner {
+        let user = layout::conversation_of(cf, key).and_then(|id| self.conversations.get(&(tenant, id)));
+        (tenant, user.copied().unwrap_or(NO_USER))
+    }
+}
+
+fn owners(shared: &Shared, batch: &Batch) -> Result<Owners, CommitError> {
+    let known = batch.users.iter().map(|(tenant, conversation, user)| ((*tenant, *conversation), *user));
+    let mut owners = Owners { all: Vec::new(), conversations: known.collect() };
+    for op in &batch.ops {
+        let owner = match op {
+            Op::Put { tenant, cf, key, .. } => conversation_owner(shared, &mut owners, *tenant, *cf, key)?,
+            Op::Finish { tenant, key, .. } => conversation_owner(shared, &mut owners, *tenant, Cf::Receipt, key)?,
+            Op::Remember(write) => (write.tenant, write.user),
+            Op::Forget { tenant, user, .. } => (*tenant, *user),
+            Op::SpacePut(write) => (write.tenant, NO_USER),
+            Op::Dedup { tenant, .. } | Op::SpaceRemove { tenant, .. } => (*tenant, NO_USER),
+            Op::PutClear { .. } | Op::Delete { .. } | Op::Invalid(_) => continue,
+        };
+        owners.all.push(owner);
+    }
+    owners.all.sort_unstable();
+    owners.all.dedup();
+    Ok(owners)
+}
+
+/// The owner of what is written in a conversation. A batch that does not bring the session asks the stored one, whose
+/// envelope says it in clear.
+fn conversation_owner(
+    shared: &Shared,
+    owners: &mut Owners,
+    tenant: TenantId,
+    cf: Cf,
+    key: &[u8],
+) -> Result<Owner, CommitError> {
+    let Some(conversation) = layout::conversation_of(cf, key) else { return Ok((tenant, NO_USER)) };
+    if let Some(user) = owners.conversations.get(&(tenant, conversation)) {
+        return Ok((tenant, *user));
+    }
+    let stored = shared.kv.get(Cf::Sess, &layout::sess(tenant, conversation))?;
+    let user = stored.and_then(|sealed| Header::read(&sealed).ok()).map_or(NO_USER, |header| header.stamp.owner);
+    owners.conversations.insert((tenant, conversation), user);
+    Ok((tenant, user))
+}
+
+fn build(
+    shared: &Shared,
+    batch: Batch,
+    owners: &Owners,
+    keys: Vec<Arc<TenantKeys>>,
+    forgotten: u64,
+) -> Result<Prepared, CommitError> {
+    let mut prepared = Prepared { ops: Vec::with_capacity(batch.ops.len()), forgotten, ..Prepared::default() };
+    let keys_of = |owner: Owner| -> &TenantKeys {
+        let at = owners.all.binary_search(&owner).expect("every owner of the batch was listed");
+        &keys[at]
     };
     for op in batch.ops {
         match op {
             Op::Put { tenant, cf, key, plain } => {
                 check_size(plain.len())?;
-                let sealed = keys_of(tenant)?.seal(cf, &key, &plain);
+                let sealed = keys_of(owners.of(tenant, cf, &key)).seal(cf, &key, &plain);
                 prepared.ops.push(KvOp::Put(cf, key, sealed));
             }
             Op::PutClear { cf, key, value } => prepared.ops.push(KvOp::Put(cf, key, value)),
             Op::Delete { cf, key } => prepared.ops.push(KvOp::Delete(cf, key)),
             Op::Dedup { tenant, scope, key, expires_ms } => {
-                let blind = keys_of(tenant)?.blind("dedup", &[scope.as_bytes(), key.as_bytes()]);
+                let blind = keys_of((tenant, NO_USER)).blind("dedup", &[scope.as_bytes(), key.as_bytes()]);
                 // 0 means "never" in these rows; a caller's 0 is long past and must stay so.
                 let expires = expires_ms.max(1).to_be_bytes().to_vec();
                 prepared.ops.push(KvOp::Put(Cf::Idem, layout::idem(tenant, blind), expires));
             }
             Op::Finish { tenant, key, receipt } => {
-                let keys = keys_of(tenant)?;
+                let keys = keys_of(owners.of(tenant, Cf::Receipt, &key));
                 let mut value = receipt.expires_ms.to_be_bytes().to_vec();
                 value.extend(keys.seal(Cf::Receipt, &key, &receipt.to_bytes()));
                 if receipt.expires_ms != 0 {
@@ -115,30 +160,31 @@ fn build(shared: &Shared, batch: Batch) -> Result<Prepared, CommitError> {
             }
             Op::Remember(write) => {
                 check_memory(&write)?;
-                let keys = keys_of(write.tenant)?;
-                memory::remember(shared, &keys, write, &mut prepared.ops, &mut prepared.derived)?;
+                let keys = keys_of((write.tenant, write.user));
+                memory::remember(shared, keys, write, &mut prepared.ops, &mut prepared.derived)?;
             }
             Op::Forget { tenant, user, conversation, seq } => {
-                let keys = keys_of(tenant)?;
+                let keys = keys_of((tenant, user));
                 let doc = DocId { conversation, seq };
-                memory::forget(shared, &keys, tenant, user, doc, &mut prepared.ops, &mut prepared.derived)?;
+                memory::forget(shared, keys, tenant, user, doc, &mut prepared.ops, &mut prepared.derived)?;
             }
             Op::SpacePut(write) => {
                 check_space(&write)?;
-                let keys = keys_of(write.tenant)?;
-                let space = memory::space_key(&keys, &write.space);
-                let (row, change) = memory::space_row(&keys, space, write);
+                let keys = keys_of((write.tenant, NO_USER));
+                let space = memory::space_key(keys, &write.space);
+                let (row, change) = memory::space_row(keys, space, write);
                 prepared.ops.push(row);
                 prepared.spaces.push(change);
             }
             Op::SpaceRemove { tenant, space, id } => {
-                let space = memory::space_key(&*keys_of(tenant)?, &space);
+                let space = memory::space_key(keys_of((tenant, NO_USER)), &space);
                 prepared.ops.push(KvOp::Delete(Cf::Space, layout::space(tenant, space, id)));
                 prepared.spaces.push(Change { tenant, space, vid: id, written: None });
             }
             Op::Invalid(why) => return Err(CommitError::Invalid { why }),
         }
     }
+    prepared.keys = keys;
     Ok(prepared)
 }
 

@@ -28,6 +28,9 @@ pub(crate) struct Stats {
     pub hot_bytes: AtomicUsize,
     pub segments_sealed: AtomicU64,
     pub segments_rejected: AtomicU64,
+    pub users_forgotten: AtomicU64,
+    pub rows_resealed: AtomicU64,
+    pub rotations_running: AtomicUsize,
 }
 
 /// The counters at one moment. Totals count from the start of the process.
@@ -81,6 +84,12 @@ pub struct StatsSnapshot {
     pub segments_sealed: u64,
     /// Sealed vector segments that were damaged or missing and were rebuilt.
     pub segments_rejected: u64,
+    /// Users who were forgotten.
+    pub users_forgotten: u64,
+    /// Rows that were brought to newer keys.
+    pub rows_resealed: u64,
+    /// Tenants whose rows are being brought to newer keys now.
+    pub rotations_running: usize,
     /// Bytes that the database engine holds in memory.
     pub engine_bytes: usize,
 }
@@ -112,6 +121,9 @@ impl Stats {
             hot_bytes: self.hot_bytes.load(Relaxed),
             segments_sealed: self.segments_sealed.load(Relaxed),
             segments_rejected: self.segments_rejected.load(Relaxed),
+            users_forgotten: self.users_forgotten.load(Relaxed),
+            rows_resealed: self.rows_resealed.load(Relaxed),
+            rotations_running: self.rotations_running.load(Relaxed),
             engine_bytes,
         }
     }

@@ -11,9 +11,10 @@ use crate::lock::FolderLock;
 use crate::memory::{Memory, RecallQuery, Recalled, SpaceHit, SpaceQuery, SpaceStats};
 use crate::migrate::migrate;
 use crate::pool::ReadPool;
-use crate::seal::{Kek, KeyRing, TenantKeys};
+use crate::rotate::Rotations;
+use crate::seal::{self, Header, KeyRing, KeySource, NO_USER, Slots, Suite};
 use crate::stats::{Stats, StatsSnapshot};
-use millrace_proto::id::TenantId;
+use millrace_proto::id::{TenantId, UserId};
 use millrace_proto::record::Record;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,10 @@ pub struct StoreOptions {
     pub memory_bytes: usize,
     /// The engine.
     pub backend: BackendKind,
+    /// Where the key of keys comes from.
+    pub key_source: KeySource,
+    /// What seals the data of tenants that have no key yet; [`Store::rotate_keys`] changes it for others.
+    pub suite: Suite,
 }
 
 impl StoreOptions {
@@ -50,7 +55,14 @@ impl StoreOptions {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let key_file = path.join("store.key");
-        Self { path, key_file, memory_bytes: 256 << 20, backend: BackendKind::Rocks }
+        Self {
+            path,
+            key_file,
+            memory_bytes: 256 << 20,
+            backend: BackendKind::Rocks,
+            key_source: KeySource::File,
+            suite: Suite::Intl,
+        }
     }
 }
 
@@ -60,10 +72,12 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    shared: Arc<Shared>,
-    commit: Committer,
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) commit: Committer,
     reads: ReadPool,
+    pub(crate) rotations: Rotations,
+    pub(crate) options: StoreOptions,
     _lock: Option<FolderLock>,
 }
 
@@ -97,7 +111,15 @@ impl Store {
     fn start(options: &StoreOptions, kv: Arc<dyn KvStore>, lock: Option<FolderLock>) -> Result<Self, OpenError> {
         let failed = |error: KvError| open_error(options, error);
         let schema = check_schema(options, &*kv)?;
-        let keys = open_keys(options, &*kv, lock.is_none())?;
+        let keys = open_keys(options, &*kv)?;
+        let unfinished = |source| OpenError::Unfinished { path: options.path.clone(), source };
+        let forgotten = crate::forget::finish(&*kv, &keys).map_err(unfinished)?;
+        if forgotten > 0 {
+            tracing::info!(
+                users = forgotten,
+                "users who were being forgotten when the last process ended are forgotten"
+            );
+        }
         migrate(&*kv, &keys, schema).map_err(|source| OpenError::Migrate {
             path: options.path.clone(),
             from: schema,
@@ -124,7 +146,15 @@ impl Store {
         shared.stats.seq.store(seq, Relaxed);
         let reads = ReadPool::start().map_err(thread)?;
         let commit = Committer::start(Arc::clone(&shared), seq).map_err(thread)?;
-        Ok(Self { inner: Arc::new(Inner { shared, commit, reads, _lock: lock }) })
+        let inner =
+            Inner { shared, commit, reads, rotations: Rotations::default(), options: options.clone(), _lock: lock };
+        let store = Self { inner: Arc::new(inner) };
+        store.resume_rotations().map_err(thread)?;
+        Ok(store)
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -142,6 +172,14 @@ impl Store {
     /// [`Store::submit`] that waits. Not for a reactor.
     pub fn commit(&self, batch: Batch) -> Result<u64, CommitError> {
         self.inner.commit.commit(&self.inner.shared, batch)
+    }
+
+    /// Forgets a user for good: sessions, messages, memory, waiting replies, and the keys that open what is left of them
+    /// in logs, old files, checkpoints and archives. `done` is called on the commit thread after the keys
+    /// are overwritten on the disk; from then on nothing of the user opens any more. What is written for this user
+    /// later starts afresh.
+    pub fn forget_user(&self, tenant: TenantId, user: UserId, done: Done) -> Result<(), Busy> {
+        self.inner.commit.forget(&self.inner.shared, (tenant, user), done)
     }
 
     /// Finds what a user's memory holds about a text. `done` is called on a read thread.
@@ -191,9 +229,14 @@ impl Store {
         self.inner.shared.stats.snapshot(self.inner.shared.kv.memory_bytes())
     }
 
-    /// Makes a consistent copy of the database in a new folder. The key file is not in it: keep that apart.
+    /// Makes a consistent copy of the database in a new folder, with the wrapped user keys beside it in the file
+    /// `user-keys`. The key file is not in it: keep that apart. Whoever is forgotten later can still be read from
+    /// this copy while the key file lives, so keep copies for a short time only.
     pub fn checkpoint(&self, path: &Path) -> Result<(), ReadError> {
-        Ok(self.inner.shared.kv.checkpoint(path)?)
+        self.inner.shared.kv.checkpoint(path)?;
+        // Later than the rows: every row of the copy finds its slot, unless its user was forgotten meanwhile.
+        let copied = self.inner.shared.keys.copy_slots(&path.join(seal::SLOTS_FILE));
+        copied.map_err(|error| KvError::Io(format!("the file of user keys: {error}")).into())
     }
 
     /// Writes memory tables to disk files.
@@ -209,6 +252,7 @@ impl Store {
 
 impl Inner {
     fn close(&self) {
+        self.rotations.close();
         self.reads.close();
         self.shared.memory.close();
         if self.commit.close()
@@ -265,35 +309,45 @@ fn check_schema(options: &StoreOptions, kv: &dyn KvStore) -> Result<u32, OpenErr
     }
 }
 
-/// Opens the key file against the store's key check; makes both for a new store.
-fn open_keys(options: &StoreOptions, kv: &dyn KvStore, ephemeral: bool) -> Result<KeyRing, OpenError> {
+/// Opens the key of keys against the store's key check; makes both for a new store.
+fn open_keys(options: &StoreOptions, kv: &dyn KvStore) -> Result<KeyRing, OpenError> {
     let failed = |error: KvError| open_error(options, error);
-    let random = |error: getrandom::Error| OpenError::Io {
-        act: "get random numbers for",
-        path: options.key_file.clone(),
-        source: std::io::Error::other(error.to_string()),
-    };
     let check = kv.get(Cf::Ctl, ctl::KEY_CHECK).map_err(failed)?;
-    let kek = match (Kek::read(&options.key_file)?, &check) {
-        (Some(kek), _) => kek,
-        (None, Some(_)) => {
-            return Err(OpenError::KeyMissing { key_file: options.key_file.clone(), path: options.path.clone() });
-        }
-        (None, None) if ephemeral && options.backend == BackendKind::Memory => Kek::ephemeral().map_err(random)?,
-        (None, None) => Kek::create(&options.key_file)?,
-    };
-    let keys = KeyRing::new(kek).map_err(random)?;
-    match check {
-        Some(stored) if !keys.check(&stored) => {
-            Err(OpenError::WrongKey { key_file: options.key_file.clone(), path: options.path.clone() })
-        }
-        Some(_) => Ok(keys),
-        None => {
-            let row = KvOp::Put(Cf::Ctl, ctl::KEY_CHECK.to_vec(), keys.check_value());
-            kv.apply(&[row], true).map_err(failed)?;
-            Ok(keys)
+    let found = seal::find_kek(options, check.as_deref())?;
+    let slots = open_slots(options, kv)?;
+    let keys = KeyRing::new(found.opens, slots, options.suite).map_err(|error| seal::no_random(options, error))?;
+    let unfinished = |source| OpenError::Unfinished { path: options.path.clone(), source };
+    if check.is_none() {
+        kv.apply(&[KvOp::Put(Cf::Ctl, ctl::KEY_CHECK.to_vec(), keys.check_value())], true).map_err(failed)?;
+    }
+    if let Some(new) = found.rewrap_to {
+        let count = keys.rewrap(kv, new).map_err(unfinished)?;
+        tracing::info!(keys = count, "the store was brought to a new key of keys");
+    }
+    Ok(keys)
+}
+
+/// The file of user keys. A checkpoint carries it inside its own folder: it is put in its place then.
+fn open_slots(options: &StoreOptions, kv: &dyn KvStore) -> Result<Slots, OpenError> {
+    if options.backend == BackendKind::Memory {
+        return Ok(Slots::in_memory());
+    }
+    let path = options.path.join(seal::SLOTS_FILE);
+    let io = |source| OpenError::io("open the file of user keys", &path, source);
+    if !path.exists() {
+        let carried = options.path.join("db").join(seal::SLOTS_FILE);
+        if carried.exists() {
+            std::fs::rename(&carried, &path).and_then(|()| seal::sync_folder(&path)).map_err(io)?;
+        } else if seal::has_user_keys(kv).map_err(|source| OpenError::Migrate {
+            path: options.path.clone(),
+            from: layout::SCHEMA,
+            source,
+        })? {
+            return Err(OpenError::UserKeysMissing { file: path });
         }
     }
+    std::fs::create_dir_all(&options.path).map_err(io)?;
+    Slots::open(&path).map_err(io)
 }
 
 /// Decodes an opened record.
@@ -305,13 +359,22 @@ pub(crate) fn decode<T: Record>(cf: Cf, plain: &[u8]) -> Result<T, ReadError> {
 const SCAN_PAGE_ROWS: usize = 256;
 
 impl Shared {
-    /// The keys a stored row was sealed with: they exist, or the row could not have been written.
-    fn keys_of(&self, tenant: TenantId) -> Result<Arc<TenantKeys>, ReadError> {
-        self.keys.find(&*self.kv, tenant)?.ok_or(ReadError::KeyGone { tenant: tenant.0, epoch: 0 })
-    }
-
+    /// Opens a value with the keys of the owner that its envelope names. They exist, or the value could not have been
+    /// written, unless its user was forgotten.
     pub fn open(&self, tenant: TenantId, cf: Cf, key: &[u8], sealed: Vec<u8>) -> Result<Vec<u8>, ReadError> {
-        self.keys_of(tenant)?.open(cf, key, sealed)
+        // What has no readable envelope is refused by the tenant's keys, with the reason.
+        let stamp = Header::read(&sealed).map(|header| header.stamp).ok();
+        let user = stamp.map_or(NO_USER, |stamp| stamp.owner);
+        let keys = self.keys.find_user(&*self.kv, tenant, user)?;
+        let Some(keys) = keys else {
+            // A user whose keys are named and erased was forgotten; one without any is damage.
+            let forgotten = user != NO_USER && !self.keys.slots_of(&*self.kv, (tenant, user))?.is_empty();
+            return Err(match forgotten {
+                true => ReadError::Forgotten { tenant: tenant.0 },
+                false => ReadError::KeyGone { tenant: tenant.0, epoch: stamp.map_or(0, |stamp| stamp.epoch) },
+            });
+        };
+        keys.open(cf, key, sealed)
     }
 
     pub fn get_sealed(&self, tenant: TenantId, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
@@ -363,7 +426,12 @@ impl Shared {
             for (key, sealed) in rows {
                 let tenant = layout::tenant_of(cf, &key)
                     .ok_or_else(|| ReadError::Corrupt { cf: cf.name(), why: "a key is too short".into() })?;
-                if each(&self.open(tenant, cf, &key, sealed)?)?.is_break() {
+                let plain = match self.open(tenant, cf, &key, sealed) {
+                    // Rows that came back with an older database: nobody reads them, and nobody is held up by them.
+                    Err(ReadError::Forgotten { .. }) => continue,
+                    other => other?,
+                };
+                if each(&plain)?.is_break() {
                     return Ok(());
                 }
             }

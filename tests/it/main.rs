@@ -7,6 +7,7 @@ mod channels;
 mod cli;
 mod clients;
 mod drain;
+mod forgetting;
 mod handover;
 mod io;
 mod kill;

@@ -6,6 +6,7 @@ mod turn;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use millrace_proto::id::{TenantId, UserId};
 use millrace_proto::record::{ChatAddress, InboxRecord, Message, Role, SessionHead};
 
 use crate::config::{AgentConfig, ConfigError};
@@ -69,7 +70,38 @@ impl Agent {
             Event::Recalled { op, result } => self.recalled(op, result, now_ms, effects),
             Event::Output { run, output } => self.output(run, output, now_ms, effects),
             Event::Cancelled { ticket } => self.cancelled(ticket, now_ms, effects),
+            Event::Forgotten { tenant, user } => self.forgotten(tenant, user, now_ms, effects),
             Event::Tick => self.tick(now_ms, effects),
+        }
+    }
+
+    /// Drops the conversations of a user. Open work ends as if it were cancelled, and nothing of it is stored: head and
+    /// window hold words that were forgotten.
+    fn forgotten(&mut self, tenant: TenantId, user: UserId, now_ms: u64, effects: &mut Vec<Effect>) {
+        let theirs = |(key, conversation): (&ConversationKey, &Conversation)| {
+            (key.tenant == tenant && conversation.belongs_to(user)).then_some(*key)
+        };
+        let keys: Vec<ConversationKey> = self.conversations.iter().filter_map(theirs).collect();
+        for key in keys {
+            let conversation = self.conversation(key);
+            conversation.forgotten = true;
+            let (openings, queue) =
+                (std::mem::take(&mut conversation.openings), std::mem::take(&mut conversation.queue));
+            for opening in openings {
+                match opening {
+                    Opening::New(arrival) => self.refuse(arrival.ticket, TurnError::Cancelled, effects),
+                    Opening::Again(_) => self.open_turns -= 1,
+                }
+            }
+            for turn in queue {
+                self.open_turns -= 1;
+                if let Some(ticket) = turn.answer.ticket() {
+                    self.tickets.remove(&ticket);
+                    effects.push(Effect::Reply { ticket, reply: Reply::Failed(TurnError::Cancelled) });
+                }
+            }
+            self.cancel_running(key, effects);
+            self.advance(key, now_ms, effects);
         }
     }
 
@@ -428,8 +460,9 @@ impl Agent {
         if let Some(stamp) = conversation.idle_stamp.take() {
             self.idle.remove(&stamp);
         }
-        if !busy && !conversation.loaded {
+        if !busy && (!conversation.loaded || conversation.forgotten) {
             // Its load failed or is still on its way for somebody who left: the next one asks again.
+            // Or its user was forgotten, and with it what is here.
             self.cool(key);
         } else if !busy {
             self.next_id += 1;

@@ -33,9 +33,23 @@ pub(crate) struct Conversation {
     /// Its place among the idle ones.
     pub idle_stamp: Option<u64>,
     pub caps: Caps,
+    /// Its user was forgotten: nothing of it is stored any more, and it leaves the memory with its open work.
+    pub forgotten: bool,
 }
 
 impl Conversation {
+    /// Whether it is this user's, as far as it is known here.
+    pub fn belongs_to(&self, user: UserId) -> bool {
+        let opened_by = |opening: &Opening| match opening {
+            Opening::New(arrival) => arrival.user == user,
+            Opening::Again(record) => record.user == user,
+        };
+        self.head.as_ref().is_some_and(|head| head.user == user)
+            || self.openings.iter().any(opened_by)
+            || self.writing.as_ref().is_some_and(|writing| writing.head.user == user)
+            || self.queue.iter().chain(self.running.as_ref().map(|running| &running.turn)).any(|turn| turn.user == user)
+    }
+
     /// Turns that are not finished.
     pub fn open_turns(&self) -> usize {
         let writing = match &self.writing {

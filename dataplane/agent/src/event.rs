@@ -73,6 +73,13 @@ pub enum Event {
         /// Whose turn.
         ticket: Ticket,
     },
+    /// A user was forgotten: what is in memory of its conversations goes.
+    Forgotten {
+        /// The user's tenant.
+        tenant: TenantId,
+        /// The user.
+        user: UserId,
+    },
     /// Time passed; deadlines are looked at.
     Tick,
 }

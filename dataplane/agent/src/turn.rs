@@ -316,6 +316,9 @@ impl Agent {
 
     /// ONE batch: notices, answer, memory, outbox jobs, closed inbox record.
     pub(super) fn write_finish(&mut self, key: ConversationKey, now_ms: u64, effects: &mut Vec<Effect>) {
+        if self.conversation(key).forgotten {
+            return self.finish_settled(key, Vec::new(), None, Ok(()), now_ms, effects);
+        }
         let op = OpId(self.id());
         let (split, outbox_ttl_ms) = (self.config.split, self.config.outbox_ttl_ms);
         let prompter = Arc::clone(&self.prompter);

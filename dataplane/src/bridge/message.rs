@@ -5,7 +5,7 @@
 
 use millrace_agent::{Arrival, Reply, Ticket};
 use millrace_proto::api::ApiError;
-use millrace_proto::id::{EffectKey, TenantId};
+use millrace_proto::id::{EffectKey, TenantId, UserId};
 
 /// One message from another thread to a shard.
 #[derive(Debug)]
@@ -34,6 +34,13 @@ pub enum ShardMessage {
         ticket: Ticket,
         /// How it went.
         result: Result<Ingested, ApiError>,
+    },
+    /// A user was forgotten: what is in memory goes.
+    Forgotten {
+        /// The user's tenant.
+        tenant: TenantId,
+        /// The user.
+        user: UserId,
     },
     /// A delivery is to be tried again.
     Resubmit {

@@ -30,7 +30,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use millrace_agent::{Arrival, ConversationKey, Event, Source, Ticket};
 use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest};
 use millrace_proto::channel::{Account, EventKind, InboundEvent};
-use millrace_proto::id::{ConversationId, UserId};
+use millrace_proto::id::{ConversationId, TenantId, UserId};
 use millrace_proto::record::{ChatAddress, SCOPE_ADMIN, SCOPE_IMPERSONATE};
 use millrace_proto::toolcall::CallSyntax;
 
@@ -91,6 +91,11 @@ impl Bridge {
         let mut state = self.state.borrow_mut();
         self.run_late_cancels(&mut state);
         state.tick(wall_ms);
+    }
+
+    /// Drops what every shard holds of a user who was forgotten.
+    pub fn forgotten(&self, tenant: TenantId, user: UserId) {
+        self.state.borrow_mut().broadcast_forgotten(tenant, user);
     }
 
     /// Whether nothing is under way: what a drain waits for. Turns of channels that wait for the engine

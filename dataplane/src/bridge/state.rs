@@ -10,7 +10,7 @@ use millrace_agent::{
 };
 use millrace_inference as engine;
 use millrace_proto::api::ApiError;
-use millrace_proto::id::{TenantId, virtual_shard};
+use millrace_proto::id::{TenantId, UserId, virtual_shard};
 use millrace_storage::{CommitError, RELEVANCE_MIN, RecallQuery, Recalled};
 
 use super::errors::{storage_error, turn_error};
@@ -218,6 +218,7 @@ impl State {
             ShardMessage::Turn(arrival) => self.events.push_back(arrived(*arrival)),
             ShardMessage::Ingest(arrival) => self.store_event(*arrival),
             ShardMessage::Cancel { ticket } => self.events.push_back(Event::Cancelled { ticket }),
+            ShardMessage::Forgotten { tenant, user } => self.events.push_back(Event::Forgotten { tenant, user }),
             ShardMessage::Reply { ticket, reply } => self.tell(ticket, *reply),
             ShardMessage::Ingested { ticket, result } => self.ingested(ticket, result),
             ShardMessage::Resubmit { ticket, tenant, key } => self.resubmit(ticket, tenant, key),
@@ -288,6 +289,16 @@ impl State {
             self.outgoing[shard].push_back(ShardMessage::Cancel { ticket });
         }
         self.flush_outgoing();
+    }
+
+    /// Tells every shard that a user was forgotten: a user's conversations belong to many.
+    pub fn broadcast_forgotten(&mut self, tenant: TenantId, user: UserId) {
+        for shard in (0..self.shared.shard_count()).filter(|shard| *shard != self.index) {
+            self.outgoing[shard].push_back(ShardMessage::Forgotten { tenant, user });
+        }
+        self.flush_outgoing();
+        self.events.push_back(Event::Forgotten { tenant, user });
+        self.drive();
     }
 
     /// Steps the agent until nothing is left to do at once.

@@ -14,6 +14,7 @@ mod model;
 mod oauth;
 mod print;
 mod routes;
+mod sealing;
 mod settings;
 mod status;
 mod tune;
@@ -65,6 +66,10 @@ enum Command {
     Reload(admin::ReloadArgs),
     /// Manage the OAuth clients of a running server
     Client(oauth::ClientArgs),
+    /// Forget what a user said
+    Memory(sealing::MemoryArgs),
+    /// Renew the keys that seal the stored data
+    Seal(sealing::SealArgs),
     /// Look after replies that could not be delivered
     Outbox(admin::OutboxArgs),
     /// List every address that the server answers, and who may call it
@@ -144,6 +149,8 @@ fn run(command: Command) -> Result<ExitCode, Trouble> {
         Command::Key(args) => admin::keys(&args),
         Command::Reload(args) => admin::reload(&args),
         Command::Client(args) => oauth::run(&args),
+        Command::Memory(args) => sealing::memory(&args),
+        Command::Seal(args) => sealing::seal(&args),
         Command::Outbox(args) => admin::outbox(&args),
         Command::Routes(args) => Ok(routes::run(&args)),
         Command::Completion { shell } => Ok(completion(shell)),

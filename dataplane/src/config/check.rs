@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use millrace_inference::Speculation;
 use millrace_proto::oauth::jwt::Algorithm;
+use millrace_storage::{KeySource, Suite};
 
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
@@ -122,6 +123,8 @@ pub(super) fn check(
         storage: StorageOptions {
             cache_mib: texts.whole("storage.cache_mib", 8, 1 << 20)?,
             key_file: texts.optional("storage.key_file").map_or_else(|| data.join("master.key"), PathBuf::from),
+            key_source: texts.read("storage.key_source", key_source)?,
+            suite: texts.choice("storage.suite", &[("intl", Suite::Intl), ("gm", Suite::Gm)])?,
         },
         agent: agent(&texts)?,
         limits: Limits {
@@ -246,6 +249,18 @@ fn endpoint(text: &str) -> Result<Option<String>, String> {
     }
 }
 
+fn key_source(text: &str) -> Result<KeySource, String> {
+    let environment = text.strip_prefix("env:").filter(|name| !name.is_empty() && !name.contains(['=', ' ']));
+    let command = text.strip_prefix("command:").filter(|command| !command.trim().is_empty());
+    match (text, environment, command) {
+        ("file", _, _) => Ok(KeySource::File),
+        (_, Some(name), _) => Ok(KeySource::Environment(name.to_owned())),
+        (_, _, Some(command)) => Ok(KeySource::Command(command.to_owned())),
+        _ => Err("write `file`, `env:NAME` or `command:COMMAND`; the key itself never stands in a setting".into()),
+    }
+}
+
+/// `https://app.example.org, http://localhost:3000`.
 fn origins(text: &str) -> Result<Vec<String>, String> {
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     parts

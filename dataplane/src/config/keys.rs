@@ -167,6 +167,12 @@ keys! {
     "storage.key_file", "MILLRACE_STORAGE_KEY_FILE", "",
         "File with the key that seals the stored values, mode 0600; made at the first start. Default: `master.key` inside the data folder",
         "Without this file the data cannot be read: back it up apart from the data.";
+    "storage.key_source", "MILLRACE_STORAGE_KEY_SOURCE", "file",
+        "Where the key of keys comes from: file (storage.key_file), env:NAME, or command:COMMAND, a shell command that prints it",
+        "With env and command every start depends on them; the key never touches the disk.";
+    "storage.suite", "MILLRACE_STORAGE_SUITE", "intl",
+        "What seals the data of new tenants: intl (AES-256-GCM) or gm (SM4-GCM); `millrace seal rotate --suite` changes it for others",
+        "gm costs a little more processor time where the processor lacks GFNI.";
     "agent.system_prompt", "MILLRACE_AGENT_SYSTEM_PROMPT", "You are a helpful assistant. Answer briefly and truthfully.",
         "First message of every session, at most 16384 bytes",
         "Its tokens are part of every context (shared in the KV cache between sessions).";

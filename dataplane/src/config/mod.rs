@@ -22,6 +22,7 @@ use millrace_inference::kv::KvFormat;
 use millrace_proto::channel::Account;
 use millrace_proto::oauth::jwt::Algorithm;
 use millrace_proto::retry::RetryPolicy;
+use millrace_storage::{KeySource, Suite};
 
 pub use explain::{explain, explain_all, first_file};
 pub use keys::{KEYS, Key, find, nearest};
@@ -97,6 +98,10 @@ pub struct StorageOptions {
     pub cache_mib: usize,
     /// File of the sealing key.
     pub key_file: PathBuf,
+    /// Where the key of keys comes from.
+    pub key_source: KeySource,
+    /// What seals the data of new tenants.
+    pub suite: Suite,
 }
 
 /// Settings of sessions and turns.

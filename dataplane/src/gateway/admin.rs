@@ -177,6 +177,7 @@ impl Gateway {
         let metrics = &self.shared.metrics;
         let engine = metrics.engine().unwrap_or_default();
         let storage = metrics.storage().unwrap_or_default();
+        let sealing = self.shared.store.stats();
         let health = &self.shared.health;
         let body = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -201,6 +202,9 @@ impl Gateway {
                 "groups": storage.groups,
                 "failures": storage.failures,
                 "waiting": storage.waiting,
+                "users_forgotten": sealing.users_forgotten,
+                "rows_resealed": sealing.rows_resealed,
+                "rotations_running": sealing.rotations_running,
             },
             "outbox": {
                 "pending": count(DeliveryState::Pending),
@@ -361,7 +365,7 @@ fn unreadable(error: &millrace_storage::ReadError) -> ApiError {
     ApiError::overloaded("The store does not answer.", 1)
 }
 
-fn uncommitted(error: &CommitError) -> ApiError {
+pub(super) fn uncommitted(error: &CommitError) -> ApiError {
     tracing::error!(%error, "a change was not stored");
     match error {
         CommitError::NoSpace { .. } => {
@@ -369,6 +373,9 @@ fn uncommitted(error: &CommitError) -> ApiError {
                 .with_next_step("Free space on the volume, then try again.")
         }
         CommitError::Invalid { why } => ApiError::bad_request("invalid_value", format!("It cannot be stored: {why}.")),
+        CommitError::Forgotten => {
+            ApiError::bad_request("user_forgotten", "The user was forgotten; nothing was changed.")
+        }
         CommitError::Io { .. } | CommitError::Closed => ApiError::overloaded("The change could not be stored.", 1),
     }
 }

@@ -20,6 +20,7 @@ mod overload;
 pub mod rates;
 pub mod reserve;
 pub mod routes;
+mod sealing;
 mod sessions;
 mod shape;
 mod socket;
@@ -363,6 +364,8 @@ impl Gateway {
             Endpoint::AdminReload => self.reload(principal).await,
             Endpoint::AdminSigningKeys => self.list_signing_keys(principal),
             Endpoint::AdminRotateSigningKey => self.rotate_signing_key(principal, request).await,
+            Endpoint::AdminForget => self.forget_user(principal, request).await,
+            Endpoint::AdminRotate => self.rotate(principal, request).await,
             Endpoint::Healthz
             | Endpoint::Readyz
             | Endpoint::Models

@@ -87,6 +87,8 @@ pub enum Endpoint {
     OauthRevoke,
     OauthKeys,
     OauthMetadata,
+    AdminForget,
+    AdminRotate,
 }
 
 /// One row.
@@ -215,6 +217,8 @@ pub static ROUTES: &[Row] = &[
     ),
     row(Verb::Get, "/oauth/jwks", Access::Public, Endpoint::OauthKeys, Route::Oauth),
     row(Verb::Get, "/.well-known/oauth-authorization-server", Access::Public, Endpoint::OauthMetadata, Route::Oauth),
+    with_body(row(Verb::Post, "/v1/admin/forget", ADMIN, Endpoint::AdminForget, Route::Admin), ADMIN_BODY_BYTES_MAX),
+    with_body(row(Verb::Post, "/v1/admin/rotate", ADMIN, Endpoint::AdminRotate, Route::Admin), ADMIN_BODY_BYTES_MAX),
 ];
 
 /// Most variable segments of one path.

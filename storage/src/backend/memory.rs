@@ -204,6 +204,10 @@ impl KvStore for MemoryBackend {
         Ok(())
     }
 
+    fn compact(&self, _cf: Cf) -> Result<(), KvError> {
+        Ok(())
+    }
+
     fn checkpoint(&self, _path: &Path) -> Result<(), KvError> {
         Err(KvError::Io("the memory storage type has no files to copy; use the rocks storage type".into()))
     }

@@ -141,6 +141,9 @@ pub trait KvStore: Send + Sync {
     /// Writes memory tables to disk files.
     fn flush(&self) -> Result<(), KvError>;
 
+    /// Rewrites the files of a family, so that rows which were replaced or removed leave them.
+    fn compact(&self, cf: Cf) -> Result<(), KvError>;
+
     /// Makes a consistent copy of the database in a new folder.
     fn checkpoint(&self, path: &Path) -> Result<(), KvError>;
 

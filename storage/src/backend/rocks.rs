@@ -12,8 +12,8 @@ use crate::error::KvError;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Env, LogLevel, Options,
-    ReadOptions, WriteBatch, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType,
+    DBRecoveryMode, Env, LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -237,6 +237,17 @@ impl KvStore for RocksBackend {
         for cf in Cf::ALL {
             db.flush_cf(family(&db, *cf)).map_err(kv_error)?;
         }
+        Ok(())
+    }
+
+    fn compact(&self, cf: Cf) -> Result<(), KvError> {
+        let db = self.read()?;
+        let family = family(&db, cf);
+        db.flush_cf(family).map_err(kv_error)?;
+        let mut options = CompactOptions::default();
+        // Without this a file of the last level would be left as it is.
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        db.compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
         Ok(())
     }
 

@@ -171,6 +171,11 @@ impl Memory {
         }
     }
 
+    /// Drops everything of a user. A search that is under way finds no rows any more.
+    pub fn forget_user(&self, owner: (TenantId, UserId)) {
+        self.users.forget(owner);
+    }
+
     /// Ends background work and waits for it.
     pub fn close(&self) {
         self.spaces.close();

@@ -134,8 +134,8 @@ impl Shared {
         if let Some(at) = query.embedding.iter().flatten().position(|x| !x.is_finite()) {
             return Err(ReadError::Invalid { why: format!("number {at} of the query's embedding is not finite") });
         }
-        // A tenant without a key never stored anything.
-        let Some(keys) = self.keys.find(&*self.kv, tenant)? else { return Ok(Vec::new()) };
+        // A user without a key never stored anything, or was forgotten.
+        let Some(keys) = self.keys.find_user(&*self.kv, tenant, user)? else { return Ok(Vec::new()) };
         let slot = self.memory.users.get(self, tenant, user)?;
         let ranked = {
             let index = slot.index.read().unwrap_or_else(PoisonError::into_inner);

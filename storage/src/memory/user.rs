@@ -252,6 +252,11 @@ impl HotUsers {
         });
     }
 
+    /// Drops a user with all vectors, counts and edges.
+    pub fn forget(&self, key: Key) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+
     fn update(&self, key: Key, change: impl FnOnce(&mut UserIndex, bool)) {
         let slot = self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         if let Some(slot) = slot {

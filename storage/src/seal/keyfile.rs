@@ -1,11 +1,13 @@
 //! The key file: one line of text that holds the key of keys.
 
+use super::{DataKey, Suite};
 use crate::error::OpenError;
 use millrace_proto::digest;
+use millrace_proto::gm;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 const PREFIX: &str = "millrace-key-1 ";
@@ -13,9 +15,22 @@ const PREFIX: &str = "millrace-key-1 ";
 const FILE_BYTES_MAX: u64 = 256;
 
 /// The key that wraps the data keys. It never leaves this crate and is wiped when dropped.
+#[derive(Clone)]
 pub(crate) struct Kek(Zeroizing<[u8; 32]>);
 
 impl Kek {
+    /// The key itself wraps under `intl`; for `gm` one is derived, so that no algorithm of the one suite protects data
+    /// of the other.
+    pub fn wrapping(&self, suite: Suite) -> DataKey {
+        match suite {
+            Suite::Intl => DataKey::new(suite, &self.0),
+            Suite::Gm => {
+                let derived = Zeroizing::new(gm::hmac_sm3(&self.0[..], &[b"millrace key of keys"]));
+                DataKey::new(suite, &derived)
+            }
+        }
+    }
+
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -73,8 +88,27 @@ fn malformed(path: &Path, why: &str) -> OpenError {
     OpenError::KeyMalformed { key_file: path.to_owned(), why: why.to_owned() }
 }
 
-fn parse(text: &str) -> Result<Kek, &'static str> {
-    let digits = text.trim_end().strip_prefix(PREFIX).ok_or("it does not start with `millrace-key-1 `")?;
+/// The file of a new key until the store is brought to it.
+pub(crate) fn next_of(key_file: &Path) -> PathBuf {
+    let mut name = key_file.as_os_str().to_owned();
+    name.push(".next");
+    PathBuf::from(name)
+}
+
+/// Puts the file of the new key in the place of the old one.
+pub(crate) fn publish_next(key_file: &Path) -> std::io::Result<()> {
+    fs::rename(next_of(key_file), key_file)?;
+    sync_folder(key_file)
+}
+
+/// A key line, or its digits alone, as vaults keep them.
+pub(crate) fn parse(text: &str) -> Result<Kek, &'static str> {
+    let text = text.trim();
+    let digits = match text.strip_prefix(PREFIX) {
+        Some(digits) => digits,
+        None if text.len() == 64 && !text.contains(' ') => text,
+        None => return Err("it does not start with `millrace-key-1 `"),
+    };
     let bytes = Zeroizing::new(digest::unhex(digits).ok_or("the key is not hexadecimal")?);
     let key: [u8; 32] = bytes.as_slice().try_into().map_err(|_| "the key does not have 64 hexadecimal digits")?;
     Ok(Kek(Zeroizing::new(key)))

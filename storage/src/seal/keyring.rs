@@ -1,254 +1,611 @@
-//! The key ring: data keys per tenant and epoch, wrapped by the key of keys.
+//! The key ring: key of keys, then tenant keys, then keys per user and epoch.
 //!
-//! A row of the family `key` is `tenant4 user16 epoch2` -> the sealed 32-byte data key. User zero
-//! is the tenant's own key; the place for a key of each user is there, so that forgetting a user
-//! can later be the deletion of one row. Tenant zero is the node itself (credentials, named values).
+//! A row of the family `key` is `tenant4 user16 epoch2`. User zero is the tenant's own key: the value is the key sealed
+//! by the key of keys. For a user the value is the number of a slot ([`super::slots`]), which holds the key
+//! sealed by the tenant's. Tenant zero is the node itself (credentials, named values).
 
-use super::{DataKey, Header, Kek, NonceSource, OpenFailure};
+use super::{DataKey, Header, Kek, NonceSource, OpenFailure, Slots, Stamp, Suite};
 use crate::backend::{Cf, KvOp, KvStore, ScanRange};
-use crate::error::{CommitError, KvError, ReadError};
+use crate::error::{CommitError, ReadError};
 use crate::layout;
 use millrace_proto::digest;
+use millrace_proto::gm::{self, HmacSm3};
 use millrace_proto::id::{TenantId, UserId};
 use ring::hmac;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use zeroize::Zeroizing;
 
 /// Owner of what belongs to no tenant.
 pub(crate) const NODE: TenantId = TenantId(0);
-/// Opened tenants kept in memory; each costs about 1 KiB. Beyond it the table starts afresh.
-const TENANTS_OPEN_MAX: usize = 4_096;
+/// The tenant's own keys.
+pub(crate) const NO_USER: UserId = UserId([0; 16]);
+/// Opened owners kept in memory; each costs about 1.5 KiB. Beyond it the table starts afresh.
+const OWNERS_OPEN_MAX: usize = 16_384;
 const FIRST_EPOCH: u16 = 1;
-const NO_USER: UserId = UserId([0; 16]);
 
-/// A key epoch and its opened data key.
-type Epoch = (u16, Zeroizing<[u8; 32]>);
+type Secret = Zeroizing<[u8; 32]>;
 
-/// The opened keys of one tenant.
+/// A key before it is expanded.
+struct RawEpoch {
+    epoch: u16,
+    suite: Suite,
+    key: Secret,
+}
+
+/// What makes blind ids; it outlives rotations, because ids are in keys of rows.
+#[derive(Clone)]
+struct BlindSecret {
+    suite: Suite,
+    key: Secret,
+}
+
+impl BlindSecret {
+    /// A tenant's follows from its first key.
+    fn of_tenant(first: &RawEpoch) -> Self {
+        let key = match first.suite {
+            Suite::Intl => digest::hkdf_sha256(b"millrace", &first.key[..], b"blind ids"),
+            Suite::Gm => gm::hmac_sm3(&first.key[..], &[b"millrace blind ids"]),
+        };
+        Self { suite: first.suite, key: Zeroizing::new(key) }
+    }
+}
+
+enum Blind {
+    Sha256(hmac::Key),
+    Sm3(HmacSm3),
+}
+
+impl Blind {
+    fn new(secret: &BlindSecret) -> Self {
+        match secret.suite {
+            Suite::Intl => Self::Sha256(hmac::Key::new(hmac::HMAC_SHA256, &secret.key[..])),
+            Suite::Gm => Self::Sm3(HmacSm3::new(&secret.key[..])),
+        }
+    }
+
+    fn digest(&self, parts: &mut dyn Iterator<Item = &[u8]>) -> [u8; 32] {
+        match self {
+            Self::Sha256(key) => {
+                let mut mac = hmac::Context::with_key(key);
+                for part in parts {
+                    mac.update(&(part.len() as u64).to_be_bytes());
+                    mac.update(part);
+                }
+                mac.sign().as_ref().try_into().expect("SHA-256 gives 32 bytes")
+            }
+            Self::Sm3(key) => {
+                let mut mac = key.clone();
+                for part in parts {
+                    mac.update(&(part.len() as u64).to_be_bytes());
+                    mac.update(part);
+                }
+                mac.finish()
+            }
+        }
+    }
+}
+
+/// The opened keys of one owner: a tenant, or one user of it.
 pub(crate) struct TenantKeys {
     tenant: TenantId,
+    user: UserId,
     nonces: Arc<NonceSource>,
     /// Ascending by epoch; the last one seals.
     epochs: Vec<(u16, DataKey)>,
-    /// Makes blind ids. Derived from the first epoch, because blind ids must outlive a rotation.
-    blind: hmac::Key,
+    blind: Blind,
+    blind_secret: BlindSecret,
+    /// For a user: the tenant's keys, which open what is the tenant's own.
+    tenant_keys: Option<Arc<TenantKeys>>,
 }
 
 impl TenantKeys {
-    fn new(tenant: TenantId, nonces: Arc<NonceSource>, epochs: &[Epoch]) -> Self {
-        let (_, first) = epochs.first().expect("a tenant has at least one epoch");
-        let blind = Zeroizing::new(digest::hkdf_sha256(b"millrace", &first[..], b"blind ids"));
+    fn new(owner: Owner, nonces: Arc<NonceSource>, epochs: &[RawEpoch], blind: BlindSecret) -> Self {
+        assert!(!epochs.is_empty(), "an owner has at least one epoch");
         Self {
-            tenant,
+            tenant: owner.0,
+            user: owner.1,
             nonces,
-            epochs: epochs.iter().map(|(epoch, key)| (*epoch, DataKey::new(key))).collect(),
-            blind: hmac::Key::new(hmac::HMAC_SHA256, &blind[..]),
+            epochs: epochs.iter().map(|raw| (raw.epoch, DataKey::new(raw.suite, &raw.key))).collect(),
+            blind: Blind::new(&blind),
+            blind_secret: blind,
+            tenant_keys: None,
         }
     }
 
     /// Seals a value for its place under the newest epoch.
     pub fn seal(&self, cf: Cf, key: &[u8], plain: &[u8]) -> Vec<u8> {
-        let (epoch, data_key) = self.epochs.last().expect("a tenant has at least one epoch");
-        data_key.seal(&self.nonces, *epoch, cf, key, plain)
+        let (_, data_key) = self.newest();
+        data_key.seal(&self.nonces, self.stamp(), cf, key, plain)
     }
 
-    /// Opens a value of this tenant.
+    /// Whom these keys belong to.
+    pub fn owner(&self) -> (TenantId, UserId) {
+        (self.tenant, self.user)
+    }
+
+    /// What values sealed now say.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { epoch: self.newest().0, owner: self.user }
+    }
+
+    /// What seals now.
+    pub fn suite(&self) -> Suite {
+        self.newest().1.suite()
+    }
+
+    fn newest(&self) -> &(u16, DataKey) {
+        self.epochs.last().expect("an owner has at least one epoch")
+    }
+
+    /// Opens a value of this owner, or of the tenant itself.
     pub fn open(&self, cf: Cf, key: &[u8], sealed: Vec<u8>) -> Result<Vec<u8>, ReadError> {
+        let corrupt = |why: &str| ReadError::Corrupt { cf: cf.name(), why: why.to_owned() };
         self.try_open(cf, key, sealed).map_err(|failure| match failure {
             OpenFailure::NoKey(epoch) => ReadError::KeyGone { tenant: self.tenant.0, epoch },
-            OpenFailure::Malformed(why) => ReadError::Corrupt { cf: cf.name(), why: why.to_owned() },
-            OpenFailure::NotAuthentic => {
-                ReadError::Corrupt { cf: cf.name(), why: "its seal does not fit its place".to_owned() }
+            OpenFailure::Malformed(why) => corrupt(why),
+            OpenFailure::OtherSuite(suite) => {
+                corrupt(&format!("it says that suite `{}` sealed it, which its key was not made for", suite.as_str()))
             }
+            OpenFailure::NotAuthentic => corrupt("its seal does not fit its place"),
         })
     }
 
     fn try_open(&self, cf: Cf, key: &[u8], sealed: Vec<u8>) -> Result<Vec<u8>, OpenFailure> {
-        let epoch = Header::read(&sealed)?.epoch;
+        let stamp = Header::read(&sealed)?.stamp;
+        if stamp.owner != self.user {
+            return match &self.tenant_keys {
+                Some(tenant) if stamp.owner == NO_USER => tenant.try_open(cf, key, sealed),
+                _ => Err(OpenFailure::Malformed("it is sealed for another user")),
+            };
+        }
         let (_, data_key) =
-            self.epochs.iter().rev().find(|(known, _)| *known == epoch).ok_or(OpenFailure::NoKey(epoch))?;
+            self.epochs.iter().rev().find(|(known, _)| *known == stamp.epoch).ok_or(OpenFailure::NoKey(stamp.epoch))?;
         data_key.open(cf, key, sealed)
     }
 
     /// A keyed digest that hides `parts` in a key. `domain` separates uses.
     pub fn blind<const N: usize>(&self, domain: &str, parts: &[&[u8]]) -> [u8; N] {
         const { assert!(N <= 32, "a digest has 32 bytes") };
-        let mut mac = hmac::Context::with_key(&self.blind);
-        for part in std::iter::once(&domain.as_bytes()).chain(parts) {
-            mac.update(&(part.len() as u64).to_be_bytes());
-            mac.update(part);
-        }
+        let digest = self.blind.digest(&mut std::iter::once(domain.as_bytes()).chain(parts.iter().copied()));
         let mut id = [0; N];
-        id.copy_from_slice(&mac.sign().as_ref()[..N]);
+        id.copy_from_slice(&digest[..N]);
         id
     }
 }
 
-/// All tenants' keys, opened on demand.
+impl std::fmt::Debug for TenantKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TenantKeys").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}
+
+/// Tenant and user; [`NO_USER`] = the tenant itself.
+pub(crate) type Owner = (TenantId, UserId);
+
+/// All owners' keys, opened on demand.
 pub(crate) struct KeyRing {
-    kek: Kek,
+    kek: RwLock<Kek>,
     nonces: Arc<NonceSource>,
-    open: RwLock<HashMap<TenantId, Arc<TenantKeys>>>,
-    /// One maker of keys at a time, so that a tenant never gets two first epochs.
+    slots: Slots,
+    /// For tenants that have no key yet.
+    suite: Suite,
+    open: RwLock<HashMap<Owner, Arc<TenantKeys>>>,
+    /// One maker of keys at a time, so that an owner never gets two keys of one epoch.
     making: Mutex<()>,
+    /// How many users were forgotten since the start: tells a waiting write that its key may be gone.
+    forgotten: AtomicU64,
 }
 
 impl KeyRing {
-    pub fn new(kek: Kek) -> Result<Self, getrandom::Error> {
+    pub fn new(kek: Kek, slots: Slots, suite: Suite) -> Result<Self, getrandom::Error> {
         Ok(Self {
-            kek,
+            kek: RwLock::new(kek),
             nonces: Arc::new(NonceSource::new()?),
+            slots,
+            suite,
             open: RwLock::new(HashMap::new()),
             making: Mutex::new(()),
+            forgotten: AtomicU64::new(0),
         })
     }
 
-    /// The keys of a tenant if they are open already: never touches the disk.
-    pub fn opened(&self, tenant: TenantId) -> Option<Arc<TenantKeys>> {
-        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned()
+    /// The keys of an owner if they are open already: never touches the disk.
+    pub fn opened(&self, owner: Owner) -> Option<Arc<TenantKeys>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&owner).cloned()
     }
 
     /// The keys of a tenant, `None` when it never stored anything.
     pub fn find(&self, kv: &dyn KvStore, tenant: TenantId) -> Result<Option<Arc<TenantKeys>>, ReadError> {
-        if let Some(keys) = self.opened(tenant) {
+        self.find_user(kv, tenant, NO_USER)
+    }
+
+    /// The keys of a user, `None` when it never stored anything, or was forgotten.
+    pub fn find_user(
+        &self,
+        kv: &dyn KvStore,
+        tenant: TenantId,
+        user: UserId,
+    ) -> Result<Option<Arc<TenantKeys>>, ReadError> {
+        let owner = (tenant, user);
+        if let Some(keys) = self.opened(owner) {
             return Ok(Some(keys));
         }
-        let epochs = self.load(kv, tenant)?;
-        if epochs.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(self.keep(tenant, &epochs)))
+        let before = self.forgotten();
+        let Some(keys) = self.load(kv, owner)? else { return Ok(None) };
+        Ok(Some(self.keep(owner, keys, before)))
     }
 
     /// The keys of a tenant, made and written durably when it has none yet.
     pub fn find_or_make(&self, kv: &dyn KvStore, tenant: TenantId) -> Result<Arc<TenantKeys>, CommitError> {
-        let unreadable = |error: ReadError| match error {
-            ReadError::Backend(error) => CommitError::from(error),
-            ReadError::Closed => CommitError::Closed,
-            other => CommitError::Io { detail: other.to_string() },
+        self.find_or_make_user(kv, tenant, NO_USER)
+    }
+
+    /// The keys of a user, made and written durably when it has none yet.
+    pub fn find_or_make_user(
+        &self,
+        kv: &dyn KvStore,
+        tenant: TenantId,
+        user: UserId,
+    ) -> Result<Arc<TenantKeys>, CommitError> {
+        if let Some(keys) = self.find_user(kv, tenant, user).map_err(unreadable)? {
+            return Ok(keys);
+        }
+        let blind = match user {
+            NO_USER => None,
+            _ => Some(BlindSecret { suite: self.find_or_make(kv, tenant)?.suite(), key: fresh()? }),
         };
-        if let Some(keys) = self.find(kv, tenant).map_err(unreadable)? {
+        self.make((tenant, user), kv, blind)
+    }
+
+    /// As [`KeyRing::find_or_make_user`], for a user whose ids were made with the tenant's secret (schemas 1 to 3).
+    pub fn adopt_user(&self, kv: &dyn KvStore, tenant: TenantId, user: UserId) -> Result<Arc<TenantKeys>, CommitError> {
+        if let Some(keys) = self.find_user(kv, tenant, user).map_err(unreadable)? {
             return Ok(keys);
         }
+        let blind = self.find_or_make(kv, tenant)?.blind_secret.clone();
+        self.make((tenant, user), kv, Some(blind))
+    }
+
+    fn make(&self, owner: Owner, kv: &dyn KvStore, blind: Option<BlindSecret>) -> Result<Arc<TenantKeys>, CommitError> {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(keys) = self.find(kv, tenant).map_err(unreadable)? {
+        if let Some(keys) = self.find_user(kv, owner.0, owner.1).map_err(unreadable)? {
             return Ok(keys);
         }
-        let mut key = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut key[..])
-            .map_err(|error| CommitError::Io { detail: format!("no random numbers from the system: {error}") })?;
-        let row = layout::data_key(tenant, NO_USER, FIRST_EPOCH);
-        let wrapped = DataKey::new(self.kek.bytes()).seal(&self.nonces, 0, Cf::Key, &row, &key[..]);
-        kv.apply(&[KvOp::Put(Cf::Key, row, wrapped)], true)?;
-        Ok(self.keep(tenant, &[(FIRST_EPOCH, key)]))
+        let suite = match owner.1 {
+            NO_USER => self.suite,
+            _ => self.find(kv, owner.0).map_err(unreadable)?.map_or(self.suite, |tenant| tenant.suite()),
+        };
+        self.add_epoch(kv, owner, suite, FIRST_EPOCH, blind)
     }
 
-    /// A sealed constant under the key of keys, to recognise a wrong key file.
-    pub fn check_value(&self) -> Vec<u8> {
-        DataKey::new(self.kek.bytes()).seal(&self.nonces, 0, Cf::Ctl, layout::ctl::KEY_CHECK, b"millrace")
+    /// A new key for an owner that has one: what is written from now on is sealed by it.
+    pub fn rotate(&self, kv: &dyn KvStore, owner: Owner, suite: Option<Suite>) -> Result<Arc<TenantKeys>, CommitError> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(keys) = self.find_user(kv, owner.0, owner.1).map_err(unreadable)? else {
+            return Err(CommitError::Invalid { why: format!("tenant {} has no key that could be rotated", owner.0.0) });
+        };
+        let Some(epoch) = keys.stamp().epoch.checked_add(1) else {
+            return Err(CommitError::Invalid { why: "the last of 65,535 key epochs is in use".into() });
+        };
+        self.add_epoch(kv, owner, suite.unwrap_or(keys.suite()), epoch, Some(keys.blind_secret.clone()))
     }
 
-    /// Whether a stored check value was made with this key of keys.
-    pub fn check(&self, stored: &[u8]) -> bool {
-        DataKey::new(self.kek.bytes()).open(Cf::Ctl, layout::ctl::KEY_CHECK, stored.to_vec()).is_ok()
-    }
-
-    fn keep(&self, tenant: TenantId, epochs: &[Epoch]) -> Arc<TenantKeys> {
+    /// Writes a key durably and opens it. The caller holds `making`.
+    fn add_epoch(
+        &self,
+        kv: &dyn KvStore,
+        owner: Owner,
+        suite: Suite,
+        epoch: u16,
+        blind: Option<BlindSecret>,
+    ) -> Result<Arc<TenantKeys>, CommitError> {
+        let (tenant, user) = owner;
+        let key = fresh()?;
+        let row = layout::data_key(tenant, user, epoch);
+        let value = if user == NO_USER {
+            self.wrap_tenant_key(&row, suite, &key)
+        } else {
+            let blind = blind.expect("a user's ids have a secret of their own");
+            let tenant_keys = self.find_or_make(kv, tenant)?;
+            let number = self
+                .slots
+                .add(|number| tenant_keys.seal(Cf::Key, &slot_place(&row, number), &user_plain(suite, &key, &blind)))
+                .map_err(slot_failure)?;
+            number.to_be_bytes().to_vec()
+        };
+        kv.apply(&[KvOp::Put(Cf::Key, row, value)], true)?;
+        // Read back: what was written is what later starts will open.
+        let keys = self.load(kv, owner).map_err(unreadable)?;
+        let keys = Arc::new(keys.ok_or_else(|| CommitError::Io { detail: "a new key cannot be read back".into() })?);
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        if open.len() >= TENANTS_OPEN_MAX {
+        open.insert(owner, Arc::clone(&keys));
+        if user == NO_USER {
+            // Users hold their tenant's keys, to open what is the tenant's own.
+            open.retain(|known, _| known.0 != tenant || known.1 == NO_USER);
+        }
+        Ok(keys)
+    }
+
+    fn wrap_tenant_key(&self, row: &[u8], suite: Suite, key: &Secret) -> Vec<u8> {
+        let plain = Zeroizing::new([&[suite.number()][..], &key[..]].concat());
+        let kek = self.kek.read().unwrap_or_else(PoisonError::into_inner);
+        kek.wrapping(suite).seal(&self.nonces, Stamp { epoch: 0, owner: NO_USER }, Cf::Key, row, &plain)
+    }
+
+    /// A sealed constant under the key of keys, to recognise a wrong one.
+    pub fn check_value(&self) -> Vec<u8> {
+        check_value(&self.kek.read().unwrap_or_else(PoisonError::into_inner), &self.nonces)
+    }
+
+    /// Brings everything that the key of keys wraps to another one, in one durable batch. Answers how many keys.
+    pub fn rewrap(&self, kv: &dyn KvStore, new: Kek) -> Result<usize, CommitError> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ops = vec![KvOp::Put(Cf::Ctl, layout::ctl::KEY_CHECK.to_vec(), check_value(&new, &self.nonces))];
+        for (row, wrapped) in tenant_rows(kv).map_err(unreadable)? {
+            let (suite, plain) = self.unwrap_tenant_key(&row, wrapped).map_err(unreadable)?;
+            let plain = Zeroizing::new([&[suite.number()][..], &plain[..]].concat());
+            let stamp = Stamp { epoch: 0, owner: NO_USER };
+            let wrapped = new.wrapping(suite).seal(&self.nonces, stamp, Cf::Key, &row, &plain);
+            ops.push(KvOp::Put(Cf::Key, row, wrapped));
+        }
+        kv.apply(&ops, true)?;
+        *self.kek.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(ops.len() - 1)
+    }
+
+    /// Whether this is the key of keys that wraps now.
+    pub fn is_master(&self, kek: &Kek) -> bool {
+        let now = self.kek.read().unwrap_or_else(PoisonError::into_inner);
+        digest::constant_time_eq(now.bytes(), kek.bytes())
+    }
+
+    /// The slots of a user's keys.
+    pub fn slots_of(&self, kv: &dyn KvStore, owner: Owner) -> Result<Vec<u64>, ReadError> {
+        let rows = epoch_rows(kv, owner)?;
+        rows.into_iter().map(|(_, value)| slot_number(&value)).collect()
+    }
+
+    /// Erases slots for good. The rows that name them are gone already, or go with a later batch.
+    pub fn erase(&self, slots: &[u64]) -> std::io::Result<()> {
+        self.slots.erase(slots)
+    }
+
+    /// Drops a user's opened keys. After this nobody gets them any more.
+    pub fn close_user(&self, owner: Owner) {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        self.forgotten.fetch_add(1, SeqCst);
+        open.remove(&owner);
+    }
+
+    /// How many users were forgotten since the start.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten.load(SeqCst)
+    }
+
+    /// Copies the wrapped user keys beside a checkpoint of the database.
+    pub fn copy_slots(&self, path: &std::path::Path) -> std::io::Result<()> {
+        self.slots.copy_to(path)
+    }
+
+    fn keep(&self, owner: Owner, keys: TenantKeys, forgotten_before: u64) -> Arc<TenantKeys> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if self.forgotten() != forgotten_before {
+            // Somebody was forgotten while these were read: use them once, keep nothing.
+            return Arc::new(keys);
+        }
+        if open.len() >= OWNERS_OPEN_MAX {
             open.clear();
         }
-        let keys = || Arc::new(TenantKeys::new(tenant, Arc::clone(&self.nonces), epochs));
-        Arc::clone(open.entry(tenant).or_insert_with(keys))
+        Arc::clone(open.entry(owner).or_insert_with(|| Arc::new(keys)))
     }
 
-    fn load(&self, kv: &dyn KvStore, tenant: TenantId) -> Result<Vec<Epoch>, ReadError> {
-        let from = layout::data_key(tenant, NO_USER, 0);
-        let to = layout::data_key(tenant, NO_USER, u16::MAX);
-        let mut rows = Vec::new();
-        kv.scan(Cf::Key, ScanRange::forward(&from, &to), &mut |key, value| {
-            rows.push((key.to_vec(), value.to_vec()));
-            ControlFlow::Continue(())
-        })
-        .map_err(|error: KvError| ReadError::from(error))?;
-        let kek = DataKey::new(self.kek.bytes());
-        let mut epochs = Vec::with_capacity(rows.len());
-        for (row, wrapped) in rows {
-            let corrupt = |why: &str| ReadError::Corrupt { cf: Cf::Key.name(), why: why.to_owned() };
-            let epoch = *row.last_chunk::<2>().ok_or_else(|| corrupt("a key row has a short key"))?;
-            let plain = kek
-                .open(Cf::Key, &row, wrapped)
-                .map_err(|_| corrupt("a wrapped data key does not open under the key file"))?;
-            let plain = Zeroizing::new(plain);
-            let key: [u8; 32] =
-                plain.as_slice().try_into().map_err(|_| corrupt("a data key does not have 32 bytes"))?;
-            epochs.push((u16::from_be_bytes(epoch), Zeroizing::new(key)));
+    fn load(&self, kv: &dyn KvStore, owner: Owner) -> Result<Option<TenantKeys>, ReadError> {
+        let rows = epoch_rows(kv, owner)?;
+        if rows.is_empty() {
+            return Ok(None);
         }
-        Ok(epochs)
+        let mut epochs = Vec::with_capacity(rows.len());
+        if owner.1 == NO_USER {
+            for (row, wrapped) in rows {
+                let epoch = epoch_of(&row)?;
+                let (suite, key) = self.unwrap_tenant_key(&row, wrapped)?;
+                epochs.push(RawEpoch { epoch, suite, key });
+            }
+            let blind = BlindSecret::of_tenant(&epochs[0]);
+            return Ok(Some(TenantKeys::new(owner, Arc::clone(&self.nonces), &epochs, blind)));
+        }
+        let tenant_keys =
+            self.find(kv, owner.0)?.ok_or(ReadError::KeyGone { tenant: owner.0.0, epoch: FIRST_EPOCH })?;
+        let mut blind = None;
+        for (row, value) in rows {
+            let epoch = epoch_of(&row)?;
+            let number = slot_number(&value)?;
+            let slot = self.slots.read(number, USER_SEALED_BYTES);
+            let slot = slot.map_err(|error| corrupt(&format!("the file of user keys cannot be read: {error}")))?;
+            // An erased slot whose row is still there: the user is being forgotten.
+            let Some(sealed) = slot else { continue };
+            let plain = tenant_keys
+                .open(Cf::Key, &slot_place(&row, number), sealed)
+                .map_err(|_| corrupt("a wrapped user key does not open under its tenant's key"))?;
+            let plain = Zeroizing::new(plain);
+            let (raw, secret) =
+                read_user_plain(epoch, &plain).ok_or_else(|| corrupt("a user key has the wrong layout"))?;
+            epochs.push(raw);
+            blind = Some(secret);
+        }
+        let Some(blind) = blind else { return Ok(None) };
+        let mut keys = TenantKeys::new(owner, Arc::clone(&self.nonces), &epochs, blind);
+        keys.tenant_keys = Some(tenant_keys);
+        Ok(Some(keys))
+    }
+
+    /// Schemas 1 and 2 wrapped 32 bytes of AES; now a suite stands before them.
+    fn unwrap_tenant_key(&self, row: &[u8], wrapped: Vec<u8>) -> Result<(Suite, Secret), ReadError> {
+        let header = Header::read(&wrapped).map_err(|_| corrupt("a wrapped data key has the wrong layout"))?;
+        let kek = self.kek.read().unwrap_or_else(PoisonError::into_inner);
+        let plain = kek
+            .wrapping(header.suite)
+            .open(Cf::Key, row, wrapped)
+            .map_err(|_| corrupt("a wrapped data key does not open under the key of keys"))?;
+        let plain = Zeroizing::new(plain);
+        let (suite, key) = match plain.as_slice() {
+            old if old.len() == 32 => (Suite::Intl, old),
+            [suite, key @ ..] => {
+                (Suite::of_number(*suite).ok_or_else(|| corrupt("a data key is of an unknown suite"))?, key)
+            }
+            [] => (Suite::Intl, &[][..]),
+        };
+        let key: [u8; 32] = key.try_into().map_err(|_| corrupt("a data key does not have 32 bytes"))?;
+        Ok((suite, Zeroizing::new(key)))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::memory::{Fault, MemoryBackend};
+/// Whether a stored check value was made with this key of keys.
+pub(crate) fn check(kek: &Kek, stored: &[u8]) -> bool {
+    kek.wrapping(Suite::Intl).open(Cf::Ctl, layout::ctl::KEY_CHECK, stored.to_vec()).is_ok()
+}
 
-    fn ring(byte: u8) -> KeyRing {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("k");
-        std::fs::write(&path, format!("millrace-key-1 {}\n", digest::hex(&[byte; 32]))).unwrap();
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        KeyRing::new(Kek::read(&path).unwrap().unwrap()).unwrap()
+fn check_value(kek: &Kek, nonces: &NonceSource) -> Vec<u8> {
+    let stamp = Stamp { epoch: 0, owner: NO_USER };
+    kek.wrapping(Suite::Intl).seal(nonces, stamp, Cf::Ctl, layout::ctl::KEY_CHECK, b"millrace")
+}
+
+/// The file of user keys could not be written.
+fn slot_failure(error: std::io::Error) -> CommitError {
+    let detail = format!("the file of user keys: {error}");
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => CommitError::NoSpace { detail },
+        _ => CommitError::Io { detail },
     }
+}
 
-    #[test]
-    fn a_tenants_key_survives_a_restart_and_is_its_own() {
-        let kv = MemoryBackend::new();
-        let first = ring(1);
-        let sealed = first.find_or_make(&kv, TenantId(5)).unwrap().seal(Cf::Msg, b"k", b"secret");
-        let blind: [u8; 16] = first.opened(TenantId(5)).unwrap().blind("d", &[b"x"]);
+fn fresh() -> Result<Secret, CommitError> {
+    let mut key = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut key[..])
+        .map_err(|error| CommitError::Io { detail: format!("no random numbers from the system: {error}") })?;
+    Ok(key)
+}
 
-        let again = ring(1);
-        assert!(again.opened(TenantId(5)).is_none());
-        let keys = again.find(&kv, TenantId(5)).unwrap().unwrap();
-        assert_eq!(keys.open(Cf::Msg, b"k", sealed.clone()).unwrap(), b"secret");
-        assert_eq!(keys.blind::<16>("d", &[b"x"]), blind);
-        assert_ne!(keys.blind::<16>("e", &[b"x"]), blind);
-        assert_ne!(keys.blind::<16>("d", &[b"x", b""]), blind);
-
-        let other = again.find_or_make(&kv, TenantId(6)).unwrap();
-        assert!(matches!(other.open(Cf::Msg, b"k", sealed), Err(ReadError::Corrupt { .. })));
-        assert_ne!(other.blind::<16>("d", &[b"x"]), blind);
+fn unreadable(error: ReadError) -> CommitError {
+    match error {
+        ReadError::Backend(error) => CommitError::from(error),
+        ReadError::Closed => CommitError::Closed,
+        other => CommitError::Io { detail: other.to_string() },
     }
+}
 
-    #[test]
-    fn another_key_file_opens_nothing() {
-        let kv = MemoryBackend::new();
-        let check = ring(1).check_value();
-        ring(1).find_or_make(&kv, TenantId(5)).unwrap();
-        assert!(ring(1).check(&check));
-        assert!(!ring(2).check(&check));
-        assert!(matches!(ring(2).find(&kv, TenantId(5)), Err(ReadError::Corrupt { cf: "key", .. })));
-    }
+fn corrupt(why: &str) -> ReadError {
+    ReadError::Corrupt { cf: Cf::Key.name(), why: why.to_owned() }
+}
 
-    #[test]
-    fn a_key_that_could_not_be_written_is_not_used() {
-        let kv = MemoryBackend::new();
-        let keys = ring(1);
-        kv.inject(Fault::NoSpace);
-        assert!(matches!(keys.find_or_make(&kv, TenantId(5)), Err(CommitError::NoSpace { .. })));
-        assert!(keys.opened(TenantId(5)).is_none());
-    }
+/// Plain user key: suite 1, suite of its blind ids 1, key 32, secret of its blind ids 32.
+const USER_PLAIN_BYTES: usize = 66;
+const USER_SEALED_BYTES: usize = USER_PLAIN_BYTES + 48;
 
-    #[test]
-    fn a_record_of_an_unknown_epoch_says_so() {
-        let kv = MemoryBackend::new();
-        let keys = ring(1).find_or_make(&kv, TenantId(5)).unwrap();
-        let mut sealed = keys.seal(Cf::Msg, b"k", b"x");
-        sealed[3] = 9;
-        assert!(matches!(keys.open(Cf::Msg, b"k", sealed), Err(ReadError::KeyGone { tenant: 5, epoch: 9 })));
+fn user_plain(suite: Suite, key: &Secret, blind: &BlindSecret) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new([&[suite.number(), blind.suite.number()][..], &key[..], &blind.key[..]].concat())
+}
+
+fn read_user_plain(epoch: u16, plain: &[u8]) -> Option<(RawEpoch, BlindSecret)> {
+    let plain: &[u8; USER_PLAIN_BYTES] = plain.try_into().ok()?;
+    let key = Zeroizing::new(*plain[2..].first_chunk()?);
+    let blind = Zeroizing::new(*plain.last_chunk()?);
+    Some((
+        RawEpoch { epoch, suite: Suite::of_number(plain[0])?, key },
+        BlindSecret { suite: Suite::of_number(plain[1])?, key: blind },
+    ))
+}
+
+/// What a slot is bound to: the key's row and the slot's number.
+fn slot_place(row: &[u8], number: u64) -> Vec<u8> {
+    [row, &number.to_be_bytes()].concat()
+}
+
+fn slot_number(value: &[u8]) -> Result<u64, ReadError> {
+    value.try_into().map(u64::from_be_bytes).map_err(|_| corrupt("the number of a slot does not have eight bytes"))
+}
+
+fn epoch_of(row: &[u8]) -> Result<u16, ReadError> {
+    row.last_chunk().map(|epoch| u16::from_be_bytes(*epoch)).ok_or_else(|| corrupt("a key row has a short key"))
+}
+
+type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn rows_between(kv: &dyn KvStore, from: &[u8], to: &[u8]) -> Result<Rows, ReadError> {
+    let mut rows = Vec::new();
+    kv.scan(Cf::Key, ScanRange::forward(from, to), &mut |key, value| {
+        rows.push((key.to_vec(), value.to_vec()));
+        ControlFlow::Continue(())
+    })?;
+    Ok(rows)
+}
+
+fn epoch_rows(kv: &dyn KvStore, (tenant, user): Owner) -> Result<Rows, ReadError> {
+    let from = layout::data_key(tenant, user, 0);
+    let mut to = layout::data_key(tenant, user, u16::MAX);
+    to.push(0);
+    rows_between(kv, &from, &to)
+}
+
+/// The rows of all tenants' own keys.
+fn tenant_rows(kv: &dyn KvStore) -> Result<Rows, ReadError> {
+    let mut rows = Vec::new();
+    let mut from = Vec::new();
+    let end = layout::prefix_end(&[u8::MAX]);
+    loop {
+        // One step per tenant: users, of whom there may be very many, are jumped over.
+        let mut tenant = None;
+        kv.scan(Cf::Key, ScanRange::forward(&from, &end), &mut |key, _| {
+            tenant = key.first_chunk().map(|bytes| TenantId(u32::from_be_bytes(*bytes)));
+            ControlFlow::Break(())
+        })?;
+        let Some(tenant) = tenant else { return Ok(rows) };
+        rows.extend(epoch_rows(kv, (tenant, NO_USER))?);
+        match tenant.0.checked_add(1) {
+            Some(next) => from = next.to_be_bytes().to_vec(),
+            None => return Ok(rows),
+        }
     }
+}
+
+/// Tenants that have keys, and the users of one.
+pub(crate) fn tenants(kv: &dyn KvStore) -> Result<Vec<TenantId>, ReadError> {
+    let rows = tenant_rows(kv)?;
+    let mut tenants: Vec<TenantId> =
+        rows.iter().filter_map(|(row, _)| Some(TenantId(u32::from_be_bytes(*row.first_chunk()?)))).collect();
+    tenants.dedup();
+    Ok(tenants)
+}
+
+/// The users of a tenant that have keys.
+pub(crate) fn users(kv: &dyn KvStore, tenant: TenantId) -> Result<Vec<UserId>, ReadError> {
+    let from = layout::data_key(tenant, NO_USER, u16::MAX);
+    let to = match tenant.0.checked_add(1) {
+        Some(next) => next.to_be_bytes().to_vec(),
+        None => layout::prefix_end(&[u8::MAX]),
+    };
+    let mut users: Vec<UserId> = Vec::new();
+    kv.scan(Cf::Key, ScanRange::forward(&from, &to), &mut |key, _| {
+        if let Some(user) = key.get(4..20).and_then(|bytes| bytes.try_into().ok()).map(UserId)
+            && user != NO_USER
+            && users.last() != Some(&user)
+        {
+            users.push(user);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(users)
+}
+
+/// Whether any row names a slot.
+pub(crate) fn has_user_keys(kv: &dyn KvStore) -> Result<bool, ReadError> {
+    for tenant in tenants(kv)? {
+        if !users(kv, tenant)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -1,8 +1,8 @@
 //! Stores for tests: on a disk of their own, or over a memory engine that can be made to fail.
 
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId};
-use millrace_proto::record::{ChatAddress, DeliveryState, Message, OutboxJob, Role, SessionHead};
-use millrace_storage::{MemoryBackend, RecallQuery, Recalled, Store, StoreOptions};
+use millrace_proto::record::{ChatAddress, DeliveryState, Message, OutboxJob, Role, SessionHead, Timer};
+use millrace_storage::{Batch, MemoryBackend, MemoryWrite, RecallQuery, Recalled, Store, StoreOptions};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -107,6 +107,71 @@ impl Random {
         let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-6);
         row.iter_mut().for_each(|x| *x /= norm);
         row
+    }
+}
+
+/// Writes a session with a message, a memory, a waiting reply and a timer of a user of tenant 1.
+pub fn say(store: &Store, name: &str, text: &str) {
+    let (owner, chat) = (user(T1, name), conversation(T1, name));
+    let mut batch = Batch::new();
+    let mut session = head(T1, owner, name, 1);
+    session.title = text.into();
+    batch.put_session(&session);
+    batch.append_message(T1, chat, &message(1, text));
+    batch.put_outbox(&job(T1, name, 1, text));
+    batch.put_timer(&Timer { tenant: T1, conversation: chat, id: 1, due_ms: 5, purpose: text.into() });
+    batch.remember(MemoryWrite {
+        tenant: T1,
+        user: owner,
+        conversation: chat,
+        seq: 1,
+        text: text.into(),
+        at_ms: 1_000,
+        embedding: vec![0.5; 8],
+    });
+    store.commit(batch).expect("durable");
+}
+
+/// What the memory of a user of tenant 1 finds about a text.
+pub fn remembered(store: &Store, name: &str, text: &str) -> Vec<String> {
+    let query = RecallQuery {
+        tenant: T1,
+        user: user(T1, name),
+        text: text.into(),
+        embedding: Some(vec![0.5; 8]),
+        limit: 10,
+        exclude: None,
+        now_ms: 2_000_000,
+        from_ms: 0,
+        relevance_min: 0.0,
+    };
+    recall(store, query).into_iter().map(|found| found.text).collect()
+}
+
+/// Every file below a folder.
+pub fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+/// Files that hold some bytes.
+pub fn holding(folder: &Path, needle: &[u8]) -> Vec<std::path::PathBuf> {
+    let holds = |path: &std::path::PathBuf| {
+        std::fs::read(path).expect("a file").windows(needle.len()).any(|window| window == needle)
+    };
+    files(folder).into_iter().filter(holds).collect()
+}
+
+/// Copies a folder with everything in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    for path in files(from) {
+        let target = to.join(path.strip_prefix(from).expect("below the folder"));
+        std::fs::create_dir_all(target.parent().expect("a file has a folder")).expect("a folder");
+        std::fs::copy(&path, target).expect("copied");
     }
 }
 

@@ -2,10 +2,12 @@
 
 mod common;
 mod crash;
+mod forgetting;
 mod full;
 mod opening;
 mod queues;
 mod recall;
+mod rotating;
 mod sealing;
 mod sessions;
 mod spaces;

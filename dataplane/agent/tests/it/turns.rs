@@ -620,3 +620,48 @@ fn an_answer_that_cannot_be_stored_is_not_called_done() {
         "{last:?}"
     );
 }
+
+#[test]
+fn a_forgotten_user_leaves_the_memory_and_a_running_answer_leaves_no_trace() {
+    let (mut agent, run) = generating();
+    let mut effects = Vec::new();
+    agent.step(interactive(2, "and another thing"), 1_050, &mut effects);
+    let Some(Effect::Persist { op: accepting, .. }) = effects.last().cloned() else { panic!("{effects:?}") };
+    let stranger = Event::Forgotten { tenant: TenantId(1), user: UserId::of(TenantId(1), "somebody else") };
+    agent.step(stranger, 1_060, &mut Vec::new());
+    assert_eq!((agent.hot_conversations(), agent.open_turns()), (1, 2));
+
+    effects.clear();
+    let forgotten = Event::Forgotten { tenant: TenantId(1), user: UserId::of(TenantId(1), "u") };
+    agent.step(forgotten, 1_100, &mut effects);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::StopGeneration { run: stopped } if *stopped == run)));
+    let done = Output::Done { reason: Finish::Cancelled, usage: Usage::default(), timings: Timings::default() };
+    agent.step(Event::Output { run, output: done }, 1_101, &mut effects);
+    // The second turn was on its way to the disk when its user was forgotten: the store refuses it.
+    agent.step(Event::Persisted { op: accepting, result: Err(Fault::Closed) }, 1_102, &mut effects);
+    assert_eq!((agent.hot_conversations(), agent.open_turns()), (0, 0));
+    let stored = effects.iter().filter(|effect| matches!(effect, Effect::Persist { .. })).count();
+    assert_eq!(stored, 0, "nothing is written after the forgetting: {effects:?}");
+    assert!(
+        effects.iter().any(|effect| matches!(
+            effect,
+            Effect::Reply { ticket: Ticket(1), reply: Reply::Failed(TurnError::Cancelled) }
+        )),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn an_idle_conversation_of_a_forgotten_user_is_gone_at_once() {
+    let (mut agent, run) = generating();
+    let mut effects = Vec::new();
+    let done = Output::Done { reason: Finish::Stop, usage: Usage::default(), timings: Timings::default() };
+    agent.step(Event::Output { run, output: done }, 1_001, &mut effects);
+    let (op, _) = written(&effects);
+    agent.step(Event::Persisted { op, result: Ok(()) }, 1_002, &mut effects);
+    assert_eq!((agent.hot_conversations(), agent.open_turns()), (1, 0));
+    effects.clear();
+    agent.step(Event::Forgotten { tenant: TenantId(1), user: UserId::of(TenantId(1), "u") }, 1_003, &mut effects);
+    assert_eq!((agent.hot_conversations(), agent.hot_bytes()), (0, 0));
+    assert!(effects.is_empty(), "{effects:?}");
+}
