@@ -61,7 +61,8 @@ fn tenants(batch: &Batch) -> Vec<TenantId> {
             | Op::Dedup { tenant, .. }
             | Op::Finish { tenant, .. }
             | Op::Forget { tenant, .. }
-            | Op::SpaceRemove { tenant, .. } => Some(*tenant),
+            | Op::SpaceRemove { tenant, .. }
+            | Op::Corpus { tenant, .. } => Some(*tenant),
             Op::Remember(write) => Some(write.tenant),
             Op::SpacePut(write) => Some(write.tenant),
             Op::PutClear { .. } | Op::Delete { .. } | Op::Invalid(_) => None,
@@ -135,6 +136,10 @@ fn build(shared: &Shared, batch: Batch) -> Result<Prepared, CommitError> {
                 let space = memory::space_key(&*keys_of(tenant)?, &space);
                 prepared.ops.push(KvOp::Delete(Cf::Space, layout::space(tenant, space, id)));
                 prepared.spaces.push(Change { tenant, space, vid: id, written: None });
+            }
+            Op::Corpus { tenant, corpus, op } => {
+                let keys = keys_of(tenant)?;
+                crate::corpus::prepare(&keys, tenant, &corpus, op, &mut prepared.ops);
             }
             Op::Invalid(why) => return Err(CommitError::Invalid { why }),
         }

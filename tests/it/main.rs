@@ -5,6 +5,7 @@ mod browser;
 mod channels;
 mod cli;
 mod clients;
+mod corpus;
 mod drain;
 mod kill;
 mod limits;

@@ -194,7 +194,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// A remembered message with its source.
+/// A remembered message, or a passage of a document, with its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fact {
     /// Where it was said.
@@ -207,6 +207,8 @@ pub struct Fact {
     pub at_ms: u64,
     /// Higher is better.
     pub score: f32,
+    /// For a passage of a document: file, page and heading, as people cite them.
+    pub citation: Option<String>,
 }
 
 /// What the engine says about a generation.

@@ -162,7 +162,7 @@ pub(super) fn outbox(args: &OutboxArgs) -> Result<ExitCode, Trouble> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn admin(server: &ServerArgs) -> Result<Client, Trouble> {
+pub(super) fn admin(server: &ServerArgs) -> Result<Client, Trouble> {
     let client = Client::new(server)?;
     client.require_key()?;
     Ok(client)
@@ -178,7 +178,7 @@ fn state_name(state: State) -> &'static str {
 }
 
 /// A value for a query string: everything but plain characters is percent-encoded.
-fn query(text: &str) -> String {
+pub(super) fn query(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
@@ -187,7 +187,7 @@ fn rows(list: &Value) -> Vec<Value> {
     list["data"].as_array().cloned().unwrap_or_default()
 }
 
-fn text(row: &Value, column: &str) -> String {
+pub(super) fn text(row: &Value, column: &str) -> String {
     match &row[column] {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
@@ -196,7 +196,7 @@ fn text(row: &Value, column: &str) -> String {
     }
 }
 
-fn show_list(list: &Value, columns: &[&str], json: bool) {
+pub(super) fn show_list(list: &Value, columns: &[&str], json: bool) {
     if json {
         out(&format!("{list}\n"));
         return;

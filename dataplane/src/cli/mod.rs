@@ -8,6 +8,7 @@ mod bench;
 mod bench_memory;
 mod chat;
 mod client;
+mod corpus;
 mod doctor;
 mod doctor_checks;
 mod model;
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config;
+use crate::corpus::reader;
 use crate::node;
 use crate::trouble::Trouble;
 use client::ServerArgs;
@@ -61,6 +63,14 @@ enum Command {
     Key(admin::KeyArgs),
     /// Look after replies that could not be delivered
     Outbox(admin::OutboxArgs),
+    /// Take documents in, search and remove them
+    Corpus(corpus::CorpusArgs),
+    /// Read a document from standard input: the server's own helper
+    #[command(name = reader::COMMAND, hide = true)]
+    ReadDocument {
+        /// The format
+        kind: String,
+    },
     /// Print a completion script: millrace completion bash > /etc/bash_completion.d/millrace
     Completion {
         /// Which shell
@@ -132,6 +142,8 @@ fn run(command: Command) -> Result<ExitCode, Trouble> {
         Command::Config(ConfigArgs { command: ConfigCommand::Explain(args) }) => explain(&args),
         Command::Key(args) => admin::keys(&args),
         Command::Outbox(args) => admin::outbox(&args),
+        Command::Corpus(args) => corpus::run(&args),
+        Command::ReadDocument { kind } => Ok(reader::run(&kind)),
         Command::Completion { shell } => Ok(completion(shell)),
     }
 }

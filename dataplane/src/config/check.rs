@@ -5,14 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use millrace_inference::Speculation;
+use millrace_storage::CORPUS_NAME_BYTES_MAX;
 
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
-use super::{AgentOptions, Config, EngineOptions, IoMode, Limits, StorageOptions, StorageType, TlsOptions, units};
+use super::{
+    AgentOptions, Config, Corpora, EngineOptions, IoMode, Limits, StorageOptions, StorageType, TlsOptions, units,
+};
 use crate::net::tls::TlsFiles;
 use crate::obs::logs;
 use crate::trouble::Trouble;
 
+/// Corpora that one question searches.
+const CORPORA_READABLE_MAX: usize = 16;
 /// Longest system prompt.
 const SYSTEM_PROMPT_BYTES_MAX: usize = 16 * 1024;
 /// Largest KV pool that `auto` chooses.
@@ -113,6 +118,7 @@ pub(super) fn check(
             key_file: texts.optional("storage.key_file").map_or_else(|| data.join("master.key"), PathBuf::from),
         },
         agent: agent(&texts)?,
+        corpora: Corpora { sessions: texts.read("agent.corpora", corpora)?, ..Corpora::default() },
         limits: Limits {
             requests_per_minute: texts.whole("limits.requests_per_minute", 1, 10_000_000)? as u32,
             connections_max: texts.whole("limits.connections_max", 8, 1_000_000)?,
@@ -217,6 +223,20 @@ fn endpoint(text: &str) -> Result<Option<String>, String> {
     match text.strip_prefix("file:") {
         Some(path) if !path.is_empty() => Ok(Some(path.trim_start_matches("//").to_owned())),
         _ => Err("this version runs models in its own engine only; write `local` or `file:PATH`".into()),
+    }
+}
+
+/// Names of corpora between commas. Which exist is only known while the node runs.
+pub(super) fn corpora(text: &str) -> Result<Vec<String>, String> {
+    let names: Vec<String> =
+        text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    if names.len() > CORPORA_READABLE_MAX {
+        return Err(format!("it names {} corpora; at most {CORPORA_READABLE_MAX} can be read together", names.len()));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    match names.iter().find(|name| name.len() > CORPUS_NAME_BYTES_MAX || !name.chars().all(plain)) {
+        Some(wrong) => Err(format!("{wrong:?} is no name of a corpus: 1 to 64 letters, digits, `-`, `_` or `.`")),
+        None => Ok(names),
     }
 }
 

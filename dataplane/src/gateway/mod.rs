@@ -9,6 +9,7 @@ mod admin;
 pub mod auth;
 mod calls;
 mod console;
+mod corpora;
 mod generate;
 mod hook;
 mod native;
@@ -200,6 +201,13 @@ impl Gateway {
             Endpoint::AdminOutbox => self.list_outbox(principal, request),
             Endpoint::AdminOutboxAct => self.act_on_outbox(principal, request).await,
             Endpoint::AdminStatus => self.status(principal),
+            Endpoint::Corpora => self.list_corpora(principal),
+            Endpoint::RemoveCorpus => self.remove_corpus(principal, segments),
+            Endpoint::Documents => self.list_documents(principal, request, segments),
+            Endpoint::AddDocument => self.add_document(principal, request, segments),
+            Endpoint::RemoveDocument => self.remove_document(principal, request, segments),
+            Endpoint::SearchCorpus => self.search_corpus(principal, request, segments).await,
+            Endpoint::CorpusJob => self.corpus_job(principal, segments),
             Endpoint::Healthz
             | Endpoint::Readyz
             | Endpoint::Models
