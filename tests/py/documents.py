@@ -212,8 +212,8 @@ def book(file, pages):
     for number in range(1, int(pages) + 1):
         story.append(Paragraph(f"Chapter {number}", style["Heading1"]))
         story.append(Paragraph(f"The code of chapter {number} is {number * 37 + 1000}.", style["BodyText"]))
-        for _ in range(3):
-            text = " ".join(source.choice(words) for _ in range(90))
+        for _ in range(1):
+            text = " ".join(source.choice(words) for _ in range(40))
             story.append(Paragraph(text.capitalize() + ".", style["BodyText"]))
         story.append(PageBreak())
 

@@ -234,7 +234,7 @@ fn wait(client: &Client, job: &Value, bar: &ProgressBar) -> Result<Value, Troubl
             "failed" => {
                 let what = format!("{} was not taken in", job["document"].as_str().unwrap_or("the corpus"));
                 let message = text(&job["error"], "message");
-                let (why, next) = message.rsplit_once("; ").unwrap_or((&message, "look at the server's log"));
+                let (why, next) = message.rsplit_once("; ").unwrap_or((message.as_str(), "look at the server's log"));
                 return Err(Trouble::new(what, why, next));
             }
             _ => {

@@ -53,10 +53,10 @@ pub(super) fn read(bytes: &[u8], sink: &mut Sink, depth: usize) -> Result<(), Do
             sink.note(format!("the attachment {name:?} is no format that is read"));
             continue;
         };
-        sink.heading(1, &format!("Attachment {name}"))?;
-        sink.shift += 1;
+        sink.heading(2, &format!("Attachment {name}"))?;
+        sink.shift += 2;
         let read = read_into(kind, bytes, sink, depth + 1);
-        sink.shift -= 1;
+        sink.shift -= 2;
         match read {
             Ok(()) => {}
             // What bounds the whole document ends it; a broken attachment does not.

@@ -31,7 +31,6 @@ pub(super) fn read(bytes: &[u8], sink: &mut Sink) -> Result<(), DocumentError> {
     let outline = outline(&document);
     for page in pages {
         sink.place(Place::Page(page))?;
-        let mut titles = outline.get(&page).map(Vec::as_slice).unwrap_or_default().iter().peekable();
         let text = match page_text(&document, page) {
             Some(text) => text,
             None => {
@@ -40,6 +39,13 @@ pub(super) fn read(bytes: &[u8], sink: &mut Sink) -> Result<(), DocumentError> {
             }
         };
         // A title of the outline begins where its words stand on the page, else at the top.
+        let titles = outline.get(&page).map(Vec::as_slice).unwrap_or_default().iter();
+        let (found, elsewhere): (Vec<_>, Vec<_>) =
+            titles.partition(|(_, title)| text.lines().any(|line| same_words(line, title)));
+        for (level, title) in elsewhere {
+            sink.heading(*level, title)?;
+        }
+        let mut titles = found.into_iter().peekable();
         let mut paragraph = String::new();
         for line in text.lines() {
             if let Some((level, title)) = titles.peek()
@@ -56,9 +62,6 @@ pub(super) fn read(bytes: &[u8], sink: &mut Sink) -> Result<(), DocumentError> {
             }
         }
         sink.text(&paragraph)?;
-        for (level, title) in titles {
-            sink.heading(*level, title)?;
-        }
     }
     Ok(())
 }

@@ -35,6 +35,8 @@ impl Block {
 
 /// Between the cells of a row.
 const CELL: &str = " | ";
+/// Empty cells in a row that are shown one by one.
+const GAP_MAX: usize = 3;
 /// Notes kept for people.
 const NOTES_MAX: usize = 20;
 
@@ -138,7 +140,23 @@ fn cells_text(cells: &[String]) -> Result<String, DocumentError> {
     }
     let cells: Vec<String> = cells.iter().map(|cell| one_line(cell)).collect();
     let filled = cells.iter().rposition(|cell| !cell.is_empty()).map_or(0, |last| last + 1);
-    Ok(cells[..filled].join(CELL))
+    let (mut text, mut gap) = (String::new(), 0);
+    for (column, cell) in cells[..filled].iter().enumerate() {
+        gap = if cell.is_empty() { gap + 1 } else { 0 };
+        // The nothing before a far cell would bury it.
+        if gap > GAP_MAX {
+            if gap == GAP_MAX + 1 {
+                text.push_str(CELL);
+                text.push('…');
+            }
+            continue;
+        }
+        if column > 0 {
+            text.push_str(CELL);
+        }
+        text.push_str(cell);
+    }
+    Ok(text)
 }
 
 /// Whether a character carries nothing that a reader sees: controls, soft hyphens, marks of byte order.

@@ -46,7 +46,7 @@ fn a_workbook_gives_rows_with_their_head_and_number() {
             "sheet Prices: Price list of spring",
             "sheet Prices, rows 3-4: Article | Price | Since | Stock\nCopper kettle | 39.5 | 2026-03-01 | true\n\
              Walnut tray | 18 | 2025-11-20 | false",
-            "sheet Suppliers, row 2: Name | Town\nHammerschmied & Söhne | Solingen",
+            "sheet Suppliers, rows 2-900000: Name | Town\nHammerschmied & Söhne | Solingen\n|  |  | … | far away",
         ]
     );
 }

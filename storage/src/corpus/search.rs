@@ -5,7 +5,7 @@ use super::space_name;
 use crate::backend::{Cf, ScanRange};
 use crate::error::{Busy, ReadError};
 use crate::layout::{self, SpaceKey};
-use crate::memory::{self, SpaceQuery};
+use crate::memory::{self, SpaceFilter, SpaceQuery};
 use crate::seal::TenantKeys;
 use crate::store::{Shared, Store, decode};
 use millrace_proto::document::Passage;
@@ -107,6 +107,10 @@ impl Shared {
             let why = format!("a question names {} corpora, the bound is {CORPORA_ASKED_MAX}", query.corpora.len());
             return Err(ReadError::Invalid { why });
         }
+        // More tags than a document can have.
+        if query.tags.len() > super::DOCUMENT_TAGS_MAX {
+            return Ok(Vec::new());
+        }
         let Some(keys) = self.keys.find(&*self.kv, query.tenant)? else { return Ok(Vec::new()) };
         let mut hits = Vec::new();
         for corpus in &query.corpora {
@@ -135,7 +139,13 @@ impl Shared {
         let head: super::CorpusHead = decode(Cf::Corpus, &plain)?;
         let mut found: HashMap<u64, Found> = HashMap::new();
         if let Some(embedding) = query.embedding.as_ref().filter(|embedding| !embedding.is_empty()) {
-            let near = SpaceQuery { tenant, space: space_name(corpus), embedding: embedding.clone(), limit: DEPTH };
+            let near = SpaceQuery {
+                tenant,
+                space: space_name(corpus),
+                embedding: embedding.clone(),
+                limit: DEPTH,
+                filter: SpaceFilter { tags_all: query.tags.clone(), ..SpaceFilter::default() },
+            };
             let near = self.search_space(&near)?;
             // What everything near the question has in common says nothing.
             let floor = near.last().filter(|_| near.len() == DEPTH).map_or(0.0, |last| last.score);
