@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod corpus;
 pub mod gateway;
 pub mod handover;
 pub mod identity;

@@ -24,6 +24,7 @@ use signal_hook::iterator::Signals;
 use crate::certificate;
 use crate::config::{self, Config, IoMode, Loaded, StorageType, human_bytes};
 use crate::control::Control;
+use crate::corpus::Corpora;
 use crate::gateway::{Common, auth, budgets};
 use crate::handover::{Doorkeeper, Inherited};
 use crate::identity::issuers::Issuers;
@@ -429,6 +430,12 @@ impl Node {
         let control = Control::start().map_err(|error| {
             Trouble::new("the control thread cannot start", error.to_string(), "look at `ulimit -u` and `ulimit -n`")
         })?;
+        let encoder = parts.encoder.as_ref().and_then(|_| models::encoder(&config).ok().flatten());
+        let encoder = encoder.map(|found| found.name).unwrap_or_default();
+        let corpora = Corpora::start(parts.store.clone(), embedder.clone(), &encoder).map(Arc::new);
+        let corpora = corpora.map_err(|error| {
+            Trouble::new("the corpus thread cannot start", error.to_string(), "look at `ulimit -u`")
+        })?;
         observe(&metrics, &engine, &parts, &config);
         metrics.set_facts(NodeFacts {
             io: probe.backend.to_string(),
@@ -469,6 +476,7 @@ impl Node {
             template: parts.chat.template,
             embedder,
             control,
+            corpora,
             metrics,
             health,
             authority: Arc::new(authority),
@@ -516,6 +524,7 @@ impl Node {
             );
         }
         self.shards.stop();
+        self.shared.corpora.shutdown();
         self.shared.engine.shutdown();
         if let Some(embedder) = &self.shared.embedder {
             embedder.shutdown();

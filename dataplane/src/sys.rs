@@ -41,6 +41,23 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// Bounds this process for good: address space, processor seconds, no core file, no file that it could write.
+pub fn confine(memory_bytes: u64, cpu_seconds: u64) -> io::Result<()> {
+    for (resource, value) in [
+        (libc::RLIMIT_AS, memory_bytes),
+        (libc::RLIMIT_CPU, cpu_seconds),
+        (libc::RLIMIT_CORE, 0),
+        (libc::RLIMIT_FSIZE, 0),
+    ] {
+        let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+        // SAFETY: setrlimit(2) only reads the one structure it is given.
+        if unsafe { libc::setrlimit(resource, &raw const limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Keeps the C heap small: many threads would otherwise each keep an arena of freed memory.
 pub fn bound_heap_arenas() {
     #[cfg(target_env = "gnu")]

@@ -6,12 +6,13 @@
 //!
 //! Main types: [`http1::RequestHead`] and [`ws::Decoder`] (the wire), [`api::ChatRequest`] and
 //! [`api::ApiError`] (the OpenAI-shaped API), [`oauth`] (clients and tokens), [`channel::Account`] (messengers and webhooks),
-//! [`record`] (what is stored), [`id`] (who and where).
+//! [`document`] (files into passages), [`record`] (what is stored), [`id`] (who and where).
 
 pub mod api;
 pub mod channel;
 pub mod date;
 pub mod digest;
+pub mod document;
 pub mod gcra;
 pub mod gm;
 pub mod http1;

@@ -80,6 +80,31 @@ pub const EVENT_KEY_BYTES_MAX: usize = 256;
 /// How long a dedup key is remembered: longer than any platform retries, and what the product promises.
 pub const DEDUP_TTL_MS: u64 = 72 * 3_600 * 1_000;
 
+/// Longest file that is taken into a corpus. A book of 500 pages has a few MiB.
+pub const DOCUMENT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// What the parts of an office file may take when unpacked: far beyond text, well below what hurts.
+pub const DOCUMENT_UNPACKED_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Parts of an office file.
+pub const DOCUMENT_PARTS_MAX: usize = 10_000;
+/// Text of one document, all blocks together: ten books.
+pub const DOCUMENT_TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Headings, paragraphs and rows of one document.
+pub const DOCUMENT_BLOCKS_MAX: usize = 500_000;
+/// Pages of a PDF, slides of a presentation, sheets of a workbook.
+pub const DOCUMENT_PAGES_MAX: usize = 5_000;
+/// Cells of a table's row.
+pub const DOCUMENT_CELLS_MAX: usize = 1_024;
+/// Elements inside each other in an office file or web page.
+pub const DOCUMENT_NESTING_MAX: usize = 256;
+/// Mails inside each other.
+pub const DOCUMENT_MAIL_DEPTH_MAX: usize = 3;
+/// Attachments of a mail that are read.
+pub const DOCUMENT_ATTACHMENTS_MAX: usize = 64;
+/// Bytes of a heading; a longer one is a paragraph in a large font.
+pub const HEADING_BYTES_MAX: usize = 200;
+/// Headings above each other.
+pub const HEADINGS_MAX: usize = 9;
+
 /// Virtual shards: fixed, so that stored keys do not depend on the number of cores.
 pub const VIRTUAL_SHARDS: u16 = 256;
 /// Steps of a retry policy.
@@ -92,4 +117,5 @@ const _: () = assert!(BEARER_BYTES_MAX < OAUTH_FORM_BYTES_MAX && BEARER_BYTES_MA
 const _: () = assert!(HEAD_BYTES_MAX <= u16::MAX as usize, "head offsets are kept as u16");
 const _: () = assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
 const _: () = assert!(WEBHOOK_BODY_BYTES_MAX <= BODY_BYTES_MAX);
+const _: () = assert!((DOCUMENT_BYTES_MAX as u64) < DOCUMENT_UNPACKED_BYTES_MAX);
 const _: () = assert!(VIRTUAL_SHARDS.is_power_of_two());

@@ -3,7 +3,10 @@
 //! Bytes that come back from a disk are outside data: [`Record::from_bytes`] validates them before it reads
 //! them and answers with an error, never a panic.
 
+use crate::document::{Document, Passage};
 use crate::id::{ConversationId, EffectKey, TenantId, UserId};
+#[doc(hidden)]
+pub use rkyv;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Who said a message.
@@ -285,16 +288,18 @@ pub trait Record: Sized {
     fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError>;
 }
 
+/// Makes types with rkyv's derives [`Record`](crate::record::Record)s.
+#[macro_export]
 macro_rules! records {
     ($($type:ident),*) => {$(
-        impl Record for $type {
+        impl $crate::record::Record for $type {
             fn to_bytes(&self) -> Vec<u8> {
                 // Writing to memory fails only when memory itself does.
-                rkyv::to_bytes::<rkyv::rancor::Error>(self).expect("a record fits into memory").into_vec()
+                $crate::record::rkyv::to_bytes::<$crate::record::rkyv::rancor::Error>(self).expect("a record fits into memory").into_vec()
             }
 
-            fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
-                rkyv::from_bytes::<Self, rkyv::rancor::Error>(bytes).map_err(|error| RecordError {
+            fn from_bytes(bytes: &[u8]) -> Result<Self, $crate::record::RecordError> {
+                $crate::record::rkyv::from_bytes::<Self, $crate::record::rkyv::rancor::Error>(bytes).map_err(|error| $crate::record::RecordError {
                     kind: stringify!($type),
                     bytes: bytes.len(),
                     reason: error.to_string(),
@@ -304,7 +309,7 @@ macro_rules! records {
     )*};
 }
 
-records!(Message, SessionHead, InboxRecord, OutboxJob, Timer, Credential);
+records!(Message, SessionHead, InboxRecord, OutboxJob, Timer, Credential, Document, Passage);
 
 #[cfg(test)]
 mod tests {

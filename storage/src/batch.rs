@@ -1,6 +1,7 @@
 //! A batch: what shall become durable together, in typed form.
 
 use crate::backend::Cf;
+use crate::corpus::CorpusOp;
 use crate::layout;
 use crate::queue::Receipt;
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId};
@@ -99,6 +100,11 @@ pub(crate) enum Op {
         tenant: TenantId,
         space: String,
         id: u64,
+    },
+    Corpus {
+        tenant: TenantId,
+        corpus: String,
+        op: CorpusOp,
     },
     Invalid(String),
 }
@@ -227,6 +233,11 @@ impl Batch {
     /// Removes a passage of a shared space.
     pub fn remove_space(&mut self, tenant: TenantId, space: &str, id: u64) {
         self.push(space.len(), Op::SpaceRemove { tenant, space: space.to_owned(), id });
+    }
+
+    /// Changes a row of a corpus.
+    pub(crate) fn corpus(&mut self, tenant: TenantId, corpus: &str, op: CorpusOp) {
+        self.push(op.bytes(), Op::Corpus { tenant, corpus: corpus.to_owned(), op });
     }
 
     /// Writes a credential under the SHA-256 of its secret.

@@ -282,6 +282,51 @@ pub(crate) fn space_prefix(tenant: TenantId, space: SpaceKey) -> Vec<u8> {
     space_prefix_key(tenant, space).0
 }
 
+/// Kinds of rows in the family `corpus`.
+mod corpus_row {
+    pub const HEAD: u8 = 0;
+    pub const DOCUMENT: u8 = 1;
+    pub const PASSAGE: u8 = 2;
+    pub const NAME: u8 = 3;
+    pub const LISTED: u8 = 4;
+}
+
+/// No space has this id: it is the place of a tenant's list of corpora.
+const NO_SPACE: SpaceKey = [0; 16];
+
+// corpus: shard2 tenant4 space16 0
+pub(crate) fn corpus_head(tenant: TenantId, space: SpaceKey) -> Vec<u8> {
+    space_prefix_key(tenant, space).bytes(&[corpus_row::HEAD]).0
+}
+
+// corpus: shard2 tenant4 space16 1 number4
+pub(crate) fn corpus_document(tenant: TenantId, space: SpaceKey, number: u32) -> Vec<u8> {
+    space_prefix_key(tenant, space).bytes(&[corpus_row::DOCUMENT]).u32(number).0
+}
+
+pub(crate) fn corpus_documents(tenant: TenantId, space: SpaceKey) -> Vec<u8> {
+    space_prefix_key(tenant, space).bytes(&[corpus_row::DOCUMENT]).0
+}
+
+// corpus: shard2 tenant4 space16 2 document4 passage4
+pub(crate) fn corpus_passage(tenant: TenantId, space: SpaceKey, vid: u64) -> Vec<u8> {
+    space_prefix_key(tenant, space).bytes(&[corpus_row::PASSAGE]).u64(vid).0
+}
+
+// corpus: shard2 tenant4 space16 3 blind16
+pub(crate) fn corpus_name(tenant: TenantId, space: SpaceKey, blind: [u8; 16]) -> Vec<u8> {
+    space_prefix_key(tenant, space).bytes(&[corpus_row::NAME]).bytes(&blind).0
+}
+
+// corpus: shard2 tenant4 zero16 4 space16
+pub(crate) fn corpus_listed(tenant: TenantId, space: SpaceKey) -> Vec<u8> {
+    space_prefix_key(tenant, NO_SPACE).bytes(&[corpus_row::LISTED]).bytes(&space).0
+}
+
+pub(crate) fn corpus_names(tenant: TenantId) -> Vec<u8> {
+    space_prefix_key(tenant, NO_SPACE).bytes(&[corpus_row::LISTED]).0
+}
+
 // ctl: "s/" tenant4 space16
 pub(crate) fn segment_manifest(tenant: TenantId, space: SpaceKey) -> Vec<u8> {
     Key(ctl::SEGMENT.to_vec()).u32(tenant.0).bytes(&space).0
@@ -353,6 +398,11 @@ mod tests {
         assert_eq!(edge(T, u, &[0; 24], 1, 1, &[0; 24]).len(), 80);
         assert_eq!(space(T, [0; 16], 1).len(), 30);
         assert_eq!(space_log(T, [0; 16], 1, 1).len(), 38);
+        assert_eq!(corpus_head(T, [0; 16]).len(), 23);
+        assert_eq!(corpus_document(T, [0; 16], 1).len(), 27);
+        assert_eq!(corpus_passage(T, [0; 16], 1).len(), 31);
+        assert_eq!(corpus_name(T, [0; 16], [0; 16]).len(), 39);
+        assert_eq!(corpus_listed(T, [1; 16]).len(), 39);
         assert_eq!(tenant_of(crate::backend::Cf::Msg, &msg(T, c, 1)), Some(T));
         assert_eq!(tenant_of(crate::backend::Cf::Timer, &timer(1, T, c, 1)), Some(T));
         assert_eq!(tenant_of(crate::backend::Cf::Msg, &[1, 2, 3]), None);

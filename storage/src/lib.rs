@@ -11,6 +11,7 @@
 mod backend;
 mod batch;
 mod commit;
+mod corpus;
 mod error;
 mod forget;
 mod layout;
@@ -32,6 +33,11 @@ pub use backend::rocks::RocksBackend;
 pub use backend::{Cf, KvOp, KvStore, ScanRange, Visit};
 pub use batch::{Batch, MemoryWrite, SpaceWrite};
 pub use commit::{Done, GROUP_BYTES_MAX, GROUP_JOBS_MAX, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX};
+pub use corpus::{Begun, CorpusError, CorpusHead, CorpusHit, CorpusQuery, CorpusWriter, DocumentRecord, NewDocument};
+pub use corpus::{
+    CORPORA_MAX, CORPUS_DOCUMENTS_MAX, CORPUS_NAME_BYTES_MAX, DOCUMENT_NAME_BYTES_MAX, DOCUMENT_TAG_BYTES_MAX,
+    DOCUMENT_TAGS_MAX,
+};
 pub use error::{Busy, CommitError, KvError, OpenError, ReadError};
 pub use memory::{RECALL_LIMIT_MAX, RELEVANCE_MIN, RecallQuery, Recalled, Why};
 pub use memory::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter, SpaceHit, SpaceQuery, SpaceStats};

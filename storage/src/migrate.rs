@@ -23,6 +23,7 @@ pub(crate) fn migrate(kv: &dyn KvStore, keys: &KeyRing, found: u32) -> Result<()
     // Schema 3 puts owner, tags and time before a passage's text and reads passages without them; segments of
     // schema 2 are told by their first bytes and built again. So nothing is rewritten, but an older program
     // must not read what this one writes.
+    // It also has the family of corpora.
     if found < 4 {
         tracing::info!(from = found, to = 4, "everything is sealed again under keys of its users");
         seal_by_user(kv, keys)?;

@@ -93,7 +93,7 @@ fn owners(shared: &Shared, batch: &Batch) -> Result<Owners, CommitError> {
             Op::Remember(write) => (write.tenant, write.user),
             Op::Forget { tenant, user, .. } => (*tenant, *user),
             Op::SpacePut(write) => (write.tenant, NO_USER),
-            Op::Dedup { tenant, .. } | Op::SpaceRemove { tenant, .. } => (*tenant, NO_USER),
+            Op::Dedup { tenant, .. } | Op::SpaceRemove { tenant, .. } | Op::Corpus { tenant, .. } => (*tenant, NO_USER),
             Op::PutClear { .. } | Op::Delete { .. } | Op::Invalid(_) => continue,
         };
         owners.all.push(owner);
@@ -180,6 +180,10 @@ fn build(
                 let space = memory::space_key(keys_of((tenant, NO_USER)), &space);
                 prepared.ops.push(KvOp::Delete(Cf::Space, layout::space(tenant, space, id)));
                 prepared.spaces.push(Change { tenant, space, vid: id, written: None });
+            }
+            Op::Corpus { tenant, corpus, op } => {
+                let keys = keys_of((tenant, NO_USER));
+                crate::corpus::prepare(keys, tenant, &corpus, op, &mut prepared.ops);
             }
             Op::Invalid(why) => return Err(CommitError::Invalid { why }),
         }

@@ -208,7 +208,7 @@ impl Store {
         self.inner.shared.space_stats(tenant, space)
     }
 
-    fn on_pool<T: 'static>(
+    pub(crate) fn on_pool<T: 'static>(
         &self,
         done: Box<dyn FnOnce(Result<T, ReadError>) + Send>,
         read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,

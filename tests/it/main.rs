@@ -6,6 +6,7 @@ mod browser;
 mod channels;
 mod cli;
 mod clients;
+mod corpus;
 mod drain;
 mod forgetting;
 mod handover;

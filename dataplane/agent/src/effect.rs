@@ -40,8 +40,10 @@ pub enum Effect {
         op: OpId,
         /// The asking conversation; its tenant bounds the search.
         key: ConversationKey,
-        /// Only what this user said.
+        /// Only what this user said, and what everybody who writes here may read.
         user: UserId,
+        /// Kind and name of the channel account through which the question came; none for the API.
+        channel: Option<(String, String)>,
         /// The question.
         text: String,
         /// Its vector, when there is one.

@@ -201,7 +201,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// A remembered message with its source.
+/// A remembered message, or a passage of a document, with its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fact {
     /// Where it was said.
@@ -214,6 +214,8 @@ pub struct Fact {
     pub at_ms: u64,
     /// Higher is better.
     pub score: f32,
+    /// For a passage of a document: file, page and heading, as people cite them.
+    pub citation: Option<String>,
 }
 
 /// What the engine says about a generation.

@@ -64,8 +64,12 @@ impl Agent {
         let running = self.running(key);
         running.phase = Phase::Retrieving { recall_op: Some(op) };
         let (user, text, embedding) = (running.turn.user, running.turn.text.clone(), running.embedding.clone());
+        let channel = match &running.turn.answer {
+            Answer::Outbox { address, .. } => Some((address.channel.clone(), address.account.clone())),
+            _ => None,
+        };
         self.ops.insert(op, key);
-        effects.push(Effect::Recall { op, key, user, text, embedding, limit });
+        effects.push(Effect::Recall { op, key, user, channel, text, embedding, limit });
     }
 
     pub(super) fn embedded(

@@ -8,11 +8,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use millrace_agent::{Fault, OpId, Verdict};
+use millrace_agent::{Fact, Fault, OpId, Verdict};
 use millrace_inference as engine;
 use millrace_proto::id::EffectKey;
 use millrace_proto::record::OutboxJob;
-use millrace_storage::Recalled;
 
 use super::message::ShardMessage;
 use crate::shard::MailboxSender;
@@ -24,7 +23,7 @@ pub(super) enum Completion {
     /// A vector for the agent.
     Embedded { op: OpId, result: Result<Vec<f32>, String> },
     /// Facts for the agent.
-    Recalled { op: OpId, result: Result<Vec<Recalled>, String> },
+    Recalled { op: OpId, result: Result<Vec<Fact>, String> },
     /// A state of a delivery.
     Committed { key: EffectKey, durable: bool },
     /// A call of a delivery.
@@ -34,7 +33,7 @@ pub(super) enum Completion {
     /// Vectors for a request.
     Vectors { call: u64, result: Result<Vec<Vec<f32>>, String> },
     /// Facts for a request.
-    Facts { call: u64, result: Result<Vec<Recalled>, String> },
+    Facts { call: u64, result: Result<Vec<Fact>, String> },
 }
 
 /// The lists of one shard.

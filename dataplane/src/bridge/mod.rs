@@ -16,6 +16,7 @@ mod inlet;
 mod message;
 mod outbox;
 mod prompt;
+mod recall;
 mod state;
 mod stream;
 mod tools;

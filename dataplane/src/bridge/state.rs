@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_agent::{
-    Agent, Arrival, Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Effect, Event, Fault, Finish, Loaded,
-    Output, Reply, RunId, Source, Ticket, Timings, TurnError, Usage,
+    Agent, Arrival, Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Effect, Event, Fact, Fault, Finish,
+    Loaded, Output, Reply, RunId, Source, Ticket, Timings, TurnError, Usage,
 };
 use millrace_inference as engine;
 use millrace_proto::api::ApiError;
@@ -19,7 +19,7 @@ use super::message::{Ingested, ShardMessage};
 use super::prompt::ModelPrompter;
 use super::stream::{Once, Origin, StreamEvent, StreamSender};
 use super::translate::{TICKET_SHARD_SHIFT, agent_config, batch_of, fault, shard_of};
-use super::{Clock, arrived, outbox};
+use super::{Clock, arrived, outbox, recall};
 use crate::shard::Shared;
 
 mod generation;
@@ -65,7 +65,7 @@ pub(super) enum Target {
 /// Waits for vectors or facts.
 pub(super) enum Call {
     Vectors(Once<Result<Vec<Vec<f32>>, String>>),
-    Facts(Once<Result<Vec<Recalled>, String>>),
+    Facts(Once<Result<Vec<Fact>, String>>),
 }
 
 type DedupKey = (TenantId, String, String);
@@ -341,8 +341,10 @@ impl State {
                 }
             }
             Effect::Embed { op, text } => self.embed_for_agent(op, text),
-            Effect::Recall { op, key, user, text, embedding, limit } => {
+            Effect::Recall { op, key, user, channel, text, embedding, limit } => {
                 self.shared.metrics.shard(self.index).recall();
+                let corpora = &self.shared.config.corpora;
+                let passages = recall::passages_query(corpora, &channel, key.tenant, &text, embedding.as_ref(), limit);
                 let query = RecallQuery {
                     tenant: key.tenant,
                     user,
@@ -355,7 +357,9 @@ impl State {
                     relevance_min: RELEVANCE_MIN,
                 };
                 let inlet = Arc::clone(&self.inlet);
+                let store = self.shared.store.clone();
                 let done = move |result: Result<Vec<Recalled>, millrace_storage::ReadError>| {
+                    let result = result.map(|found| recall::facts(&store, found, passages.as_ref()));
                     inlet.complete(Completion::Recalled { op, result: result.map_err(|error| error.to_string()) });
                 };
                 if let Err(busy) = self.shared.store.recall(query, Box::new(done)) {

@@ -83,7 +83,7 @@ pub(super) fn fault(error: CommitError) -> Fault {
 
 pub(super) fn fact(recalled: Recalled) -> Fact {
     let Recalled { conversation, seq, text, at_ms, score, .. } = recalled;
-    Fact { conversation, seq, text, at_ms, score }
+    Fact { conversation, seq, text, at_ms, score, citation: None }
 }
 
 pub(super) fn finish(reason: engine::FinishReason) -> Finish {

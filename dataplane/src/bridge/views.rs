@@ -7,7 +7,7 @@ use millrace_agent::{ContextInput, ContextTooLong, Fact, Fault, Prompter, assemb
 use millrace_proto::api::ApiError;
 use millrace_proto::id::{EffectKey, TenantId, virtual_shard};
 use millrace_proto::record::{DeliveryState, Message, OutboxJob, SessionHead};
-use millrace_storage::{RELEVANCE_MIN, ReadError, RecallQuery, Recalled};
+use millrace_storage::{CorpusHit, CorpusQuery, RELEVANCE_MIN, ReadError, RecallQuery, Recalled};
 use serde::Serialize;
 
 use super::errors::{storage_error, turn_error};
@@ -16,8 +16,7 @@ use super::inlet::Completion;
 use super::message::ShardMessage;
 use super::state::{Call, Waiter};
 use super::stream::Once;
-use super::translate::fact;
-use super::{Bridge, conversation_key};
+use super::{Bridge, conversation_key, recall};
 use crate::gateway::Principal;
 
 /// Rows of one answer.
@@ -65,6 +64,9 @@ pub struct FactView {
     pub at_ms: u64,
     /// Comparable inside one answer only.
     pub score: f32,
+    /// For a passage of a document: file, page and heading.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub citation: Option<String>,
 }
 
 impl Bridge {
@@ -128,6 +130,7 @@ impl Bridge {
             text: f.text,
             at_ms: f.at_ms,
             score: f.score,
+            citation: f.citation,
         };
         Ok(ContextView {
             prompt_tokens: assembled.prompt.len(),
@@ -151,8 +154,11 @@ impl Bridge {
             Ok((waiter, _)) => within(waiter).await?.ok().and_then(|vectors| vectors.into_iter().next()),
             Err(_) => None,
         };
-        let waiter: Once<Result<Vec<Recalled>, String>> = Once::default();
+        let waiter: Once<Result<Vec<Fact>, String>> = Once::default();
         {
+            let corpora = &self.shared.config.corpora;
+            let passages = recall::passages_query(corpora, &None, principal.tenant, text, embedding.as_ref(), limit);
+            let store = self.shared.store.clone();
             let mut state = self.state.borrow_mut();
             let (call, inlet) = (state.id(), Arc::clone(&state.inlet));
             let query = RecallQuery {
@@ -167,12 +173,49 @@ impl Bridge {
                 relevance_min: RELEVANCE_MIN,
             };
             let done = move |result: Result<Vec<Recalled>, ReadError>| {
+                let result = result.map(|found| recall::facts(&store, found, passages.as_ref()));
                 inlet.complete(Completion::Facts { call, result: result.map_err(|error| error.to_string()) });
             };
             self.shared.store.recall(query, Box::new(done)).map_err(|busy| busy.to_string())?;
             state.calls.insert(call, Call::Facts(waiter.clone()));
         }
-        Ok(within(waiter).await??.into_iter().map(fact).collect())
+        within(waiter).await?
+    }
+
+    /// Passages of one corpus that answer a question.
+    pub async fn search_corpus(
+        &self,
+        principal: &Principal,
+        corpus: String,
+        text: String,
+        tags: Vec<String>,
+        limit: usize,
+    ) -> Result<Vec<CorpusHit>, ApiError> {
+        let late = |why: String| ApiError::overloaded(format!("The corpus could not be searched: {why}."), 1);
+        let vectors = self.state.borrow_mut().embed_texts(vec![text.clone()], millrace_inference::EmbedPriority::Query);
+        let embedding = match vectors {
+            Ok((waiter, _)) => within(waiter).await.map_err(late)?.ok().and_then(|vectors| vectors.into_iter().next()),
+            // Without an embedding model, words alone decide.
+            Err(_) => None,
+        };
+        let (told, found) = tokio::sync::oneshot::channel();
+        let query = CorpusQuery {
+            tenant: principal.tenant,
+            corpora: vec![corpus],
+            text,
+            embedding,
+            tags,
+            limit,
+            relevance_min: 0.0,
+        };
+        let done = move |result: Result<Vec<CorpusHit>, ReadError>| drop(told.send(result));
+        self.shared.store.search_corpora(query, Box::new(done)).map_err(|busy| late(busy.to_string()))?;
+        let found = monoio::time::timeout(VIEW_TIMEOUT, found).await;
+        match found {
+            Ok(Ok(result)) => result.map_err(read_error),
+            Ok(Err(_)) => Err(late("the store is shutting down".into())),
+            Err(_) => Err(late(format!("no answer within {} s", VIEW_TIMEOUT.as_secs()))),
+        }
     }
 
     /// Deliveries of the principal's tenant, the newest state of each.

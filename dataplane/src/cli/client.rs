@@ -24,6 +24,13 @@ pub(super) struct ServerArgs {
 /// Largest answer that a command reads.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
+/// What a request carries.
+enum Body<'a> {
+    None,
+    Json(&'a Value),
+    Bytes(Vec<u8>),
+}
+
 /// A connection-less handle to one server.
 pub(super) struct Client {
     pub(super) base: String,
@@ -88,6 +95,14 @@ impl Client {
         self.json(reqwest::Method::POST, path, Some(body))
     }
 
+    /// POST of a file that answers JSON.
+    pub(super) fn upload(&self, path: &str, bytes: Vec<u8>) -> Result<Value, Trouble> {
+        self.runtime.block_on(async {
+            let response = self.send(reqwest::Method::POST, path, Body::Bytes(bytes)).await?;
+            self.answer(path, response).await
+        })
+    }
+
     /// DELETE that answers JSON.
     pub(super) fn delete(&self, path: &str) -> Result<Value, Trouble> {
         self.json(reqwest::Method::DELETE, path, None)
@@ -96,7 +111,7 @@ impl Client {
     /// GET of a plain page: status and text.
     pub(super) fn page(&self, path: &str) -> Result<(u16, String), Trouble> {
         self.runtime.block_on(async {
-            let response = self.send(reqwest::Method::GET, path, None).await?;
+            let response = self.send(reqwest::Method::GET, path, Body::None).await?;
             let status = response.status().as_u16();
             Ok((status, String::from_utf8_lossy(&self.body(response).await?).into_owned()))
         })
@@ -104,19 +119,23 @@ impl Client {
 
     fn json(&self, method: reqwest::Method, path: &str, body: Option<&Value>) -> Result<Value, Trouble> {
         self.runtime.block_on(async {
-            let response = self.send(method, path, body).await?;
-            let status = response.status().as_u16();
-            let bytes = self.body(response).await?;
-            if !(200..300).contains(&status) {
-                return Err(refusal(status, &bytes));
-            }
-            if bytes.is_empty() {
-                return Ok(Value::Null);
-            }
-            serde_json::from_slice(&bytes).map_err(|error| {
-                let what = format!("{}{path} answered something that is not JSON", self.base);
-                Trouble::new(what, error.to_string(), "is this address really a millrace server?")
-            })
+            let response = self.send(method, path, body.map_or(Body::None, Body::Json)).await?;
+            self.answer(path, response).await
+        })
+    }
+
+    async fn answer(&self, path: &str, response: reqwest::Response) -> Result<Value, Trouble> {
+        let status = response.status().as_u16();
+        let bytes = self.body(response).await?;
+        if !(200..300).contains(&status) {
+            return Err(refusal(status, &bytes));
+        }
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&bytes).map_err(|error| {
+            let what = format!("{}{path} answered something that is not JSON", self.base);
+            Trouble::new(what, error.to_string(), "is this address really a millrace server?")
         })
     }
 
@@ -128,7 +147,7 @@ impl Client {
         mut each: impl FnMut(&str) -> Result<(), Trouble>,
     ) -> Result<(), Trouble> {
         self.runtime.block_on(async {
-            let mut response = self.send(reqwest::Method::POST, path, Some(body)).await?;
+            let mut response = self.send(reqwest::Method::POST, path, Body::Json(body)).await?;
             let status = response.status().as_u16();
             if status != 200 {
                 return Err(refusal(status, &self.body(response).await?));
@@ -152,19 +171,16 @@ impl Client {
         })
     }
 
-    async fn send(
-        &self,
-        method: reqwest::Method,
-        path: &str,
-        body: Option<&Value>,
-    ) -> Result<reqwest::Response, Trouble> {
+    async fn send(&self, method: reqwest::Method, path: &str, body: Body<'_>) -> Result<reqwest::Response, Trouble> {
         let mut request = self.http.request(method, format!("{}{path}", self.base));
         if let Some(key) = &self.key {
             request = request.bearer_auth(key);
         }
-        if let Some(body) = body {
-            request = request.header("content-type", "application/json").body(body.to_string());
-        }
+        request = match body {
+            Body::None => request,
+            Body::Json(body) => request.header("content-type", "application/json").body(body.to_string()),
+            Body::Bytes(bytes) => request.header("content-type", "application/octet-stream").body(bytes),
+        };
         request.send().await.map_err(|error| self.broken(&error))
     }
 

@@ -8,6 +8,7 @@ mod bench;
 mod bench_memory;
 mod chat;
 mod client;
+mod corpus;
 mod doctor;
 mod doctor_checks;
 mod model;
@@ -26,6 +27,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config;
+use crate::corpus::reader;
 use crate::node;
 use crate::trouble::Trouble;
 use client::ServerArgs;
@@ -74,6 +76,14 @@ enum Command {
     Outbox(admin::OutboxArgs),
     /// List every address that the server answers, and who may call it
     Routes(routes::RoutesArgs),
+    /// Take documents in, search and remove them
+    Corpus(corpus::CorpusArgs),
+    /// Read a document from standard input: the server's own helper
+    #[command(name = reader::COMMAND, hide = true)]
+    ReadDocument {
+        /// The format
+        kind: String,
+    },
     /// Print a completion script: millrace completion bash > /etc/bash_completion.d/millrace
     Completion {
         /// Which shell
@@ -153,6 +163,8 @@ fn run(command: Command) -> Result<ExitCode, Trouble> {
         Command::Seal(args) => sealing::seal(&args),
         Command::Outbox(args) => admin::outbox(&args),
         Command::Routes(args) => Ok(routes::run(&args)),
+        Command::Corpus(args) => corpus::run(&args),
+        Command::ReadDocument { kind } => Ok(reader::run(&kind)),
         Command::Completion { shell } => Ok(completion(shell)),
     }
 }

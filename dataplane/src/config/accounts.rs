@@ -1,6 +1,6 @@
 //! Channel accounts: `[[channel]]` tables become [`Account`]s whose secrets come from outside the file.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use millrace_proto::channel::{Account, ChannelKind, Secret, access};
@@ -32,6 +32,19 @@ pub(super) fn check(raws: &[RawTable], environment: Environment<'_>) -> Result<V
         accounts.push(account);
     }
     Ok(accounts)
+}
+
+/// Which corpora each account's questions may read; none unless the account names them.
+pub(super) fn corpora(raws: &[RawTable]) -> Result<HashMap<(String, String), Vec<String>>, Trouble> {
+    let mut readable = HashMap::new();
+    for raw in raws {
+        let Some((names, line)) = raw.values.get("corpora") else { continue };
+        let names =
+            super::check::corpora(&names.join(",")).map_err(|why| raw.trouble(*line, "has a wrong `corpora`", &why))?;
+        let (kind, name) = (raw.required("kind")?.0.to_owned(), raw.required("name")?.0.to_owned());
+        readable.insert((kind, name), names);
+    }
+    Ok(readable)
 }
 
 fn account(raw: &RawTable, environment: Environment<'_>) -> Result<Account, Trouble> {

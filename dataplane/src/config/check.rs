@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use millrace_inference::Speculation;
 use millrace_proto::oauth::jwt::Algorithm;
-use millrace_storage::{KeySource, Suite};
+use millrace_storage::{CORPUS_NAME_BYTES_MAX, KeySource, Suite};
 
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
 use super::{
-    AgentOptions, Config, EngineOptions, IoMode, Limits, OauthOptions, StorageOptions, StorageType, TlsOptions, units,
+    AgentOptions, Config, Corpora, EngineOptions, IoMode, Limits, OauthOptions, StorageOptions, StorageType,
+    TlsOptions, units,
 };
 use crate::net::tls::TlsFiles;
 use crate::obs::logs;
 use crate::trouble::Trouble;
 
+/// Corpora that one question searches.
+const CORPORA_READABLE_MAX: usize = 16;
 /// Longest system prompt.
 const SYSTEM_PROMPT_BYTES_MAX: usize = 16 * 1024;
 /// Largest KV pool that `auto` chooses.
@@ -127,6 +130,7 @@ pub(super) fn check(
             suite: texts.choice("storage.suite", &[("intl", Suite::Intl), ("gm", Suite::Gm)])?,
         },
         agent: agent(&texts)?,
+        corpora: Corpora { sessions: texts.read("agent.corpora", corpora)?, ..Corpora::default() },
         limits: Limits {
             requests_per_minute: texts.whole("limits.requests_per_minute", 1, 10_000_000)? as u32,
             tenant_requests_per_minute: texts.whole("limits.tenant_requests_per_minute", 0, 10_000_000)? as u32,
@@ -257,6 +261,20 @@ fn key_source(text: &str) -> Result<KeySource, String> {
         (_, Some(name), _) => Ok(KeySource::Environment(name.to_owned())),
         (_, _, Some(command)) => Ok(KeySource::Command(command.to_owned())),
         _ => Err("write `file`, `env:NAME` or `command:COMMAND`; the key itself never stands in a setting".into()),
+    }
+}
+
+/// Names of corpora between commas. Which exist is only known while the node runs.
+pub(super) fn corpora(text: &str) -> Result<Vec<String>, String> {
+    let names: Vec<String> =
+        text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    if names.len() > CORPORA_READABLE_MAX {
+        return Err(format!("it names {} corpora; at most {CORPORA_READABLE_MAX} can be read together", names.len()));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    match names.iter().find(|name| name.len() > CORPUS_NAME_BYTES_MAX || !name.chars().all(plain)) {
+        Some(wrong) => Err(format!("{wrong:?} is no name of a corpus: 1 to 64 letters, digits, `-`, `_` or `.`")),
+        None => Ok(names),
     }
 }
 

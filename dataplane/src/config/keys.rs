@@ -182,6 +182,9 @@ keys! {
     "agent.recall_items_max", "MILLRACE_AGENT_RECALL_ITEMS_MAX", "4",
         "Facts from other sessions of the same user placed into a context, 0 to 64; 0 turns recall off",
         "Each takes room from the recent messages.";
+    "agent.corpora", "MILLRACE_AGENT_CORPORA", "",
+        "Corpora whose passages sessions of the API and the chat page may be answered from, comma separated, at most 16; channels name their own as `corpora` in [[channel]]",
+        "Everybody with a key of the tenant can ask out what these documents say; each passage takes room from the recent messages.";
     "agent.window_messages_max", "MILLRACE_AGENT_WINDOW_MESSAGES_MAX", "200",
         "Recent messages of a session that are considered for a context, 2 to 10000",
         "They are held in memory for hot sessions.";
@@ -248,6 +251,7 @@ pub const CHANNEL_KEYS: &[&str] = &[
     "public_url",
     "api_base",
     "reply_url",
+    "corpora",
 ];
 
 /// The keys of one `[[issuer]]` table.

@@ -12,6 +12,7 @@ mod layers;
 mod machine;
 mod units;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -121,6 +122,25 @@ pub struct AgentOptions {
     pub sessions_hot_max: usize,
 }
 
+/// Which corpora an answer may draw on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Corpora {
+    /// Sessions of the API and the chat page.
+    pub sessions: Vec<String>,
+    /// Channel accounts, by kind and name.
+    pub channels: HashMap<(String, String), Vec<String>>,
+}
+
+impl Corpora {
+    /// What a question may read that came through this channel account, or through the API.
+    pub fn readable(&self, channel: Option<&(String, String)>) -> &[String] {
+        match channel {
+            None => &self.sessions,
+            Some(account) => self.channels.get(account).map(Vec::as_slice).unwrap_or_default(),
+        }
+    }
+}
+
 /// Bounds on clients.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
@@ -212,6 +232,8 @@ pub struct Config {
     pub storage: StorageOptions,
     /// Session and turn settings.
     pub agent: AgentOptions,
+    /// Corpora that may be read.
+    pub corpora: Corpora,
     /// Bounds on clients.
     pub limits: Limits,
     /// What the OAuth endpoints are called and how they sign; its issuer is settled when the ports are known.
@@ -271,6 +293,7 @@ pub fn load_from(
     if let Some(raw) = &raw {
         config.channels = accounts::check(&raw.channels, environment)?;
         config.issuers = issuers::check(&raw.issuers)?;
+        config.corpora.channels = accounts::corpora(&raw.channels)?;
     }
     let channels = raw.as_ref().map_or_else(String::new, |raw| format!("{:?}", raw.channels));
     Ok(Loaded { config, settings, file, flags: flags.clone(), channels })

@@ -360,7 +360,7 @@ pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError
         .map_err(|error| ApiError::bad_request("invalid_json", format!("The body cannot be read: {error}.")))
 }
 
-fn unreadable(error: &millrace_storage::ReadError) -> ApiError {
+pub(super) fn unreadable(error: &millrace_storage::ReadError) -> ApiError {
     tracing::error!(%error, "the store could not be read");
     ApiError::overloaded("The store does not answer.", 1)
 }

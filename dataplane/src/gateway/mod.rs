@@ -11,6 +11,7 @@ pub mod budgets;
 mod calls;
 mod clients;
 mod console;
+mod corpora;
 mod generate;
 mod hook;
 pub mod meter;
@@ -366,6 +367,13 @@ impl Gateway {
             Endpoint::AdminRotateSigningKey => self.rotate_signing_key(principal, request).await,
             Endpoint::AdminForget => self.forget_user(principal, request).await,
             Endpoint::AdminRotate => self.rotate(principal, request).await,
+            Endpoint::Corpora => self.list_corpora(principal),
+            Endpoint::RemoveCorpus => self.remove_corpus(principal, segments),
+            Endpoint::Documents => self.list_documents(principal, request, segments),
+            Endpoint::AddDocument => self.add_document(principal, request, segments),
+            Endpoint::RemoveDocument => self.remove_document(principal, request, segments),
+            Endpoint::SearchCorpus => self.search_corpus(principal, request, segments).await,
+            Endpoint::CorpusJob => self.corpus_job(principal, segments),
             Endpoint::Healthz
             | Endpoint::Readyz
             | Endpoint::Models

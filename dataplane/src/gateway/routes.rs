@@ -4,7 +4,7 @@
 //! is 405, and each row says who may call it. Nothing else in the gateway decides access,
 //! so the table can be read (and is walked by a test) as the whole truth.
 
-use millrace_proto::limits::{BODY_BYTES_MAX, OAUTH_FORM_BYTES_MAX, WEBHOOK_BODY_BYTES_MAX};
+use millrace_proto::limits::{BODY_BYTES_MAX, DOCUMENT_BYTES_MAX, OAUTH_FORM_BYTES_MAX, WEBHOOK_BODY_BYTES_MAX};
 use millrace_proto::record::{SCOPE_ADMIN, SCOPE_CHAT, SCOPE_OPERATE};
 
 use crate::obs::Route;
@@ -89,6 +89,13 @@ pub enum Endpoint {
     OauthMetadata,
     AdminForget,
     AdminRotate,
+    Corpora,
+    RemoveCorpus,
+    Documents,
+    AddDocument,
+    RemoveDocument,
+    SearchCorpus,
+    CorpusJob,
 }
 
 /// One row.
@@ -219,6 +226,16 @@ pub static ROUTES: &[Row] = &[
     row(Verb::Get, "/.well-known/oauth-authorization-server", Access::Public, Endpoint::OauthMetadata, Route::Oauth),
     with_body(row(Verb::Post, "/v1/admin/forget", ADMIN, Endpoint::AdminForget, Route::Admin), ADMIN_BODY_BYTES_MAX),
     with_body(row(Verb::Post, "/v1/admin/rotate", ADMIN, Endpoint::AdminRotate, Route::Admin), ADMIN_BODY_BYTES_MAX),
+    row(Verb::Get, "/v1/admin/corpora", ADMIN, Endpoint::Corpora, Route::Admin),
+    row(Verb::Delete, "/v1/admin/corpora/{}", ADMIN, Endpoint::RemoveCorpus, Route::Admin),
+    row(Verb::Get, "/v1/admin/corpora/{}/documents", ADMIN, Endpoint::Documents, Route::Admin),
+    with_body(
+        row(Verb::Post, "/v1/admin/corpora/{}/documents", ADMIN, Endpoint::AddDocument, Route::Admin),
+        DOCUMENT_BYTES_MAX,
+    ),
+    row(Verb::Delete, "/v1/admin/corpora/{}/documents", ADMIN, Endpoint::RemoveDocument, Route::Admin),
+    for_client(row(Verb::Get, "/v1/admin/corpora/{}/search", ADMIN, Endpoint::SearchCorpus, Route::Admin)),
+    row(Verb::Get, "/v1/admin/corpus-jobs/{}", ADMIN, Endpoint::CorpusJob, Route::Admin),
 ];
 
 /// Most variable segments of one path.
@@ -348,7 +365,8 @@ mod tests {
             let path = row.path.replace("{*}", "rest").replace("{}", "name");
             let Found::Row(found, _) = find(row.verb.as_str(), &path) else { panic!("{path} is shadowed") };
             assert!(std::ptr::eq(found, row), "{path} answers from another row");
-            assert!(row.body_bytes_max <= BODY_BYTES_MAX);
+            let most = if row.endpoint == Endpoint::AddDocument { DOCUMENT_BYTES_MAX } else { BODY_BYTES_MAX };
+            assert!(row.body_bytes_max <= most);
             assert!(row.verb != Verb::Get || row.body_bytes_max == 0);
         }
     }

@@ -30,6 +30,8 @@ pub struct Shared {
     pub embedder: Option<Arc<EmbedWorker>>,
     /// Calls to other systems.
     pub control: Control,
+    /// Documents on their way into corpora.
+    pub corpora: Arc<crate::corpus::Corpora>,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
     /// Readiness and drain.

@@ -68,6 +68,8 @@ column_families! {
     Space = 17, "space";
     /// Changes of shared spaces that no sealed segment covers yet.
     SpaceLog = 18, "space_log";
+    /// Corpora: their documents and passages (truth).
+    Corpus = 19, "corpus";
 }
 
 /// One write.

@@ -21,6 +21,7 @@ pub use fuse::{RECALL_LIMIT_MAX, RELEVANCE_MIN};
 pub(crate) use recall::{forget, put_words, remember};
 pub(crate) use space::{Change, remove_orphans, space_key, space_row};
 pub use space::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter};
+pub(crate) use text::{counts, length, term};
 
 use crate::layout::DocId;
 use crate::store::Shared;

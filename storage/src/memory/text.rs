@@ -30,7 +30,8 @@ pub(crate) fn length(counts: &BTreeMap<String, u16>) -> u32 {
     counts.values().map(|count| u32::from(*count)).sum()
 }
 
-fn term(keys: &TenantKeys, user: UserId, word: &str) -> Term {
+/// The blind id of a word of a user.
+pub(crate) fn term(keys: &TenantKeys, user: UserId, word: &str) -> Term {
     // The user is part of the digest: the same word of two users gives unrelated rows.
     keys.blind("word", &[&user.0, word.as_bytes()])
 }

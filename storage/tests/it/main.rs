@@ -1,6 +1,7 @@
 //! The store from outside: what it promises, and what it says when it cannot keep it.
 
 mod common;
+mod corpora;
 mod crash;
 mod forgetting;
 mod full;

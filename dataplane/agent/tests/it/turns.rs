@@ -291,7 +291,8 @@ impl World {
             Task::Recall(op) if fails => Event::Recalled { op, result: Err("busy".into()) },
             Task::Recall(op) => {
                 let conversation = ConversationId::of(TenantId(1), "old");
-                let fact = Fact { conversation, seq: 3, text: "my dog is Rex".into(), at_ms: 1, score: 1.0 };
+                let fact =
+                    Fact { conversation, seq: 3, text: "my dog is Rex".into(), at_ms: 1, score: 1.0, citation: None };
                 Event::Recalled { op, result: Ok(vec![fact]) }
             }
         };

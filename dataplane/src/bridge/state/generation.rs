@@ -12,7 +12,7 @@ use crate::bridge::errors::constraint_error;
 use crate::bridge::inlet::Completion;
 use crate::bridge::stream::StreamEvent;
 use crate::bridge::tools::Constrained;
-use crate::bridge::translate::{fact, finish, stream_event, timings_of, usage_of};
+use crate::bridge::translate::{finish, stream_event, timings_of, usage_of};
 use crate::obs::Turn;
 
 impl State {
@@ -98,7 +98,6 @@ impl State {
             }
             Completion::Embedded { op, result } => self.events.push_back(Event::Embedded { op, result }),
             Completion::Recalled { op, result } => {
-                let result = result.map(|facts| facts.into_iter().map(fact).collect());
                 self.events.push_back(Event::Recalled { op, result });
             }
             Completion::Committed { key, durable } => self.deliver(DeliveryEvent::Committed { key, durable }),
