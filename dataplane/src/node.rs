@@ -21,9 +21,11 @@ use millrace_storage::{BackendKind, Batch, Store, StoreOptions};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::bridge::Pace;
 use crate::certificate;
 use crate::config::{self, Config, IoMode, Loaded, StorageType, human_bytes};
 use crate::control::Control;
+use crate::control::platforms::Platforms;
 use crate::gateway::auth;
 use crate::models::{self, Found};
 use crate::net::tls::Tls;
@@ -405,13 +407,15 @@ impl Node {
             },
         };
         let shared = Arc::new(Shared {
-            config,
             store: parts.store,
             engine,
             model: parts.chat.model,
             tokenizer: parts.chat.tokenizer,
             template: parts.chat.template,
             embedder,
+            platforms: Platforms::new(control.clone()),
+            pace: Pace::new(&config.channels),
+            config,
             control,
             metrics,
             health,
@@ -419,6 +423,7 @@ impl Node {
             tls,
             mailboxes: senders,
         });
+        shared.platforms.warm(&shared.config.channels);
         let shards =
             Shards::start(&shared, receivers, doors.plain, secure, quic, &options).map_err(|error| in_parts(&error))?;
         tracing::info!(io = %probe.backend, shards = shared.shard_count(), "reactors run");

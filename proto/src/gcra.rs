@@ -31,6 +31,13 @@ pub struct State {
     arrival_ns: u64,
 }
 
+impl State {
+    /// Whether the bucket is full again: such a state says no more than a new one.
+    pub fn is_idle(&self, now_ns: u64) -> bool {
+        self.arrival_ns <= now_ns
+    }
+}
+
 /// Admits `cost` units at `now_ns`, or says after how many nanoseconds the same call would be admitted.
 /// A refused call changes nothing. A cost above the burst can never be admitted and answers `u64::MAX`.
 pub fn check(state: &mut State, now_ns: u64, cost: u32, limit: &Limit) -> Result<(), u64> {

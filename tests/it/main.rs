@@ -1,5 +1,6 @@
 //! What Millrace promises, proved from outside on the real binary with real models.
 
+mod access;
 mod bad_input;
 mod browser;
 mod channels;

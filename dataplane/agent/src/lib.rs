@@ -35,7 +35,7 @@ mod stats;
 pub use agent::Agent;
 pub use config::{AgentConfig, ConfigError};
 pub use context::{Assembled, ContextInput, ContextTooLong, PromptMessage, Prompter, assemble};
-pub use delivery::{Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Verdict};
+pub use delivery::{Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Permit, Verdict};
 pub use effect::{Effect, Memory, Reply, TurnError, Write};
 pub use event::{
     Arrival, ConversationKey, Event, Fact, Fault, Finish, GenerationOptions, Loaded, OpId, Output, RunId, Source,

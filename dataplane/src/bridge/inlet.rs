@@ -33,6 +33,8 @@ pub(super) enum Completion {
     Resubmitted { ticket: u64, job: Box<OutboxJob>, result: Result<(), Fault> },
     /// Vectors for a request.
     Vectors { call: u64, result: Result<Vec<Vec<f32>>, String> },
+    /// The fetch of a platform's keys has ended.
+    KeysCame { call: u64 },
     /// Facts for a request.
     Facts { call: u64, result: Result<Vec<Recalled>, String> },
 }

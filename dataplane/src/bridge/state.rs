@@ -62,10 +62,11 @@ pub(super) enum Target {
     Stream(StreamSender),
 }
 
-/// Waits for vectors or facts.
+/// Waits for vectors, facts or the keys of a platform.
 pub(super) enum Call {
     Vectors(Once<Result<Vec<Vec<f32>>, String>>),
     Facts(Once<Result<Vec<Recalled>, String>>),
+    Keys(Once<()>),
 }
 
 type DedupKey = (TenantId, String, String);
@@ -523,6 +524,7 @@ impl State {
             for effect in effects {
                 match effect {
                     DeliveryEffect::Commit { job } => events.extend(self.commit_job(*job)),
+                    DeliveryEffect::Ask { job } => events.push_back(self.permit(&job)),
                     DeliveryEffect::Call { job } => events.extend(self.call_peer(&job)),
                     DeliveryEffect::Reload => {
                         events.extend(self.open_jobs().into_iter().map(outbox::job_event));

@@ -3,9 +3,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use millrace_proto::channel::{Account, ChannelKind, Secret, access};
+use millrace_proto::channel::{Account, ChannelKind, Secret};
 use millrace_proto::id::TenantId;
-use ring::rand::SystemRandom;
 
 use super::layers::RawChannel;
 use super::{nearest, units};
@@ -70,7 +69,8 @@ fn account(raw: &RawChannel, environment: Environment<'_>) -> Result<Account, Tr
     account.topics = raw.values.get("topics").map_or_else(Vec::new, |(topics, _)| topics.clone());
     account.public_url = raw.url("public_url")?;
     account.api_base = raw.url("api_base")?;
-    account.reply_url = raw.url("reply_url")?;
+    account.keys_base = raw.keys_base()?;
+    account.reply_url = raw.url_or_secret("reply_url", environment)?;
     raw.complete(&account)?;
     Ok(account)
 }
@@ -96,8 +96,7 @@ impl RawChannel {
 
     fn url(&self, key: &str) -> Result<Option<String>, Trouble> {
         let Some((text, line)) = self.one(key)? else { return Ok(None) };
-        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/') || rest.contains([' ', '@'])) {
+        if !is_url(text) {
             let why = "write an http:// or https:// URL without user name and password";
             return Err(self.trouble(line, &format!("has {text:?} as `{key}`"), why));
         }
@@ -138,12 +137,35 @@ impl RawChannel {
         self.secret(key, reference, line, environment).map(Some)
     }
 
-    /// Each kind needs some of the optional keys, and some kinds need more than this node has.
-    fn complete(&self, account: &Account) -> Result<(), Trouble> {
-        if let Some(why) = unserved(account) {
-            let what = format!("is of the kind `{}`, which cannot be served yet", account.kind.as_str());
-            return Err(self.trouble(self.line, &what, why));
+    /// An address that may itself be a secret: as it is, or by reference.
+    fn url_or_secret(&self, key: &str, environment: Environment<'_>) -> Result<Option<Secret>, Trouble> {
+        let Some((text, line)) = self.one(key)? else { return Ok(None) };
+        if !text.starts_with("env:") && !text.starts_with("file:") {
+            return Ok(self.url(key)?.map(Secret::new));
         }
+        let secret = self.secret(key, text, line, environment)?;
+        if secret.text().is_none_or(|text| !is_url(text)) {
+            let why = "the secret must be an http:// or https:// URL without user name and password";
+            return Err(self.trouble(line, &format!("refers to something else than a URL in `{key}`"), why));
+        }
+        Ok(Some(secret))
+    }
+
+    /// Who serves the keys decides who may speak: over plain HTTP only this machine itself may.
+    fn keys_base(&self) -> Result<Option<String>, Trouble> {
+        let Some(url) = self.url("keys_base")? else { return Ok(None) };
+        let here = ["http://127.0.0.1", "http://localhost", "http://[::1]"];
+        let ends = |rest: &str| rest.is_empty() || rest.starts_with([':', '/']);
+        let local = here.iter().any(|start| url.strip_prefix(start).is_some_and(ends));
+        if local || url.starts_with("https://") {
+            return Ok(Some(url));
+        }
+        let why = "keys that come over plain HTTP could be anybody's; write an https:// URL";
+        Err(self.trouble(self.line, &format!("has {url:?} as `keys_base`"), why))
+    }
+
+    /// Each kind needs some of the optional keys.
+    fn complete(&self, account: &Account) -> Result<(), Trouble> {
         match account.missing().next() {
             None => Ok(()),
             Some(need) => {
@@ -154,20 +176,10 @@ impl RawChannel {
     }
 }
 
-/// What an account needs and this node lacks: with it the channel would be deaf or dumb.
-fn unserved(account: &Account) -> Option<&'static str> {
-    match account.kind {
-        ChannelKind::Teams | ChannelKind::GoogleChat | ChannelKind::EmailSns => {
-            Some("its events are signed with keys that this version does not fetch; use `standard_webhooks` in between")
-        }
-        ChannelKind::Matrix => {
-            Some("its events come by PUT, which this version does not take; use `standard_webhooks` in between")
-        }
-        _ if account.bot_token.is_none() && access::request(account, 0, &SystemRandom::new()).is_some() => {
-            Some("its replies need an access token, which this version does not fetch; give one as `bot_token`")
-        }
-        _ => None,
-    }
+/// Whether a text is an HTTP address without user name and password.
+fn is_url(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains([' ', '@']))
 }
 
 fn read_secret(path: &Path) -> Result<Vec<u8>, String> {

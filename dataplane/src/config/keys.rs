@@ -202,6 +202,7 @@ pub const CHANNEL_KEYS: &[&str] = &[
     "topics",
     "public_url",
     "api_base",
+    "keys_base",
     "reply_url",
 ];
 

@@ -17,7 +17,7 @@ mod sessions;
 mod shape;
 mod socket;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use millrace_proto::api::{ApiError, ModelList, ModelObject};
 use millrace_proto::gcra;
 use millrace_proto::http1::{BodyFraming, Method, RequestHead, percent_decode};
+use millrace_proto::limits::LARGE_BODIES_MAX;
 use serde::Serialize;
 
 use auth::Keys;
@@ -50,12 +51,16 @@ pub struct Gateway {
     started_unix_s: u64,
     /// The list of models as JSON: it does not change while the node runs.
     models_json: OnceCell<Rc<[u8]>>,
+    /// Places for bodies that are longer than those of messengers.
+    large_bodies: Rc<Cell<usize>>,
 }
 
 /// What `admit` decided.
 pub struct Plan {
     row: &'static Row,
     principal: Option<Arc<Principal>>,
+    /// Held until the answer is made.
+    _large_body: Option<hook::LargeBody>,
 }
 
 impl Gateway {
@@ -69,6 +74,7 @@ impl Gateway {
             started: Instant::now(),
             started_unix_s: unix_ms() / 1_000,
             models_json: OnceCell::new(),
+            large_bodies: Rc::new(Cell::new(LARGE_BODIES_MAX)),
             shared,
             net,
             bridge,
@@ -258,6 +264,10 @@ impl Service for Gateway {
             let error = ApiError::bad_request("unexpected_body", format!("{method} {path} takes no body."));
             return Err(self.refuse(&error, row.metric, head));
         }
+        let (body_bytes_max, large_body) = match row.endpoint {
+            Endpoint::Hook => self.admit_hook(head, row)?,
+            _ => (row.body_bytes_max, None),
+        };
         let immediate = matches!(
             row.endpoint,
             Endpoint::Healthz
@@ -269,9 +279,9 @@ impl Service for Gateway {
                 | Endpoint::Echo
         );
         Ok(Admitted {
-            plan: Plan { row, principal },
+            plan: Plan { row, principal, _large_body: large_body },
             metric: row.metric,
-            body_bytes_max: row.body_bytes_max,
+            body_bytes_max,
             cancel_on_leave: row.cancel_on_leave,
             immediate,
         })
@@ -283,9 +293,8 @@ impl Service for Gateway {
             (Endpoint::Readyz, _) => out.respond(self.readyz()),
             (Endpoint::ConsoleIndex | Endpoint::ConsoleAsset, _) => out.respond(console::asset(request.head.path())),
             (Endpoint::Hook, _) => {
-                let segments = routes::segments(plan.row, request.head.path());
                 // Boxed: the idle connection should not carry the largest handler's state.
-                let response = Box::pin(self.hook(&request, segments)).await;
+                let response = Box::pin(self.hook(&request, plan.row)).await;
                 out.respond(response);
             }
             (Endpoint::ChatSocket, _) => return self.open_socket(request.head, out),

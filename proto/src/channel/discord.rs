@@ -8,7 +8,7 @@ use super::kind::{self, Need, Spec, Streaming, need, option};
 use super::outbound::clip;
 use super::proof::{self, Clock};
 use super::{Account, Answer, Answered, Attachment, Decoded, Delivery, EncodeError, EventKind, InboundEvent};
-use super::{OutboundCall, Outgoing, Platform, Reject, value};
+use super::{OutboundCall, Outgoing, Platform, Reject, Secret, value};
 use crate::digest;
 use crate::split::Unit;
 use serde_json::{Value, json};
@@ -74,7 +74,8 @@ impl Platform for Adapter {
         let mut event = InboundEvent::new(event_kind, key.clone(), user, value::needed(&body, "/channel_id")?);
         event.message_id = value::id(&body, "/message/id").or(Some(key));
         let app = app.or_else(|| request.account.app_id.clone());
-        event.reply_handle = app.zip(value::id(&body, "/token")).map(|(app, token)| format!("{app}/{token}"));
+        event.reply_handle =
+            app.zip(value::id(&body, "/token")).map(|(app, token)| Secret::new(format!("{app}/{token}")));
         if event_kind == EventKind::Command {
             event.command = value::id(&body, "/data/name");
             event.text = options(value::list(&body, "/data/options"), 0).trim().to_owned();

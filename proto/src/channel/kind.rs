@@ -68,9 +68,9 @@ pub struct Spec {
 }
 
 /// One megabyte: the cap of all messengers.
-pub(super) const BODY_1_MIB: usize = 1 << 20;
+pub(super) const BODY_1_MIB: usize = crate::limits::WEBHOOK_BODY_BYTES_MAX;
 /// Mail and repository events carry attachments and diffs.
-pub(super) const BODY_25_MIB: usize = 25 << 20;
+pub(super) const BODY_25_MIB: usize = crate::limits::HOOK_BODY_BYTES_MAX;
 /// The repetition window of platforms that state none.
 pub(super) const DAY_MS: u64 = 24 * 3_600_000;
 

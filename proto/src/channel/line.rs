@@ -4,7 +4,7 @@ use super::event::Request;
 use super::kind::{self, Need, Spec, Streaming, need, option};
 use super::{
     Answer, Answered, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall, Outgoing, Platform,
-    Reject, proof, value,
+    Reject, Secret, proof, value,
 };
 use crate::digest;
 use crate::split::Unit;
@@ -108,7 +108,7 @@ fn event(one: &serde_json::Value, us: Option<&str>) -> Result<Option<InboundEven
     let key = value::needed(one, "/webhookEventId")?;
     let mut event = InboundEvent::new(event_kind, key, user.unwrap_or_else(|| chat.clone()), chat);
     event.message_id = value::id(one, "/message/id");
-    event.reply_handle = value::id(one, "/replyToken");
+    event.reply_handle = value::id(one, "/replyToken").map(Secret::new);
     if event_kind == EventKind::Action {
         event.text = value::text(one, "/postback/data").unwrap_or_default().to_owned();
         return Ok(Some(event));

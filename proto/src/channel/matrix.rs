@@ -59,7 +59,11 @@ impl Platform for Adapter {
         if request.incoming.path.ends_with("/ping") {
             return Ok(Decoded::Handshake(nothing));
         }
-        let at = request.incoming.path.rfind("/transactions/").ok_or(Reject::NotFound("not a transaction"))?;
+        let at = request
+            .incoming
+            .path
+            .rfind("/transactions/")
+            .ok_or(Reject::NotFound("users and rooms are not managed here"))?;
         let transaction = form::percent_decode(&request.incoming.path.as_bytes()[at + 14..], false);
         let transaction = transaction.filter(|id| !id.is_empty()).ok_or(Reject::Malformed("no transaction id"))?;
         let body = value::parse_object(plain)?;

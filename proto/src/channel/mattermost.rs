@@ -4,7 +4,8 @@ use super::event::Request;
 use super::form::Form;
 use super::kind::{self, Need, Spec, Streaming, need};
 use super::{
-    Answer, Decoded, EncodeError, EventKind, InboundEvent, OutboundCall, Outgoing, Platform, Reject, proof, value,
+    Answer, Decoded, EncodeError, EventKind, InboundEvent, OutboundCall, Outgoing, Platform, Reject, Secret, proof,
+    value,
 };
 use crate::split::Unit;
 use serde_json::json;
@@ -59,7 +60,7 @@ impl Platform for Adapter {
         let mut event = InboundEvent::new(event_kind, key, field("user_id")?, field("channel_id")?);
         event.command = command.map(str::to_owned);
         event.message_id = Some(key.to_owned());
-        event.reply_handle = command.map(|_| String::new()).or_else(|| Some(key.to_owned()));
+        event.reply_handle = command.map(|_| Secret::new("")).or_else(|| Some(Secret::new(key)));
         let text = form.get("text").unwrap_or_default().trim();
         let trigger = form.get("trigger_word").unwrap_or_default();
         event.text = text.strip_prefix(trigger).unwrap_or(text).trim().to_owned();

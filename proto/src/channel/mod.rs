@@ -16,6 +16,7 @@ mod envelope;
 mod event;
 mod form;
 mod jwt;
+pub mod keycache;
 pub mod keys;
 mod kind;
 mod mail;
@@ -64,7 +65,7 @@ pub use keys::{KeySet, KeySource, NoKeys};
 pub use kind::{ChannelKind, Need, Spec, Streaming};
 pub use outbound::{Answered, Button, Delivery, EncodeError, OutboundCall, Outgoing};
 
-use crate::record::OutboxJob;
+use crate::record::{ChatAddress, OutboxJob};
 use crate::split;
 use event::Request;
 use std::borrow::Cow;
@@ -96,6 +97,11 @@ trait Platform: Sync {
     /// What an answer to a call means.
     fn classify(&self, answered: &Answered<'_>) -> Delivery {
         answered.by_status(None, "")
+    }
+
+    /// Whether a message to this address that is sent twice is recognised.
+    fn recognises_repetition(&self, _address: &ChatAddress) -> bool {
+        self.spec().recognises_repetition
     }
 
     /// How to get an access token, for platforms with short-lived ones.
@@ -176,6 +182,12 @@ pub fn edit(out: &Outgoing<'_>, message_id: &str) -> Option<Result<OutboundCall,
 /// The call that shows that we are writing; `None` where the platform cannot.
 pub fn typing(out: &Outgoing<'_>) -> Option<Result<OutboundCall, EncodeError>> {
     out.account.kind.platform().typing(out)
+}
+
+/// Whether the platform recognises a reply to this address that it has seen. The delivery has to know before
+/// the first call is made; it says the same as [`OutboundCall::idempotent`] of that call.
+pub fn recognises_repetition(kind: ChannelKind, address: &ChatAddress) -> bool {
+    kind.platform().recognises_repetition(address)
 }
 
 /// What the platform's answer means.

@@ -8,7 +8,7 @@ use super::kind::{self, Need, Spec, Streaming, need, option};
 use super::outbound::{Codes, clip};
 use super::proof::{self, Clock};
 use super::{Answer, Answered, Attachment, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall};
-use super::{Outgoing, Platform, Reject, value, xml};
+use super::{Outgoing, Platform, Reject, Secret, value, xml};
 use crate::digest;
 use crate::split::Unit;
 use serde_json::{Value, json};
@@ -142,12 +142,7 @@ fn blocks(out: &Outgoing<'_>) -> Value {
 
 /// An address from an event is only called when it is Slack's (or that of the configured API).
 fn is_response_url(out: &Outgoing<'_>, handle: &str) -> bool {
-    super::keys::host(handle) == Some(RESPONSE_HOST)
-        || out
-            .account
-            .api_base
-            .as_deref()
-            .is_some_and(|base| handle.starts_with(&format!("{}/", base.trim_end_matches('/'))))
+    super::keys::host(handle) == Some(RESPONSE_HOST) || out.account.owns(handle)
 }
 
 fn command(request: &Request<'_>, form: &Form) -> Result<Decoded, Reject> {
@@ -159,7 +154,7 @@ fn command(request: &Request<'_>, form: &Form) -> Result<Decoded, Reject> {
     let trigger = field("trigger_id")?;
     let mut event = InboundEvent::new(EventKind::Command, trigger, field("user_id")?, field("channel_id")?);
     event.message_id = Some(trigger.to_owned());
-    event.reply_handle = form.get("response_url").map(str::to_owned);
+    event.reply_handle = form.get("response_url").map(Secret::new);
     event.command = Some(field("command")?.to_owned());
     event.text = form.get("text").unwrap_or_default().trim().to_owned();
     Decoded::event(event, Answer::ok())
@@ -174,7 +169,7 @@ fn action(body: &Value) -> Result<Decoded, Reject> {
     let mut event = InboundEvent::new(EventKind::Action, key, user, chat);
     event.message_id = value::id(body, "/message/ts");
     event.thread = value::id(body, "/message/thread_ts");
-    event.reply_handle = value::id(body, "/response_url");
+    event.reply_handle = value::id(body, "/response_url").map(Secret::new);
     let pressed = value::text(body, "/actions/0/value").or_else(|| value::text(body, "/actions/0/action_id"));
     event.text = pressed.unwrap_or_default().to_owned();
     Decoded::event(event, Answer::ok())

@@ -218,7 +218,7 @@ fn name(fields: &Map<String, Value>, field: &str) -> Result<Option<String>, Reje
 }
 
 fn signed_call(out: &Outgoing<'_>, secrets: &[Secret]) -> Result<OutboundCall, EncodeError> {
-    let url = out.account.reply_url.clone().ok_or_else(|| out.missing("no reply_url is configured"))?;
+    let url = out.reply_url()?.to_owned();
     let body = json!({
         "type": "message.reply",
         "timestamp": date::rfc3339(out.created_ms),

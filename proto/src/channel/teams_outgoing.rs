@@ -59,7 +59,7 @@ impl Platform for Adapter {
     }
 
     fn send(&self, out: &Outgoing<'_>) -> Result<OutboundCall, EncodeError> {
-        let url = out.account.reply_url.clone().ok_or_else(|| out.missing("no reply_url is configured"))?;
+        let url = out.reply_url()?.to_owned();
         Ok(OutboundCall::json("POST", url, &json!({"type": "message", "text": out.text_with_choices()})))
     }
 }

@@ -109,6 +109,11 @@ impl State {
                     waiter.put(result);
                 }
             }
+            Completion::KeysCame { call } => {
+                if let Some(Call::Keys(waiter)) = self.calls.remove(&call) {
+                    waiter.put(());
+                }
+            }
             Completion::Facts { call, result } => {
                 if let Some(Call::Facts(waiter)) = self.calls.remove(&call) {
                     waiter.put(result);
