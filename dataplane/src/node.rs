@@ -17,7 +17,7 @@ use millrace_inference::model::Model;
 use millrace_inference::{ChatTemplate, EmbedWorker, Engine, EngineConfig, Tokenizer};
 use millrace_proto::id::TenantId;
 use millrace_proto::record::{Credential, SCOPE_ADMIN, SCOPE_CHAT, SCOPE_IMPERSONATE, SCOPE_METRICS};
-use millrace_storage::{BackendKind, Batch, Store, StoreOptions};
+use millrace_storage::{BackendKind, Batch, Store, StoreOptions, crash};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -54,6 +54,7 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     sys::bound_heap_arenas();
     let mut loaded = loaded;
     obs::logs::start(&loaded.config.log_level, loaded.config.log_json);
+    arm_crash_point()?;
     let ended = end_flag()?;
     prepare_folder(&loaded)?;
     let files = sys::raise_open_files().unwrap_or(0);
@@ -85,6 +86,14 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     node.stop(&health);
     drop(server);
     Ok(ExitCode::SUCCESS)
+}
+
+/// A test may ask for the death of the process at a durable step.
+fn arm_crash_point() -> Result<(), Trouble> {
+    let Some(text) = std::env::var(crash::VARIABLE).ok().filter(|text| !text.is_empty()) else { return Ok(()) };
+    crash::arm(&text).map_err(|why| Trouble::new("the crash point cannot be armed", why, "unset the variable"))?;
+    tracing::warn!(point = text, "this process is going to abort at a crash point: {} is set", crash::VARIABLE);
+    Ok(())
 }
 
 /// A signal arrived during the start is remembered; a second one ends the process at once.

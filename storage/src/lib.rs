@@ -11,6 +11,7 @@
 mod backend;
 mod batch;
 mod commit;
+pub mod crash;
 mod error;
 mod layout;
 mod lock;

@@ -38,11 +38,13 @@ fn counter(server: &Server, line: &str) -> f64 {
 
 // ---- Matrix ----------------------------------------------------------------------------------------------
 
-const HS_TOKEN: &str = "hs-token-of-the-registration";
+/// What the home server proves itself with.
+pub const HS_TOKEN: &str = "hs-token-of-the-registration";
 
-fn matrix_message(event: &str, text: &str) -> String {
+/// A transaction with one message in a room.
+pub fn matrix_message(room: &str, event: &str, text: &str) -> String {
     json!({"events": [{
-        "type": "m.room.message", "event_id": event, "room_id": "!room:example.org", "sender": "@alice:example.org",
+        "type": "m.room.message", "event_id": event, "room_id": room, "sender": "@alice:example.org",
         "origin_server_ts": unix_seconds() * 1_000,
         "content": {"msgtype": "m.text", "body": format!("@bot:example.org: {text}"),
                     "m.mentions": {"user_ids": ["@bot:example.org"]}},
@@ -54,7 +56,7 @@ fn matrix_message(event: &str, text: &str) -> String {
 fn a_matrix_server_puts_transactions_and_each_is_answered_once() {
     let home = Platform::start(|_, earlier| Answer::new(200, format!(r#"{{"event_id":"$sent{earlier}"}}"#)));
     let account = format!(
-        "kind = \"matrix\"\nname = \"home\"\nsecrets = [\"env:HS\"]\nbot_token = \"env:AS\"\nbot_id = \"@bot:example.org\"\napi_base = \"{}\"",
+        "kind = \"matrix\"\nname = \"home\"\nsecrets = [\"env:HS\"]\nbot_token = \"env:AS\"\nbot_id = \"@bot:example.org\"\napi_base = \"{}\"\nstream = false",
         home.url()
     );
     let mut server = serve(&account, &[("HS", HS_TOKEN), ("AS", "as-token")]);
@@ -65,9 +67,21 @@ fn a_matrix_server_puts_transactions_and_each_is_answered_once() {
     let ping = post(&server, "POST", &format!("{base}/ping"), &headers, r#"{"transaction_id":"p"}"#);
     assert_eq!((ping.status, ping.text().as_str()), (200, "{}"));
     let wrong = [("Authorization", "Bearer wrong"), ("Content-Type", "application/json")];
-    let refused = post(&server, "PUT", &format!("{base}/transactions/t0"), &wrong, &matrix_message("$0", "Hello"));
+    let refused = post(
+        &server,
+        "PUT",
+        &format!("{base}/transactions/t0"),
+        &wrong,
+        &matrix_message("!room:example.org", "$0", "Hello"),
+    );
     assert_eq!((refused.status, refused.json()), (403, json!({"errcode": "M_FORBIDDEN"})));
-    let unsigned = post(&server, "PUT", &format!("{base}/transactions/t0"), &[], &matrix_message("$0", "Hello"));
+    let unsigned = post(
+        &server,
+        "PUT",
+        &format!("{base}/transactions/t0"),
+        &[],
+        &matrix_message("!room:example.org", "$0", "Hello"),
+    );
     assert_eq!(unsigned.status, 401, "{}", unsigned.text());
     let unmanaged = post(&server, "GET", &format!("{base}/users/@x:example.org"), &headers, "");
     assert_eq!((unmanaged.status, unmanaged.json()), (404, json!({"errcode": "M_NOT_FOUND"})));
@@ -78,7 +92,7 @@ fn a_matrix_server_puts_transactions_and_each_is_answered_once() {
     assert_eq!(elsewhere.status, 404, "{}", elsewhere.text());
 
     let path = format!("{base}/transactions/t%2F1");
-    let taken = post(&server, "PUT", &path, &headers, &matrix_message("$1", "Who are you?"));
+    let taken = post(&server, "PUT", &path, &headers, &matrix_message("!room:example.org", "$1", "Who are you?"));
     assert_eq!((taken.status, taken.text().as_str()), (200, "{}"));
     let sends = |seen: &Seen| seen.path.contains("/send/m.room.message/");
     let sent = home.wait("the reply", 1, REPLY_WITHIN, sends).remove(0);
@@ -86,17 +100,30 @@ fn a_matrix_server_puts_transactions_and_each_is_answered_once() {
     assert_eq!(sent.json()["msgtype"], "m.notice");
 
     // The home server has not seen our answer and repeats, also after we were restarted.
-    assert_eq!(post(&server, "PUT", &path, &headers, &matrix_message("$1", "Who are you?")).status, 200);
+    assert_eq!(
+        post(&server, "PUT", &path, &headers, &matrix_message("!room:example.org", "$1", "Who are you?")).status,
+        200
+    );
     eventually("the outbox is empty", REPLY_WITHIN, || {
         crate::channels::outbox(&server, "pending").is_empty().then_some(())
     });
     server.kill();
     server.restart();
     let legacy = "/hooks/matrix/home/transactions/t%2F1";
-    assert_eq!(post(&server, "PUT", legacy, &headers, &matrix_message("$1", "Who are you?")).status, 200);
+    assert_eq!(
+        post(&server, "PUT", legacy, &headers, &matrix_message("!room:example.org", "$1", "Who are you?")).status,
+        200
+    );
     assert_eq!(counter(&server, "millrace_channel_events_total{channel=\"matrix\",outcome=\"duplicate\"}"), 1.0);
     assert_eq!(
-        post(&server, "PUT", &format!("{base}/transactions/t2"), &headers, &matrix_message("$2", "Bye")).status,
+        post(
+            &server,
+            "PUT",
+            &format!("{base}/transactions/t2"),
+            &headers,
+            &matrix_message("!room:example.org", "$2", "Bye")
+        )
+        .status,
         200
     );
     let replies = |count: usize| {
@@ -114,7 +141,8 @@ fn a_matrix_server_puts_transactions_and_each_is_answered_once() {
 
 // ---- Access tokens: QQ -----------------------------------------------------------------------------------
 
-const QQ_SECRET: &str = "naOC0ocQE3shWLAfffVLB1rhYPG7";
+/// The app secret of the bot (the documented example).
+pub const QQ_SECRET: &str = "naOC0ocQE3shWLAfffVLB1rhYPG7";
 
 fn qq_key() -> Ed25519KeyPair {
     let mut seed = [0; 32];
@@ -124,9 +152,10 @@ fn qq_key() -> Ed25519KeyPair {
     Ed25519KeyPair::from_seed_unchecked(&seed).expect("a seed")
 }
 
-fn tell_qq(server: &Server, id: &str, text: &str) -> Reply {
+/// Delivers a message of a group as QQ does.
+pub fn tell_qq(server: &Server, group: &str, id: &str, text: &str) -> anyhow::Result<Reply> {
     let body = json!({"op": 0, "id": id, "t": "GROUP_AT_MESSAGE_CREATE", "d": {
-        "id": format!("m-{id}"), "group_openid": "GROUP", "content": text, "author": {"member_openid": "MEMBER"},
+        "id": format!("m-{id}"), "group_openid": group, "content": text, "author": {"member_openid": "MEMBER"},
     }})
     .to_string();
     let now = unix_seconds().to_string();
@@ -138,7 +167,7 @@ fn tell_qq(server: &Server, id: &str, text: &str) -> Reply {
         ("X-Signature-Ed25519", hex.as_str()),
         ("X-Signature-Timestamp", now.as_str()),
     ];
-    post(server, "POST", "/hooks/qqbot/bot", &headers, &body)
+    client::request(server.http, "POST", "/hooks/qqbot/bot", "", &headers, body.as_bytes())
 }
 
 #[test]
@@ -168,7 +197,7 @@ fn tokens_are_fetched_once_renewed_when_refused_and_replies_wait_for_them() {
     );
     let server = serve(&account, &[("QQ", QQ_SECRET)]);
     for number in 0..4 {
-        let reply = tell_qq(&server, &format!("event-{number}"), "Hello?");
+        let reply = tell_qq(&server, "GROUP", &format!("event-{number}"), "Hello?").expect("an answer");
         assert_eq!(reply.status, 200, "{}", reply.text());
     }
     let accepted = |seen: &Seen| seen.path == "/v2/groups/GROUP/messages" && seen.answered == 200;

@@ -75,7 +75,10 @@ pub enum DeliveryEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permit {
     /// It may.
-    Now,
+    Now {
+        /// Whether the peer recognises this very call when it comes twice.
+        idempotent: bool,
+    },
     /// Not before this many milliseconds have passed; then the question is asked again.
     Later {
         /// At least 1 is taken.
@@ -286,7 +289,8 @@ impl Delivery {
             return;
         }
         match permit {
-            Permit::Now => {
+            Permit::Now { idempotent } => {
+                entry.idempotent = idempotent;
                 entry.job.attempt = entry.job.attempt.saturating_add(1);
                 if entry.idempotent {
                     entry.stage = Stage::Calling;

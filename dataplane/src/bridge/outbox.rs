@@ -8,7 +8,7 @@ use millrace_proto::api::ApiError;
 use millrace_proto::channel::{self, Account, ChannelKind, EncodeError, OutboundCall, Secret, access};
 use millrace_proto::id::{EffectKey, TenantId};
 use millrace_proto::record::{ChatAddress, DeliveryState, OutboxJob};
-use millrace_storage::{Batch, CommitError};
+use millrace_storage::{Batch, CommitError, crash};
 
 use super::errors::storage_error;
 use super::inlet::Completion;
@@ -16,11 +16,14 @@ use super::state::State;
 use super::translate::fault;
 use crate::control::platforms::Token;
 use crate::control::{CallError, HttpReply};
+use crate::shard::Shared;
 
 /// Longest time of one call to a platform.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a job that an operator gave another chance may wait for its delivery.
 const RESUBMIT_TTL_MS: u64 = 24 * 3_600_000;
+/// When a reply looks again whether a part of it is still on its way.
+const DRAFT_LOOK_MS: u64 = 50;
 /// Pause before a call that found no room on the control thread.
 const BUSY_RETRY_MS: u64 = 500;
 
@@ -59,6 +62,13 @@ impl State {
 
     /// The open jobs of this shard's conversations in the order of their making.
     pub fn open_jobs(&self) -> Vec<OutboxJob> {
+        let mut jobs = self.open_rows();
+        jobs.retain(|job| job.key.step != EffectKey::DRAFT_STEP);
+        jobs
+    }
+
+    /// The same with the rows of replies that are shown while they are written.
+    pub fn open_rows(&self) -> Vec<OutboxJob> {
         match self.shared.store.outbox_open() {
             Ok(mut jobs) => {
                 jobs.retain(|job| self.owns(job.tenant, job.key.conversation));
@@ -75,13 +85,21 @@ impl State {
     /// Writes a state; the event comes at once when the store has no room.
     pub fn commit_job(&mut self, job: OutboxJob) -> Option<DeliveryEvent> {
         self.count(&job);
+        let ends = !matches!(job.state, DeliveryState::Pending | DeliveryState::Sending);
+        crash::point(if ends { "delivery.before_receipt" } else { "delivery.before_sending" });
         let mut batch = Batch::new();
         match job.state {
             DeliveryState::Pending | DeliveryState::Sending => batch.put_outbox(&job),
-            state => batch.finish_outbox(job.tenant, &job.key, state, &job.detail),
+            state => {
+                batch.finish_outbox(job.tenant, &job.key, state, &job.detail);
+                self.end_draft(&job, &mut batch);
+            }
         }
         let (key, inlet) = (job.key, Arc::clone(&self.inlet));
         let done = move |result: Result<u64, CommitError>| {
+            if ends {
+                crash::point("delivery.after_receipt");
+            }
             if let Err(error) = &result {
                 tracing::warn!(%error, effect = %key, "the state of a delivery was not written; it is tried again");
             }
@@ -122,9 +140,12 @@ impl State {
 
     fn permission(&self, job: &OutboxJob) -> Result<Permit, Permit> {
         let account = self.account(job).map_err(|why| Permit::Never { why })?;
-        self.encoded(account, job)?;
+        if self.draft_is_busy(job) {
+            return Ok(Permit::Later { after_ms: DRAFT_LOOK_MS, why: String::new() });
+        }
+        let (call, _) = self.encoded(account, job)?;
         match self.shared.pace.admit(account, &job.address.chat) {
-            Ok(()) => Ok(Permit::Now),
+            Ok(()) => Ok(Permit::Now { idempotent: call.idempotent }),
             Err(wait) => {
                 let after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
                 Ok(Permit::Later { after_ms, why: String::new() })
@@ -136,8 +157,13 @@ impl State {
     fn encoded(&self, account: &Account, job: &OutboxJob) -> Result<(OutboundCall, Option<Secret>), Permit> {
         let now_s = self.clock.now_ms() / 1_000;
         let never = |error: EncodeError| Permit::Never { why: error.to_string() };
+        let message = self.draft_message(job);
+        let encode = |token: Option<&str>| match message {
+            None => channel::encode_reply(account, job, token, now_s),
+            Some(id) => channel::encode_edit(account, job, id, token, now_s),
+        };
         // Some replies go to an address of their own, or are authorised by a token that does not end.
-        let refused = match channel::encode_reply(account, job, None, now_s) {
+        let refused = match encode(None) {
             Ok(call) => return Ok((call, None)),
             Err(error) => error,
         };
@@ -148,7 +174,7 @@ impl State {
             Token::Impossible(why) => Err(Permit::Never { why }),
             Token::Wait { after_ms, why } => Err(Permit::Later { after_ms, why }),
             Token::Ready(token) => {
-                let call = channel::encode_reply(account, job, token.text(), now_s).map_err(never)?;
+                let call = encode(token.text()).map_err(never)?;
                 Ok((call, Some(token)))
             }
         }
@@ -168,11 +194,12 @@ impl State {
                 return answer(Verdict::Retry { after_ms: Some(after_ms), why });
             }
             Err(Permit::Never { why }) => return answer(Verdict::Dead { why }),
-            Err(Permit::Now) => unreachable!("not a refusal"),
+            Err(Permit::Now { .. }) => unreachable!("not a refusal"),
         };
         let (inlet, platforms, owner) =
             (Arc::clone(&self.inlet), self.shared.platforms.clone(), token.map(|token| (account.clone(), token)));
         let kind = account.kind;
+        let edits = self.draft_message(job).is_some();
         let done = move |result: Result<HttpReply, CallError>| {
             let refused =
                 matches!(&result, Ok(reply) if matches!(classify(kind, reply), channel::Delivery::TokenRefused { .. }));
@@ -180,8 +207,14 @@ impl State {
             if let (true, Some((account, token))) = (refused && renewable, &owner) {
                 platforms.token_refused(account, token);
             }
-            inlet.complete(Completion::Called { key, verdict: verdict(kind, result, renewable) });
+            let verdict = verdict(kind, result, renewable);
+            inlet.complete(match verdict {
+                // The message was taken away, or may not be changed any more.
+                Verdict::Dead { why } if edits => Completion::DraftGone { key, why },
+                verdict => Completion::Called { key, verdict },
+            });
         };
+        crash::point("delivery.before_call");
         match self.shared.control.http(call, CALL_TIMEOUT, Box::new(done)) {
             Ok(()) => None,
             Err(busy) => {
@@ -192,16 +225,19 @@ impl State {
     }
 
     pub fn called(&mut self, key: EffectKey, verdict: Verdict) {
+        crash::point("delivery.after_call");
         self.deliver(DeliveryEvent::Called { key, verdict });
+    }
+
+    /// The message that a reply was to replace cannot be changed: it goes out as one of its own.
+    pub fn draft_gone(&mut self, key: EffectKey, why: String) {
+        self.draft_is_lost(&key);
+        self.called(key, Verdict::Retry { after_ms: None, why });
     }
 
     fn account(&self, job: &OutboxJob) -> Result<&Account, String> {
         let address = &job.address;
-        let mut accounts = self.shared.config.channels.iter();
-        let found = accounts.find(|account| {
-            account.kind.as_str() == address.channel && account.name == address.account && account.tenant == job.tenant
-        });
-        found.ok_or_else(|| {
+        account_of(&self.shared, job.tenant, address).ok_or_else(|| {
             format!(
                 "the account {:?} of channel {:?} is not configured any more; configure it and resubmit",
                 address.account, address.channel
@@ -263,11 +299,18 @@ impl State {
     }
 }
 
+/// The configured account of an address.
+pub(super) fn account_of<'a>(shared: &'a Shared, tenant: TenantId, address: &ChatAddress) -> Option<&'a Account> {
+    shared.config.channels.iter().find(|account| {
+        account.kind.as_str() == address.channel && account.name == address.account && account.tenant == tenant
+    })
+}
+
 fn retry_after(reply: &HttpReply) -> Option<&str> {
     reply.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("retry-after")).map(|(_, value)| value.as_str())
 }
 
-fn classify(kind: ChannelKind, reply: &HttpReply) -> channel::Delivery {
+pub(super) fn classify(kind: ChannelKind, reply: &HttpReply) -> channel::Delivery {
     let answered = channel::Answered { status: reply.status, retry_after: retry_after(reply), body: &reply.body };
     channel::classify(kind, &answered)
 }

@@ -71,6 +71,14 @@ fn account(raw: &RawChannel, environment: Environment<'_>) -> Result<Account, Tr
     account.api_base = raw.url("api_base")?;
     account.keys_base = raw.keys_base()?;
     account.reply_url = raw.url_or_secret("reply_url", environment)?;
+    account.stream = match raw.one("stream")? {
+        None | Some(("true", _)) => true,
+        Some(("false", _)) => false,
+        Some((text, line)) => {
+            let why = "true shows replies while they are written, false sends them finished";
+            return Err(raw.trouble(line, &format!("has {text:?} as `stream`"), why));
+        }
+    };
     raw.complete(&account)?;
     Ok(account)
 }

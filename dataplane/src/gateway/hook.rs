@@ -13,6 +13,7 @@ use millrace_proto::channel::{
 };
 use millrace_proto::http1::{BodyFraming, RequestHead};
 use millrace_proto::limits::WEBHOOK_BODY_BYTES_MAX;
+use millrace_storage::crash;
 
 use super::routes::{self, Row, Segments};
 use super::{Gateway, unix_ms};
@@ -174,6 +175,7 @@ impl Gateway {
                 }
             }
         }
+        crash::point("accept.before_ack");
         respond(ack)
     }
 

@@ -73,6 +73,8 @@ pub struct Account {
     pub keys_base: Option<String>,
     /// Where replies go, for platforms that only report. May be a bearer address.
     pub reply_url: Option<Secret>,
+    /// Whether replies are shown while they are written, where the platform can change messages.
+    pub stream: bool,
     /// Clock difference that is allowed, when it is not the usual one.
     pub skew_s: Option<u64>,
 }
@@ -99,6 +101,7 @@ impl Account {
             api_base: None,
             keys_base: None,
             reply_url: None,
+            stream: true,
             skew_s: None,
         }
     }

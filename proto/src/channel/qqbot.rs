@@ -32,8 +32,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Chars, 2_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_second(1),
     recognises_repetition: true,
     streaming: Streaming::Final,
 };
@@ -109,8 +107,7 @@ impl Platform for Adapter {
             kind => format!("{}/v2/{kind}/{chat}/messages", out.account.api(API)),
         };
         // The pair of both is refused when it comes again.
-        let body =
-            json!({"content": out.text_with_choices(), "msg_type": 0, "msg_id": message, "msg_seq": out.key.step + 1});
+        let body = json!({"content": out.text_with_choices(), "msg_type": 0, "msg_id": message, "msg_seq": out.key.step.saturating_add(1)});
         let call =
             OutboundCall::json("POST", url, &body).header("authorization", format!("QQBot {}", out.access_token()?));
         // Without the message that is answered there is no pair, and the bot speaks on its own account.

@@ -10,6 +10,7 @@ use super::proof::{self, Clock};
 use super::{Answer, Answered, Attachment, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall};
 use super::{Outgoing, Platform, Reject, Secret, value, xml};
 use crate::digest;
+use crate::record::ChatAddress;
 use crate::split::Unit;
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -31,8 +32,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Chars, 4_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(50),
-    chat_rate: kind::per_second(1),
     recognises_repetition: false,
     streaming: Streaming::Edits { pause_ms: 1_200 },
 };
@@ -97,6 +96,11 @@ impl Platform for Adapter {
         let body = json!({"channel": out.address.chat, "ts": message_id, "text": escape(out.text)});
         let url = format!("{}/api/chat.update", out.account.api(API));
         Some(out.bot_token().map(|token| OutboundCall::json("POST", url, &body).bearer(token).repeatable()))
+    }
+
+    fn names_messages(&self, address: &ChatAddress) -> bool {
+        // The address of a slash command answers `ok` and no more.
+        !address.reply_to.as_deref().is_some_and(|handle| handle.contains("://"))
     }
 
     fn classify(&self, answered: &Answered<'_>) -> Delivery {

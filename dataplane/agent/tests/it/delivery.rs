@@ -80,7 +80,7 @@ impl World {
             // A token that is not there yet, or a full bucket.
             let permit = match self.random.below(4) {
                 0 => Permit::Later { after_ms: self.random.below(3_000) as u64, why: String::new() },
-                _ => Permit::Now,
+                _ => Permit::Now { idempotent: idempotent(&self.disk[&key]) },
             };
             self.step(DeliveryEvent::Permit { key, permit });
         }
