@@ -17,13 +17,15 @@ use millrace_inference::model::Model;
 use millrace_inference::{ChatTemplate, EmbedWorker, Engine, EngineConfig, Tokenizer};
 use millrace_proto::id::TenantId;
 use millrace_proto::record::{Credential, SCOPE_ADMIN, role_scopes};
-use millrace_storage::{BackendKind, Batch, Store, StoreOptions};
+use millrace_storage::{BackendKind, Batch, Store, StoreOptions, crash};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use crate::bridge::Pace;
 use crate::certificate;
 use crate::config::{self, Config, IoMode, Loaded, StorageType, human_bytes};
 use crate::control::Control;
+use crate::control::platforms::Platforms;
 use crate::corpus::Corpora;
 use crate::gateway::{Common, auth, budgets};
 use crate::handover::{Doorkeeper, Inherited};
@@ -61,6 +63,7 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     sys::bound_heap_arenas();
     let mut loaded = loaded;
     obs::logs::start(&loaded.config.log_level, loaded.config.log_json);
+    arm_crash_point()?;
     let ended = end_flag()?;
     prepare_folder(&loaded)?;
     let files = sys::raise_open_files().unwrap_or(0);
@@ -109,6 +112,14 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
 pub fn check(loaded: &Loaded) -> Result<ExitCode, Trouble> {
     plan(&loaded.config)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A test may ask for the death of the process at a durable step.
+fn arm_crash_point() -> Result<(), Trouble> {
+    let Some(text) = std::env::var(crash::VARIABLE).ok().filter(|text| !text.is_empty()) else { return Ok(()) };
+    crash::arm(&text).map_err(|why| Trouble::new("the crash point cannot be armed", why, "unset the variable"))?;
+    tracing::warn!(point = text, "this process is going to abort at a crash point: {} is set", crash::VARIABLE);
+    Ok(())
 }
 
 /// How a node ends.
@@ -468,13 +479,15 @@ impl Node {
         };
         let shared = Arc::new(Shared {
             live: Live::new(Settings::of(&config)),
-            config,
             store: parts.store,
             engine,
             model: parts.chat.model,
             tokenizer: parts.chat.tokenizer,
             template: parts.chat.template,
             embedder,
+            platforms: Platforms::new(control.clone()),
+            pace: Pace::new(&config.channels),
+            config,
             control,
             corpora,
             metrics,
@@ -485,6 +498,7 @@ impl Node {
             tls,
             mailboxes: senders,
         });
+        shared.platforms.warm(&shared.config.channels);
         let shards =
             Shards::start(&shared, receivers, doors.plain, secure, quic, &options).map_err(|error| in_parts(&error))?;
         tracing::info!(io = %probe.backend, shards = shared.shard_count(), "reactors run");

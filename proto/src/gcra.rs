@@ -67,6 +67,11 @@ impl State {
         };
         Self { arrival_ns }
     }
+
+    /// Whether the bucket is full again: such a state says no more than a new one.
+    pub fn is_idle(&self, now_ns: u64) -> bool {
+        self.arrival_ns <= now_ns
+    }
 }
 
 /// Admits `cost` units at `now_ns`, or says after how many nanoseconds the same call would be admitted.

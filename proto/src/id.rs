@@ -85,6 +85,9 @@ pub struct EffectKey {
 }
 
 impl EffectKey {
+    /// The step of a reply that is shown while it is written; no finished effect has it.
+    pub const DRAFT_STEP: u32 = u32::MAX;
+
     /// Conversation, turn and step as big-endian bytes: sorts like the key itself.
     pub fn to_bytes(&self) -> [u8; 28] {
         let mut bytes = [0; 28];

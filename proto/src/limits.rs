@@ -10,8 +10,13 @@ pub const HEADERS_MAX: usize = 100;
 pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// Longest request body of the JSON API: a full context window of text with room for JSON escapes.
 pub const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Longest webhook body; platforms send a few KiB.
+/// Longest webhook body of a messenger; platforms send a few KiB.
 pub const WEBHOOK_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Longest webhook body at all: mail comes with attachments, repository events with diffs.
+pub const HOOK_BODY_BYTES_MAX: usize = 25 * 1024 * 1024;
+/// Bodies beyond [`WEBHOOK_BODY_BYTES_MAX`] that one shard takes in at the same time: each holds up to 25 MiB
+/// before anybody knows whether it is authentic.
+pub const LARGE_BODIES_MAX: usize = 4;
 /// Hex digits in a chunk-size line. Sixteen digits hold every `u64`.
 pub const CHUNK_SIZE_DIGITS_MAX: usize = 16;
 /// Longest chunk-size line with its extensions.
@@ -118,4 +123,5 @@ const _: () = assert!(HEAD_BYTES_MAX <= u16::MAX as usize, "head offsets are kep
 const _: () = assert!(CHUNK_SIZE_DIGITS_MAX < CHUNK_LINE_BYTES_MAX);
 const _: () = assert!(WEBHOOK_BODY_BYTES_MAX <= BODY_BYTES_MAX);
 const _: () = assert!((DOCUMENT_BYTES_MAX as u64) < DOCUMENT_UNPACKED_BYTES_MAX);
+const _: () = assert!(WEBHOOK_BODY_BYTES_MAX <= BODY_BYTES_MAX && WEBHOOK_BODY_BYTES_MAX < HOOK_BODY_BYTES_MAX);
 const _: () = assert!(VIRTUAL_SHARDS.is_power_of_two());

@@ -55,7 +55,7 @@ pub struct Message {
 }
 
 /// Where a reply goes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct ChatAddress {
     /// Channel id, for example `telegram`.
     pub channel: String,
@@ -67,6 +67,19 @@ pub struct ChatAddress {
     pub thread: Option<String>,
     /// Platform id of the message that is answered.
     pub reply_to: Option<String>,
+}
+
+/// What a message is answered by can be a bearer address or token: it is not shown.
+impl std::fmt::Debug for ChatAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatAddress")
+            .field("channel", &self.channel)
+            .field("account", &self.account)
+            .field("chat", &self.chat)
+            .field("thread", &self.thread)
+            .field("reply_to", &self.reply_to.as_ref().map(|_| "(redacted)"))
+            .finish()
+    }
 }
 
 /// The head row of a conversation.

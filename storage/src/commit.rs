@@ -9,6 +9,7 @@
 
 use crate::backend::{Cf, KvOp};
 use crate::batch::Batch;
+use crate::crash;
 use crate::error::{Busy, CommitError, KvError};
 use crate::forget::forget;
 use crate::layout::ctl;
@@ -298,7 +299,12 @@ impl CommitLoop {
         let started = Instant::now();
         let result = match &self.failed {
             Some((error, _)) => Err(error.clone()),
-            None => self.shared.kv.apply(&ops, true),
+            None => {
+                crash::point("commit.before_write");
+                let applied = self.shared.kv.apply(&ops, true);
+                crash::point("commit.after_write");
+                applied
+            }
         };
         match result {
             Ok(()) => {

@@ -12,6 +12,7 @@ mod backend;
 mod batch;
 mod commit;
 mod corpus;
+pub mod crash;
 mod error;
 mod forget;
 mod layout;

@@ -83,7 +83,8 @@ impl Store {
         self.outbox_where(usize::MAX, open)
     }
 
-    /// Effects of one tenant or all, in one state or all, at most `limit`.
+    /// Effects of one tenant or all, in one state or all, at most `limit`. Rows of replies that are shown while
+    /// they are written are none.
     pub fn outbox_list(
         &self,
         tenant: Option<TenantId>,
@@ -91,7 +92,9 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<OutboxJob>, ReadError> {
         self.outbox_where(limit, |job| {
-            tenant.is_none_or(|tenant| tenant == job.tenant) && state.is_none_or(|state| state == job.state)
+            job.key.step != EffectKey::DRAFT_STEP
+                && tenant.is_none_or(|tenant| tenant == job.tenant)
+                && state.is_none_or(|state| state == job.state)
         })
     }
 

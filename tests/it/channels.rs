@@ -29,6 +29,7 @@ name = "bot"
 secrets = ["env:TELEGRAM_SECRET"]
 bot_token = "env:TELEGRAM_BOT_TOKEN"
 api_base = "{}"
+stream = false
 
 [[channel]]
 kind = "standard_webhooks"

@@ -3,7 +3,8 @@
 //! The oracle knows every event that was acknowledged and everything that reached the platforms.
 //! At the end: each acknowledged event has its reply delivered, or the reply is listed as one whose
 //! delivery is unknown or impossible. A platform that cannot recognise a repeated message (Telegram)
-//! never gets one; one that can (webhooks with a constant id) gets one id for each event.
+//! never gets one; one that can (webhooks with a constant id, Matrix transactions, QQ sequence numbers) gets
+//! one id for each event.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -16,21 +17,99 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::channels::{message, outbox, tell_telegram, tell_webhook, update, with_channels};
+use crate::platform_access::{HS_TOKEN, QQ_SECRET, matrix_message, tell_qq};
 
 const CYCLES: u64 = 30;
 const EVENTS_PER_CYCLE: u64 = 6;
 /// From the start of the process to the first served request.
 const READY_P99: Duration = Duration::from_secs(5);
 
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Telegram,
+    Webhook,
+    Matrix,
+    Qq,
+}
+
 struct Event {
     number: u64,
-    telegram: bool,
+    kind: Kind,
 }
 
 impl Event {
+    fn new(number: u64) -> Self {
+        let kinds = [Kind::Telegram, Kind::Webhook, Kind::Telegram, Kind::Matrix, Kind::Webhook, Kind::Qq];
+        Self { number, kind: kinds[(number % EVENTS_PER_CYCLE) as usize] }
+    }
+
     /// Each event has a conversation of its own, so that its reply can be told from all others.
     fn conversation(&self) -> String {
-        if self.telegram { (1_000_000 + self.number).to_string() } else { format!("case-{}", self.number) }
+        match self.kind {
+            Kind::Telegram => (1_000_000 + self.number).to_string(),
+            Kind::Webhook => format!("case-{}", self.number),
+            Kind::Matrix => format!("!room{}:example.org", self.number),
+            Kind::Qq => format!("GROUP{}", self.number),
+        }
+    }
+}
+
+/// The platforms of the test.
+struct Platforms {
+    telegram: Platform,
+    webhook: Platform,
+    matrix: Platform,
+    qq: Platform,
+}
+
+impl Platforms {
+    /// All take their time, so that some crashes fall between a message and its receipt.
+    fn start() -> Self {
+        let pause = |number: usize| Duration::from_millis([0, 400, 30, 900][number % 4]);
+        Self {
+            telegram: Platform::start(move |_, earlier| Answer::new(200, telegram_sent(earlier)).after(pause(earlier))),
+            webhook: Platform::start(move |_, earlier| Answer::new(204, "").after(pause(earlier))),
+            matrix: Platform::start(move |_, earlier| {
+                Answer::new(200, format!(r#"{{"event_id":"$s{earlier}"}}"#)).after(pause(earlier))
+            }),
+            qq: Platform::start(move |request, earlier| match request.path.as_str() {
+                "/app/getAppAccessToken" => Answer::new(200, r#"{"access_token":"t","expires_in":"7200"}"#),
+                _ => Answer::new(200, format!(r#"{{"id":"q{earlier}"}}"#)).after(pause(earlier)),
+            }),
+        }
+    }
+
+    fn serve(&self) -> millrace_tests::ServerBuilder {
+        let more = format!(
+            "[[channel]]\nkind = \"matrix\"\nname = \"home\"\nsecrets = [\"env:HS\"]\nbot_token = \"env:AS\"\nbot_id = \"@bot:example.org\"\napi_base = \"{}\"\nstream = false\n\n[[channel]]\nkind = \"qqbot\"\nname = \"bot\"\nsecrets = [\"env:QQ\"]\napp_secret = \"env:QQ\"\napp_id = \"1024\"\napi_base = \"{}\"\n",
+            self.matrix.url(),
+            self.qq.url()
+        );
+        with_channels(&self.telegram, &self.webhook)
+            .config(&more)
+            .env("HS", HS_TOKEN)
+            .env("AS", "as-token")
+            .env("QQ", QQ_SECRET)
+            .env("MILLRACE_AGENT_REPLY_TOKENS_MAX", "4")
+    }
+
+    /// What reached the platforms: conversation and the name under which the platform knows the message.
+    fn told(&self) -> Vec<(String, String)> {
+        let mut told = Vec::new();
+        // Telegram knows nothing: each call is a message of its own.
+        told.extend(self.telegram.seen().iter().enumerate().map(|(at, sent)| (chat_of(sent), at.to_string())));
+        told.extend(
+            self.webhook.seen().iter().map(|sent| (conversation_of(sent), sent.header("webhook-id").to_owned())),
+        );
+        let parts =
+            |path: &str, at: usize| path.split('/').nth(at).unwrap_or_default().replace("%21", "!").replace("%3A", ":");
+        told.extend(self.matrix.seen().iter().map(|sent| (parts(&sent.path, 5), parts(&sent.path, 8))));
+        let messages = self.qq.seen().into_iter().filter(|sent| sent.path.starts_with("/v2/groups/"));
+        told.extend(messages.map(|sent| {
+            let body = sent.json();
+            (parts(&sent.path, 3), format!("{}/{}", body["msg_id"], body["msg_seq"]))
+        }));
+        told
     }
 }
 
@@ -38,11 +117,8 @@ impl Event {
 fn kill_30_times_and_nothing_acknowledged_is_lost_or_done_twice() {
     let seed = random_seed("kill");
     let mut random = SmallRng::seed_from_u64(seed);
-    // Platforms that take their time, so that some crashes fall between a message and its receipt.
-    let pause = |number: usize| Duration::from_millis([0, 400, 30, 900][number % 4]);
-    let telegram = Platform::start(move |_, earlier| Answer::new(200, telegram_sent(earlier)).after(pause(earlier)));
-    let webhook = Platform::start(move |_, earlier| Answer::new(204, "").after(pause(earlier)));
-    let mut server = with_channels(&telegram, &webhook).env("MILLRACE_AGENT_REPLY_TOKENS_MAX", "4").start();
+    let platforms = Platforms::start();
+    let mut server = platforms.serve().start();
     let mut acknowledged: Vec<Event> = Vec::new();
     let mut unsure: Vec<Event> = Vec::new();
     let mut slowest = Duration::ZERO;
@@ -53,7 +129,7 @@ fn kill_30_times_and_nothing_acknowledged_is_lost_or_done_twice() {
             let server = &server;
             let senders: Vec<_> = (0..EVENTS_PER_CYCLE)
                 .map(|index| {
-                    let event = Event { number: cycle * EVENTS_PER_CYCLE + index, telegram: index % 2 == 0 };
+                    let event = Event::new(cycle * EVENTS_PER_CYCLE + index);
                     let pause = Duration::from_millis(random.random_range(0..600));
                     scope.spawn(move || {
                         std::thread::sleep(pause);
@@ -90,28 +166,21 @@ fn kill_30_times_and_nothing_acknowledged_is_lost_or_done_twice() {
 
     eventually("every reply is settled", ANSWER_WITHIN * 4, || {
         let open = ["pending", "sending"].iter().map(|state| outbox(&server, state).len()).sum::<usize>();
-        let settled = settled(&server, &telegram, &webhook);
+        let settled = settled(&server, &platforms);
         (open == 0 && acknowledged.iter().all(|event| settled.contains(&event.conversation()))).then_some(())
     });
 
-    let mut replies: HashMap<String, usize> = HashMap::new();
-    for sent in telegram.seen() {
-        *replies.entry(chat_of(&sent)).or_default() += 1;
+    let mut names: HashMap<String, HashSet<String>> = HashMap::new();
+    for (conversation, name) in platforms.told() {
+        names.entry(conversation).or_default().insert(name);
     }
-    let twice: Vec<_> = replies.iter().filter(|(_, count)| **count > 1).collect();
-    assert!(twice.is_empty(), "replies delivered twice to a platform that cannot know it: {twice:?}");
-    let mut ids: HashMap<String, HashSet<String>> = HashMap::new();
-    for sent in webhook.seen() {
-        ids.entry(conversation_of(&sent)).or_default().insert(sent.header("webhook-id").to_owned());
-    }
-    let many: Vec<_> = ids.iter().filter(|(_, ids)| ids.len() > 1).collect();
-    assert!(many.is_empty(), "one event, one reply, one id: {many:?}");
+    let twice: Vec<_> = names.iter().filter(|(_, names)| names.len() > 1).collect();
+    assert!(twice.is_empty(), "one event, one reply, one name: {twice:?}");
     let unknown = outbox(&server, "unknown").len();
     println!(
-        "kill: {CYCLES} cycles, {} events acknowledged, {} telegram replies, {} webhook replies, {unknown} of unknown delivery, slowest start {slowest:?}",
+        "kill: {CYCLES} cycles, {} events acknowledged, {} of them answered at four platforms, {unknown} of unknown delivery, slowest start {slowest:?}",
         acknowledged.len(),
-        replies.len(),
-        ids.len()
+        names.len()
     );
     assert_eq!(acknowledged.len() as u64, CYCLES * EVENTS_PER_CYCLE);
     assert!(
@@ -123,15 +192,19 @@ fn kill_30_times_and_nothing_acknowledged_is_lost_or_done_twice() {
 
 /// Whether the server acknowledged the event.
 fn deliver(server: &millrace_tests::Server, event: &Event) -> bool {
-    let reply = if event.telegram {
-        let chat = 1_000_000 + event.number;
-        tell_telegram(server, &update(10_000 + event.number, chat, &format!("Event {}", event.number)))
-    } else {
-        tell_webhook(
-            server,
-            &format!("evt_{}", event.number),
-            &message(&event.conversation(), &format!("Event {}", event.number)),
-        )
+    let text = format!("Event {}", event.number);
+    let conversation = event.conversation();
+    let reply = match event.kind {
+        Kind::Telegram => tell_telegram(server, &update(10_000 + event.number, 1_000_000 + event.number, &text)),
+        Kind::Webhook => tell_webhook(server, &format!("evt_{}", event.number), &message(&conversation, &text)),
+        Kind::Qq => tell_qq(server, &conversation, &format!("evt-{}", event.number), &text),
+        Kind::Matrix => {
+            let path = format!("/hooks/matrix/home/_matrix/app/v1/transactions/t{}", event.number);
+            let bearer = format!("Bearer {HS_TOKEN}");
+            let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
+            let body = matrix_message(&conversation, &format!("$e{}", event.number), &text);
+            millrace_tests::client::request(server.http, "PUT", &path, "", &headers, body.as_bytes())
+        }
     };
     matches!(reply, Ok(reply) if reply.status == 200)
 }
@@ -149,9 +222,8 @@ fn conversation_of(sent: &millrace_tests::Seen) -> String {
 }
 
 /// The conversations whose reply reached its platform or is listed as undeliverable or unknown.
-fn settled(server: &millrace_tests::Server, telegram: &Platform, webhook: &Platform) -> HashSet<String> {
-    let mut settled: HashSet<String> = telegram.seen().iter().map(chat_of).collect();
-    settled.extend(webhook.seen().iter().map(conversation_of));
+fn settled(server: &millrace_tests::Server, platforms: &Platforms) -> HashSet<String> {
+    let mut settled: HashSet<String> = platforms.told().into_iter().map(|(conversation, _)| conversation).collect();
     for state in ["unknown", "dead"] {
         for job in outbox(server, state) {
             settled.insert(job["chat"].as_str().unwrap_or_else(|| panic!("a job without its chat: {job}")).to_owned());

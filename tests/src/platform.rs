@@ -72,10 +72,15 @@ impl Answer {
     }
 }
 
+/// What the paths of typing signs hold (Telegram, Matrix and Discord, LINE).
+const TYPING: [&str; 3] = ["/sendChatAction", "/typing", "/loading/start"];
+
 type Behaviour = dyn Fn(&Seen, usize) -> Answer + Send + Sync;
 
 struct Shared {
     seen: Mutex<Vec<Seen>>,
+    /// Typing signs: they say nothing, so they are kept apart.
+    typing: Mutex<Vec<Seen>>,
     arrived: Condvar,
     behaviour: Box<Behaviour>,
 }
@@ -95,8 +100,12 @@ impl Platform {
     pub fn start(behaviour: impl Fn(&Seen, usize) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound address");
-        let shared =
-            Arc::new(Shared { seen: Mutex::default(), arrived: Condvar::new(), behaviour: Box::new(behaviour) });
+        let shared = Arc::new(Shared {
+            seen: Mutex::default(),
+            typing: Mutex::default(),
+            arrived: Condvar::new(),
+            behaviour: Box::new(behaviour),
+        });
         let served = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -125,6 +134,11 @@ impl Platform {
     /// Everything that arrived so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The typing signs that were shown so far.
+    pub fn typing(&self) -> Vec<Seen> {
+        self.shared.typing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until `count` requests that fit have arrived and returns them.
@@ -161,6 +175,13 @@ pub fn telegram_sent(message_id: usize) -> String {
 fn serve(stream: TcpStream, shared: &Shared) {
     let mut reader = BufReader::new(stream);
     while let Some(mut seen) = read_request(&mut reader) {
+        if TYPING.iter().any(|sign| seen.path.contains(sign)) {
+            shared.typing.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+            if write_answer(reader.get_mut(), &Answer::new(200, r#"{"ok":true,"result":true}"#)).is_err() {
+                return;
+            }
+            continue;
+        }
         let answer = {
             let earlier = shared.seen.lock().unwrap_or_else(PoisonError::into_inner).len();
             (shared.behaviour)(&seen, earlier)

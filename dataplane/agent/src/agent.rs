@@ -179,7 +179,11 @@ impl Agent {
             self.heat(arrival.key, effects);
         }
         let waiting_max = self.config.queue_turns_max;
-        let (turns_max, tokens_max) = (self.config.turns_per_minute_max, self.config.tokens_per_hour_max);
+        let turns_max = match &arrival.source {
+            Source::Interactive(_) => self.config.turns_per_minute_max,
+            Source::Channel { .. } => self.config.channel_turns_per_minute_max,
+        };
+        let tokens_max = self.config.tokens_per_hour_max;
         let conversation = self.conversation(arrival.key);
         if conversation.open_turns() > waiting_max {
             return Err(TurnError::ConversationBusy { waiting_max });

@@ -47,8 +47,11 @@ pub struct AgentConfig {
     pub retry_first_ms: u64,
     /// Longest such pause.
     pub retry_max_ms: u64,
-    /// Turns of one conversation in a minute: what stops two bots that answer each other.
+    /// Turns of one conversation in a minute.
     pub turns_per_minute_max: u32,
+    /// The same for conversations on channels: a chat is typed by people, and two bots that answer each other
+    /// must be slowed down.
+    pub channel_turns_per_minute_max: u32,
     /// Prompt and reply tokens of one conversation in an hour.
     pub tokens_per_hour_max: u64,
     /// Cuts a reply into the parts which the channel can carry. Must return at least one part.
@@ -80,6 +83,7 @@ impl Default for AgentConfig {
             retry_first_ms: 250,
             retry_max_ms: 10_000,
             turns_per_minute_max: 240,
+            channel_turns_per_minute_max: 30,
             tokens_per_hour_max: 4_000_000,
             split: |_, text| vec![text.to_owned()],
         }
@@ -129,6 +133,7 @@ impl AgentConfig {
             ("open_turns_max", self.open_turns_max),
             ("inbox_attempts_max", self.inbox_attempts_max as usize),
             ("turns_per_minute_max", self.turns_per_minute_max as usize),
+            ("channel_turns_per_minute_max", self.channel_turns_per_minute_max as usize),
         ] {
             if value == 0 {
                 return refuse(option, "must be at least 1".to_owned());

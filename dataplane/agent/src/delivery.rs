@@ -12,7 +12,8 @@
 //! leaves in that state was perhaps delivered, and only a person or a reconciler may decide.
 //!
 //! Jobs of one chat go out one after the other in the order of their making: a job that waits for its
-//! retry holds back those behind it, and only those.
+//! retry holds back those behind it, and only those. Before a call the shell is asked whether it may be made
+//! now (access token, rate of the platform); waiting for that is no attempt and changes nothing on the disk.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -43,6 +44,13 @@ pub enum DeliveryEvent {
         /// Whether the peer recognises the key of a job that it has seen.
         idempotent: bool,
     },
+    /// The answer to [`DeliveryEffect::Ask`].
+    Permit {
+        /// Which job.
+        key: EffectKey,
+        /// Whether it may go out now.
+        permit: Permit,
+    },
     /// The answer to [`DeliveryEffect::Commit`].
     Committed {
         /// Which job.
@@ -61,6 +69,28 @@ pub enum DeliveryEvent {
     Reloaded,
     /// Time passed.
     Tick,
+}
+
+/// Whether a call may be made now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permit {
+    /// It may.
+    Now {
+        /// Whether the peer recognises this very call when it comes twice.
+        idempotent: bool,
+    },
+    /// Not before this many milliseconds have passed; then the question is asked again.
+    Later {
+        /// At least 1 is taken.
+        after_ms: u64,
+        /// For people; empty when there is nothing to say.
+        why: String,
+    },
+    /// Never: the configuration does not allow it.
+    Never {
+        /// For people.
+        why: String,
+    },
 }
 
 /// What became of a call.
@@ -96,6 +126,11 @@ pub enum DeliveryEffect {
     /// Write the job as it is here. `Delivered`, `Dead` and `Unknown` finish it.
     Commit {
         /// With the state to write.
+        job: Box<OutboxJob>,
+    },
+    /// May the peer be called now? The answer comes as [`DeliveryEvent::Permit`].
+    Ask {
+        /// What would be sent.
         job: Box<OutboxJob>,
     },
     /// Call the peer.
@@ -135,6 +170,8 @@ enum Stage {
     Waiting,
     /// In `ready`.
     Ready,
+    /// The shell is asked whether the call may be made.
+    Asking,
     /// Its state is on the way to the disk.
     Committing,
     /// Its state could not be written; tried again at its timer.
@@ -161,6 +198,7 @@ impl Delivery {
     pub fn step(&mut self, event: DeliveryEvent, now_ms: u64, effects: &mut Vec<DeliveryEffect>) {
         match event {
             DeliveryEvent::Job { job, idempotent } => self.add(*job, idempotent, now_ms, effects),
+            DeliveryEvent::Permit { key, permit } => self.permitted(key, permit, now_ms, effects),
             DeliveryEvent::Committed { key, durable } => self.committed(key, durable, now_ms, effects),
             DeliveryEvent::Called { key, verdict } => self.called(key, verdict, now_ms, effects),
             DeliveryEvent::Reloaded => {}
@@ -240,12 +278,41 @@ impl Delivery {
             let Some(key) = self.ready.pop_front() else { return };
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             self.calls += 1;
-            entry.job.attempt = entry.job.attempt.saturating_add(1);
-            if entry.idempotent {
-                entry.stage = Stage::Calling;
-                effects.push(DeliveryEffect::Call { job: Box::new(entry.job.clone()) });
-            } else {
-                entry.job.state = DeliveryState::Sending;
+            entry.stage = Stage::Asking;
+            effects.push(DeliveryEffect::Ask { job: Box::new(entry.job.clone()) });
+        }
+    }
+
+    fn permitted(&mut self, key: EffectKey, permit: Permit, now_ms: u64, effects: &mut Vec<DeliveryEffect>) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if entry.stage != Stage::Asking {
+            return;
+        }
+        match permit {
+            Permit::Now { idempotent } => {
+                entry.idempotent = idempotent;
+                entry.job.attempt = entry.job.attempt.saturating_add(1);
+                if entry.idempotent {
+                    entry.stage = Stage::Calling;
+                    effects.push(DeliveryEffect::Call { job: Box::new(entry.job.clone()) });
+                } else {
+                    entry.job.state = DeliveryState::Sending;
+                    self.commit(key, effects);
+                }
+            }
+            Permit::Later { after_ms, why } => {
+                self.calls -= 1;
+                entry.stage = Stage::Waiting;
+                if !why.is_empty() {
+                    entry.job.detail = why;
+                }
+                // At its end it must be looked at, whatever it waits for.
+                let at = now_ms.saturating_add(after_ms.max(1)).min(entry.job.expires_ms.max(now_ms + 1));
+                self.timers.insert((at, key));
+            }
+            Permit::Never { why } => {
+                self.calls -= 1;
+                finish(&mut entry.job, DeliveryState::Dead, why);
                 self.commit(key, effects);
             }
         }

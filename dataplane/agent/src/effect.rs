@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use millrace_proto::id::UserId;
-use millrace_proto::record::{InboxRecord, Message, OutboxJob, SessionHead};
+use millrace_proto::id::{EffectKey, TenantId, UserId};
+use millrace_proto::record::{ChatAddress, InboxRecord, Message, OutboxJob, SessionHead};
 
 use crate::event::{ConversationKey, Fault, Finish, GenerationOptions, OpId, RunId, Ticket, Timings, TokenInfo, Usage};
 
@@ -78,11 +78,35 @@ pub enum Effect {
         /// What.
         reply: Reply,
     },
+    /// A reply to a channel is being written. What is shown of it is a comfort: the finished reply follows as
+    /// [`Effect::Deliver`].
+    Draft {
+        /// Owner of the conversation.
+        tenant: TenantId,
+        /// The turn, with the step [`EffectKey::DRAFT_STEP`].
+        key: EffectKey,
+        /// What is new.
+        part: DraftPart,
+    },
     /// A durable outbox job is ready to go out.
     Deliver {
         /// The job as it was written.
         job: Box<OutboxJob>,
     },
+}
+
+/// A part of a reply that is being written.
+#[derive(Clone, Debug)]
+pub enum DraftPart {
+    /// The work has begun. It may begin again after a restart.
+    Begun {
+        /// Where the reply will go.
+        address: Box<ChatAddress>,
+    },
+    /// More text.
+    Text(String),
+    /// Nothing follows but the finished reply.
+    Ended,
 }
 
 /// One row of a batch.

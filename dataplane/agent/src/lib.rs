@@ -35,8 +35,8 @@ mod stats;
 pub use agent::Agent;
 pub use config::{AgentConfig, ConfigError};
 pub use context::{Assembled, ContextInput, ContextTooLong, PromptMessage, Prompter, assemble};
-pub use delivery::{Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Verdict};
-pub use effect::{Effect, Memory, Reply, TurnError, Write};
+pub use delivery::{Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Permit, Verdict};
+pub use effect::{DraftPart, Effect, Memory, Reply, TurnError, Write};
 pub use event::{
     Arrival, ConversationKey, Event, Fact, Fault, Finish, GenerationOptions, Loaded, OpId, Output, RunId, Source,
     Ticket, Timings, TokenInfo, Usage,

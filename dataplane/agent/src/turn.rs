@@ -8,7 +8,7 @@ use millrace_proto::record::{DeliveryState, Message, OutboxJob, Role};
 use super::{Agent, count_outcome};
 use crate::context::{ContextInput, ContextTooLong, assemble};
 use crate::conversation::{Answer, Batch, Outcome, Phase, Running, Turn, Writing};
-use crate::effect::{Effect, Memory, Reply, TurnError, Write};
+use crate::effect::{DraftPart, Effect, Memory, Reply, TurnError, Write};
 use crate::event::{ConversationKey, Fact, Fault, Finish, GenerationOptions, OpId, Output, RunId, Timings, Usage};
 
 /// More facts are asked for than are shown: some stand in the window already.
@@ -43,6 +43,11 @@ impl Agent {
         });
         if let Some(outcome) = refusal {
             return self.finish(key, outcome);
+        }
+        let running = self.running(key);
+        if let Answer::Outbox { address, .. } = &running.turn.answer {
+            let part = DraftPart::Begun { address: Box::new(address.clone()) };
+            effects.push(draft(key, running.turn.id, part));
         }
         if self.config.embedding {
             let op = OpId(self.id());
@@ -201,7 +206,10 @@ impl Agent {
             }
             Output::Delta { text, logprobs } => {
                 running.text.push_str(&text);
-                reply(Reply::Delta { text, logprobs });
+                match ticket {
+                    Some(_) => reply(Reply::Delta { text, logprobs }),
+                    None => effects.push(draft(key, running.turn.id, DraftPart::Text(text))),
+                }
             }
             Output::Refused { retry_after_ms, why } => {
                 let (prompt, max_tokens) = (std::mem::take(prompt), *max_tokens);
@@ -331,6 +339,9 @@ impl Agent {
         let running = conversation.running.as_ref().expect("a finishing turn is running");
         let Phase::Finishing { outcome } = &running.phase else { return };
         let turn = &running.turn;
+        if matches!(turn.answer, Answer::Outbox { .. }) {
+            effects.push(draft(key, turn.id, DraftPart::Ended));
+        }
 
         let mut messages = Vec::new();
         let mut record = |role, text: &str| {
@@ -454,6 +465,12 @@ impl Agent {
     fn running(&mut self, key: ConversationKey) -> &mut Running {
         self.conversation(key).running.as_mut().expect("the turn being worked on is running")
     }
+}
+
+/// Something about a reply that is being written to a channel.
+fn draft(key: ConversationKey, turn: u64, part: DraftPart) -> Effect {
+    let name = EffectKey { conversation: key.conversation, turn, step: EffectKey::DRAFT_STEP };
+    Effect::Draft { tenant: key.tenant, key: name, part }
 }
 
 /// A channel says nothing about sampling. The turn's number is the seed: a turn that is repeated after a

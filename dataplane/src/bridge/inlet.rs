@@ -14,6 +14,7 @@ use millrace_proto::id::EffectKey;
 use millrace_proto::record::OutboxJob;
 
 use super::message::ShardMessage;
+use super::state::DraftAnswer;
 use crate::shard::MailboxSender;
 
 /// Something that another thread has finished.
@@ -32,6 +33,12 @@ pub(super) enum Completion {
     Resubmitted { ticket: u64, job: Box<OutboxJob>, result: Result<(), Fault> },
     /// Vectors for a request.
     Vectors { call: u64, result: Result<Vec<Vec<f32>>, String> },
+    /// The message that a reply was to replace is gone.
+    DraftGone { key: EffectKey, why: String },
+    /// A call that showed a part of a reply.
+    Draft { key: EffectKey, answer: DraftAnswer },
+    /// The fetch of a platform's keys has ended.
+    KeysCame { call: u64 },
     /// Facts for a request.
     Facts { call: u64, result: Result<Vec<Fact>, String> },
 }

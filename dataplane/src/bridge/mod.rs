@@ -15,6 +15,7 @@ mod generate;
 mod inlet;
 mod message;
 mod outbox;
+mod pace;
 mod prompt;
 mod recall;
 mod state;
@@ -37,6 +38,7 @@ use millrace_proto::toolcall::CallSyntax;
 
 pub use answers::Answers;
 pub use message::{Ingested, ShardMessage};
+pub use pace::Pace;
 pub use prompt::ModelPrompter;
 pub use stream::{StreamEvent, TokenStream};
 pub use views::{ContextView, FactView, MessageView};
@@ -178,6 +180,23 @@ impl Bridge {
         waiter.await
     }
 
+    /// Waits until the fetch of a platform's keys has ended; false when none runs. The end of a fetch is
+    /// bounded by its own deadline.
+    pub async fn keys_came(&self, account: &Account, url: &str, unknown_key: bool) -> bool {
+        let waiter: Once<()> = Once::default();
+        {
+            let mut state = self.state.borrow_mut();
+            let (call, inlet) = (state.id(), Arc::clone(&state.inlet));
+            let wake = Box::new(move || inlet.complete(inlet::Completion::KeysCame { call }));
+            if !self.shared.platforms.when_keys_came(account, url, unknown_key, wake) {
+                return false;
+            }
+            state.calls.insert(call, state::Call::Keys(waiter.clone()));
+        }
+        waiter.await;
+        true
+    }
+
     /// The principal with the user for whom a request speaks. Speaking for another user needs a scope.
     pub fn acting_for(&self, principal: &Principal, user: Option<&str>) -> Result<Principal, ApiError> {
         match user {
@@ -303,7 +322,7 @@ fn channel_arrival(account: &Account, event: InboundEvent, ticket: Ticket) -> Ar
                 account: account.name.clone(),
                 chat: event.chat,
                 thread: event.thread,
-                reply_to: event.reply_handle.or(event.message_id),
+                reply_to: event.reply_handle.and_then(|handle| handle.text().map(str::to_owned)).or(event.message_id),
             },
             event_key: event.event_key,
             dedup_scope: scope,

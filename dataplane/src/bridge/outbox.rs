@@ -3,23 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_agent::{DeliveryEvent, Fault, Ticket, Verdict};
+use millrace_agent::{DeliveryEvent, Fault, Permit, Ticket, Verdict};
 use millrace_proto::api::ApiError;
-use millrace_proto::channel::{self, Account, ChannelKind};
+use millrace_proto::channel::{self, Account, ChannelKind, EncodeError, OutboundCall, Secret, access};
 use millrace_proto::id::{EffectKey, TenantId};
 use millrace_proto::record::{ChatAddress, DeliveryState, OutboxJob};
-use millrace_storage::{Batch, CommitError};
+use millrace_storage::{Batch, CommitError, crash};
 
 use super::errors::storage_error;
 use super::inlet::Completion;
 use super::state::State;
 use super::translate::fault;
+use crate::control::platforms::Token;
 use crate::control::{CallError, HttpReply};
+use crate::shard::Shared;
 
 /// Longest time of one call to a platform.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a job that an operator gave another chance may wait for its delivery.
 const RESUBMIT_TTL_MS: u64 = 24 * 3_600_000;
+/// When a reply looks again whether a part of it is still on its way.
+const DRAFT_LOOK_MS: u64 = 50;
 /// Pause before a call that found no room on the control thread.
 const BUSY_RETRY_MS: u64 = 500;
 
@@ -33,7 +37,9 @@ pub(super) fn split_reply(address: &ChatAddress, text: &str) -> Vec<String> {
 
 /// A job with what is known about its peer.
 pub(super) fn job_event(job: OutboxJob) -> DeliveryEvent {
-    let idempotent = ChannelKind::parse(&job.address.channel).is_some_and(recognises_repetition);
+    let kind = ChannelKind::parse(&job.address.channel);
+    // The delivery has to know before the first call is made.
+    let idempotent = kind.is_some_and(|kind| channel::recognises_repetition(kind, &job.address));
     DeliveryEvent::Job { job: Box::new(job), idempotent }
 }
 
@@ -56,6 +62,13 @@ impl State {
 
     /// The open jobs of this shard's conversations in the order of their making.
     pub fn open_jobs(&self) -> Vec<OutboxJob> {
+        let mut jobs = self.open_rows();
+        jobs.retain(|job| job.key.step != EffectKey::DRAFT_STEP);
+        jobs
+    }
+
+    /// The same with the rows of replies that are shown while they are written.
+    pub fn open_rows(&self) -> Vec<OutboxJob> {
         match self.shared.store.outbox_open() {
             Ok(mut jobs) => {
                 jobs.retain(|job| self.owns(job.tenant, job.key.conversation));
@@ -72,13 +85,21 @@ impl State {
     /// Writes a state; the event comes at once when the store has no room.
     pub fn commit_job(&mut self, job: OutboxJob) -> Option<DeliveryEvent> {
         self.count(&job);
+        let ends = !matches!(job.state, DeliveryState::Pending | DeliveryState::Sending);
+        crash::point(if ends { "delivery.before_receipt" } else { "delivery.before_sending" });
         let mut batch = Batch::new();
         match job.state {
             DeliveryState::Pending | DeliveryState::Sending => batch.put_outbox(&job),
-            state => batch.finish_outbox(job.tenant, &job.key, state, &job.detail),
+            state => {
+                batch.finish_outbox(job.tenant, &job.key, state, &job.detail);
+                self.end_draft(&job, &mut batch);
+            }
         }
         let (key, inlet) = (job.key, Arc::clone(&self.inlet));
         let done = move |result: Result<u64, CommitError>| {
+            if ends {
+                crash::point("delivery.after_receipt");
+            }
             if let Err(error) = &result {
                 tracing::warn!(%error, effect = %key, "the state of a delivery was not written; it is tried again");
             }
@@ -112,24 +133,88 @@ impl State {
     }
 
     /// Makes the call; the event comes at once when it cannot be made.
+    /// Whether a job may go out now: its account is there, its token is good, its buckets are not empty.
+    pub fn permit(&self, job: &OutboxJob) -> DeliveryEvent {
+        DeliveryEvent::Permit { key: job.key, permit: self.permission(job).unwrap_or_else(|refused| refused) }
+    }
+
+    fn permission(&self, job: &OutboxJob) -> Result<Permit, Permit> {
+        let account = self.account(job).map_err(|why| Permit::Never { why })?;
+        if self.draft_is_busy(job) {
+            return Ok(Permit::Later { after_ms: DRAFT_LOOK_MS, why: String::new() });
+        }
+        let (call, _) = self.encoded(account, job)?;
+        match self.shared.pace.admit(account, &job.address.chat) {
+            Ok(()) => Ok(Permit::Now { idempotent: call.idempotent }),
+            Err(wait) => {
+                let after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+                Ok(Permit::Later { after_ms, why: String::new() })
+            }
+        }
+    }
+
+    /// The call of a job with the token that it used, if it needs one.
+    fn encoded(&self, account: &Account, job: &OutboxJob) -> Result<(OutboundCall, Option<Secret>), Permit> {
+        let now_s = self.clock.now_ms() / 1_000;
+        let never = |error: EncodeError| Permit::Never { why: error.to_string() };
+        let message = self.draft_message(job);
+        let encode = |token: Option<&str>| match message {
+            None => channel::encode_reply(account, job, token, now_s),
+            Some(id) => channel::encode_edit(account, job, id, token, now_s),
+        };
+        // Some replies go to an address of their own, or are authorised by a token that does not end.
+        let refused = match encode(None) {
+            Ok(call) => return Ok((call, None)),
+            Err(error) => error,
+        };
+        if !access::needed(account.kind) {
+            return Err(never(refused));
+        }
+        match self.shared.platforms.token(account) {
+            Token::Impossible(why) => Err(Permit::Never { why }),
+            Token::Wait { after_ms, why } => Err(Permit::Later { after_ms, why }),
+            Token::Ready(token) => {
+                let call = encode(token.text()).map_err(never)?;
+                Ok((call, Some(token)))
+            }
+        }
+    }
+
     pub fn call_peer(&mut self, job: &OutboxJob) -> Option<DeliveryEvent> {
         let key = job.key;
-        let dead = |why: String| Some(DeliveryEvent::Called { key, verdict: Verdict::Dead { why } });
-        let Some(account) = self.account(job) else {
-            let why = format!(
-                "the account {:?} of channel {:?} is not configured any more; configure it and resubmit",
-                job.address.account, job.address.channel
-            );
-            return dead(why);
+        let answer = |verdict| Some(DeliveryEvent::Called { key, verdict });
+        let account = match self.account(job) {
+            Ok(account) => account,
+            Err(why) => return answer(Verdict::Dead { why }),
         };
-        let call = match channel::encode_reply(account, job, None, self.clock.now_ms() / 1_000) {
-            Ok(call) => call,
-            Err(error) => return dead(error.to_string()),
+        let (call, token) = match self.encoded(account, job) {
+            Ok(encoded) => encoded,
+            // The token ended between the question and the call: nothing has left.
+            Err(Permit::Later { after_ms, why }) => {
+                return answer(Verdict::Retry { after_ms: Some(after_ms), why });
+            }
+            Err(Permit::Never { why }) => return answer(Verdict::Dead { why }),
+            Err(Permit::Now { .. }) => unreachable!("not a refusal"),
         };
-        let (kind, inlet) = (account.kind, Arc::clone(&self.inlet));
+        let (inlet, platforms, owner) =
+            (Arc::clone(&self.inlet), self.shared.platforms.clone(), token.map(|token| (account.clone(), token)));
+        let kind = account.kind;
+        let edits = self.draft_message(job).is_some();
         let done = move |result: Result<HttpReply, CallError>| {
-            inlet.complete(Completion::Called { key, verdict: verdict(kind, result) });
+            let refused =
+                matches!(&result, Ok(reply) if matches!(classify(kind, reply), channel::Delivery::TokenRefused { .. }));
+            let renewable = owner.as_ref().is_some_and(|(account, _)| account.bot_token.is_none());
+            if let (true, Some((account, token))) = (refused && renewable, &owner) {
+                platforms.token_refused(account, token);
+            }
+            let verdict = verdict(kind, result, renewable);
+            inlet.complete(match verdict {
+                // The message was taken away, or may not be changed any more.
+                Verdict::Dead { why } if edits => Completion::DraftGone { key, why },
+                verdict => Completion::Called { key, verdict },
+            });
         };
+        crash::point("delivery.before_call");
         match self.shared.control.http(call, CALL_TIMEOUT, Box::new(done)) {
             Ok(()) => None,
             Err(busy) => {
@@ -140,14 +225,23 @@ impl State {
     }
 
     pub fn called(&mut self, key: EffectKey, verdict: Verdict) {
+        crash::point("delivery.after_call");
         self.deliver(DeliveryEvent::Called { key, verdict });
     }
 
-    fn account(&self, job: &OutboxJob) -> Option<&Account> {
-        self.shared.config.channels.iter().find(|account| {
-            account.kind.as_str() == job.address.channel
-                && account.name == job.address.account
-                && account.tenant == job.tenant
+    /// The message that a reply was to replace cannot be changed: it goes out as one of its own.
+    pub fn draft_gone(&mut self, key: EffectKey, why: String) {
+        self.draft_is_lost(&key);
+        self.called(key, Verdict::Retry { after_ms: None, why });
+    }
+
+    fn account(&self, job: &OutboxJob) -> Result<&Account, String> {
+        let address = &job.address;
+        account_of(&self.shared, job.tenant, address).ok_or_else(|| {
+            format!(
+                "the account {:?} of channel {:?} is not configured any more; configure it and resubmit",
+                address.account, address.channel
+            )
         })
     }
 
@@ -205,27 +299,30 @@ impl State {
     }
 }
 
-/// Whether a platform recognises a reply that it has seen. The delivery has to know before the first call is
-/// made; the test below compares with what the encoder says of its calls.
-fn recognises_repetition(kind: ChannelKind) -> bool {
-    kind.spec().recognises_repetition
+/// The configured account of an address.
+pub(super) fn account_of<'a>(shared: &'a Shared, tenant: TenantId, address: &ChatAddress) -> Option<&'a Account> {
+    shared.config.channels.iter().find(|account| {
+        account.kind.as_str() == address.channel && account.name == address.account && account.tenant == tenant
+    })
 }
 
 fn retry_after(reply: &HttpReply) -> Option<&str> {
     reply.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("retry-after")).map(|(_, value)| value.as_str())
 }
 
-fn classify(kind: ChannelKind, reply: &HttpReply) -> channel::Delivery {
+pub(super) fn classify(kind: ChannelKind, reply: &HttpReply) -> channel::Delivery {
     let answered = channel::Answered { status: reply.status, retry_after: retry_after(reply), body: &reply.body };
     channel::classify(kind, &answered)
 }
 
-/// What an answer, or its absence, means for the delivery.
-fn verdict(kind: ChannelKind, result: Result<HttpReply, CallError>) -> Verdict {
+/// What an answer, or its absence, means for the delivery. A refused token is a reason to try again when a new
+/// one can be fetched.
+fn verdict(kind: ChannelKind, result: Result<HttpReply, CallError>, renewable: bool) -> Verdict {
     match result {
         Ok(reply) => match classify(kind, &reply) {
             channel::Delivery::Delivered { receipt } => Verdict::Delivered { receipt: receipt.unwrap_or_default() },
             channel::Delivery::Dead { why } => Verdict::Dead { why },
+            channel::Delivery::TokenRefused { why } if renewable => Verdict::Retry { after_ms: None, why },
             channel::Delivery::TokenRefused { why } => Verdict::Dead { why },
             channel::Delivery::Unknown { why } => Verdict::Ambiguous { why },
             channel::Delivery::Retry { after, why } => Verdict::Retry {
@@ -242,51 +339,26 @@ fn verdict(kind: ChannelKind, result: Result<HttpReply, CallError>) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use millrace_proto::channel::Secret;
-    use millrace_proto::id::ConversationId;
-
-    fn job(kind: ChannelKind) -> OutboxJob {
-        OutboxJob {
-            key: EffectKey { conversation: ConversationId([1; 16]), turn: 1, step: 0 },
-            tenant: TenantId::DEFAULT,
-            address: ChatAddress {
-                channel: kind.as_str().into(),
-                account: "a".into(),
-                chat: "42".into(),
-                thread: None,
-                reply_to: None,
-            },
-            text: "hello".into(),
-            created_ms: 0,
-            due_ms: 0,
-            expires_ms: 1,
-            attempt: 0,
-            state: DeliveryState::Pending,
-            detail: String::new(),
-        }
-    }
-
-    #[test]
-    fn deliveries_and_encoders_agree_on_who_recognises_a_repetition() {
-        for kind in [ChannelKind::StandardWebhooks, ChannelKind::Telegram] {
-            let mut account = Account::new(kind, "a", TenantId::DEFAULT);
-            account.secrets = vec![Secret::new("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")];
-            account.bot_token = Some(Secret::new("1:x"));
-            account.reply_url = Some("http://127.0.0.1:1/".into());
-            let call = channel::encode_reply(&account, &job(kind), None, 1).expect("a complete account");
-            assert_eq!(call.idempotent, recognises_repetition(kind), "{kind}");
-        }
-    }
 
     #[test]
     fn what_may_have_been_sent_is_ambiguous_and_what_was_not_is_tried_again() {
         let kind = ChannelKind::Telegram;
-        let sent = verdict(kind, Err(CallError::Timeout(CALL_TIMEOUT)));
+        let sent = verdict(kind, Err(CallError::Timeout(CALL_TIMEOUT)), false);
         assert!(matches!(sent, Verdict::Ambiguous { .. }), "{sent:?}");
-        let unsent = verdict(kind, Err(CallError::Connect("refused".into())));
+        let unsent = verdict(kind, Err(CallError::Connect("refused".into())), false);
         assert!(matches!(unsent, Verdict::Retry { .. }), "{unsent:?}");
         let headers = vec![("Retry-After".to_owned(), "7".to_owned())];
-        let limited = verdict(ChannelKind::StandardWebhooks, Ok(HttpReply { status: 429, headers, body: Vec::new() }));
+        let limited =
+            verdict(ChannelKind::StandardWebhooks, Ok(HttpReply { status: 429, headers, body: Vec::new() }), false);
         assert!(matches!(limited, Verdict::Retry { after_ms: Some(7_000), .. }), "{limited:?}");
+    }
+    #[test]
+    fn a_refused_token_is_final_unless_another_can_be_fetched() {
+        let refusal = || {
+            let body = br#"{"code":99991663,"msg":"Invalid access token"}"#.to_vec();
+            Ok(HttpReply { status: 401, headers: Vec::new(), body })
+        };
+        assert!(matches!(verdict(ChannelKind::GoogleChat, refusal(), true), Verdict::Retry { .. }));
+        assert!(matches!(verdict(ChannelKind::GoogleChat, refusal(), false), Verdict::Dead { .. }));
     }
 }

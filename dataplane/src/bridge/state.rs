@@ -1,17 +1,17 @@
 //! What a bridge keeps, and the loop that carries effects out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_agent::{
     Agent, Arrival, Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Effect, Event, Fact, Fault, Finish,
-    Loaded, Output, Reply, RunId, Source, Ticket, Timings, TurnError, Usage,
+    Loaded, Output, Reply, RunId, Source, Ticket, Timings, TurnError, Usage, Write,
 };
 use millrace_inference as engine;
 use millrace_proto::api::ApiError;
-use millrace_proto::id::{TenantId, UserId, virtual_shard};
-use millrace_storage::{CommitError, RELEVANCE_MIN, RecallQuery, Recalled};
+use millrace_proto::id::{EffectKey, TenantId, UserId, virtual_shard};
+use millrace_storage::{CommitError, RELEVANCE_MIN, RecallQuery, Recalled, crash};
 
 use super::errors::{storage_error, turn_error};
 use super::inlet::{Completion, Inlet};
@@ -22,8 +22,10 @@ use super::translate::{TICKET_SHARD_SHIFT, agent_config, batch_of, fault, shard_
 use super::{Clock, arrived, outbox, recall};
 use crate::shard::Shared;
 
+mod drafts;
 mod generation;
 
+pub(super) use drafts::DraftAnswer;
 pub(super) use generation::Submission;
 
 /// Requests of this shard's connections that may wait for something at the same time.
@@ -62,10 +64,11 @@ pub(super) enum Target {
     Stream(StreamSender),
 }
 
-/// Waits for vectors or facts.
+/// Waits for vectors, facts or the keys of a platform.
 pub(super) enum Call {
     Vectors(Once<Result<Vec<Vec<f32>>, String>>),
     Facts(Once<Result<Vec<Fact>, String>>),
+    Keys(Once<()>),
 }
 
 type DedupKey = (TenantId, String, String);
@@ -87,6 +90,8 @@ pub(super) struct State {
     storing: HashMap<DedupKey, Vec<Ticket>>,
     storing_tickets: HashMap<Ticket, DedupKey>,
     resubmitting: usize,
+    /// Replies that are shown while they are written.
+    drafts: HashMap<EffectKey, drafts::Draft>,
     /// Messages for other shards whose mailbox was full. Every one answers something that the other shard
     /// waits for, and it bounds what it waits for.
     outgoing: Vec<VecDeque<ShardMessage>>,
@@ -126,6 +131,7 @@ impl State {
             storing: HashMap::new(),
             storing_tickets: HashMap::new(),
             resubmitting: 0,
+            drafts: HashMap::new(),
             outgoing,
             next_id: 0,
             clock_jump_told: false,
@@ -139,6 +145,7 @@ impl State {
             + self.waiters.len()
             + self.calls.len()
             + self.resubmitting
+            + self.open_drafts()
             + self.delivery.busy_jobs()
             + self.outgoing.iter().map(VecDeque::len).sum::<usize>()
     }
@@ -244,6 +251,7 @@ impl State {
         if self.agent.next_deadline_ms().is_some_and(|at| at <= now_ms) {
             self.events.push_back(Event::Tick);
         }
+        self.tick_drafts(now_ms);
         if self.delivery.next_deadline_ms().is_some_and(|at| at <= now_ms) {
             self.deliver(DeliveryEvent::Tick);
         }
@@ -331,9 +339,16 @@ impl State {
                 self.events.push_back(Event::Loaded { key, result });
             }
             Effect::Persist { op, key, writes } => {
+                let finishes = writes.iter().any(|write| matches!(write, Write::Outbox(_)));
+                if finishes {
+                    crash::point("finish.before_commit");
+                }
                 let batch = batch_of(key, writes);
                 let inlet = Arc::clone(&self.inlet);
                 let done = move |result: Result<u64, CommitError>| {
+                    if finishes {
+                        crash::point("finish.after_commit");
+                    }
                     inlet.complete(Completion::Persisted { op, result: result.map(drop).map_err(fault) });
                 };
                 if self.shared.store.submit(batch, Box::new(done)).is_err() {
@@ -406,6 +421,7 @@ impl State {
                 }
             }
             Effect::Reply { ticket, reply } => self.reply(ticket, reply),
+            Effect::Draft { tenant, key, part } => self.draft(tenant, key, part),
             Effect::Deliver { job } => self.deliver_new(*job),
         }
     }
@@ -479,6 +495,7 @@ impl State {
                 self.answer_ingest(ticket, Err(storage_error(&Fault::Io(String::new()))));
             }
             Ok(false) => {
+                crash::point("accept.before_commit");
                 self.storing.insert(dedup.clone(), Vec::new());
                 self.storing_tickets.insert(ticket, dedup);
                 self.events.push_back(arrived(arrival));
@@ -538,6 +555,7 @@ impl State {
             for effect in effects {
                 match effect {
                     DeliveryEffect::Commit { job } => events.extend(self.commit_job(*job)),
+                    DeliveryEffect::Ask { job } => events.push_back(self.permit(&job)),
                     DeliveryEffect::Call { job } => events.extend(self.call_peer(&job)),
                     DeliveryEffect::Reload => {
                         events.extend(self.open_jobs().into_iter().map(outbox::job_event));
@@ -550,6 +568,7 @@ impl State {
 
     /// Takes up the work of an earlier process.
     pub fn resume(&mut self) {
+        let mut asked = HashSet::new();
         match self.shared.store.inbox_open() {
             Ok(mut records) => {
                 records.retain(|record| self.owns(record.tenant, record.conversation));
@@ -561,13 +580,18 @@ impl State {
                         "accepted messages are taken up again"
                     );
                 }
+                asked.extend(records.iter().map(|record| (record.conversation, record.turn)));
                 self.events.extend(records.into_iter().map(|record| Event::Resumed(Box::new(record))));
             }
             Err(error) => {
                 tracing::error!(shard = self.index, %error, "the inbox cannot be read; its messages wait for the next start")
             }
         }
-        for job in self.open_jobs() {
+        let (rows, jobs): (Vec<_>, Vec<_>) =
+            self.open_rows().into_iter().partition(|job| job.key.step == EffectKey::DRAFT_STEP);
+        asked.extend(jobs.iter().map(|job| (job.key.conversation, job.key.turn)));
+        self.resume_drafts(rows, |key| asked.contains(&(key.conversation, key.turn)));
+        for job in jobs {
             self.deliver(outbox::job_event(job));
         }
         self.drive();

@@ -38,6 +38,8 @@ pub(super) fn agent_config(shared: &Shared) -> AgentConfig {
         window_messages_max: options.window_messages_max.max(1),
         conversations_max: options.sessions_hot_max.max(1),
         hot_bytes_max: options.sessions_hot_max.max(1) * HOT_SESSION_BYTES,
+        inbox_ttl_ms: u64::try_from(options.reply_ttl.as_millis()).unwrap_or(u64::MAX / 2),
+        outbox_ttl_ms: u64::try_from(options.reply_ttl.as_millis()).unwrap_or(u64::MAX / 2),
         turn_deadline_ms: u64::try_from(options.turn_deadline.as_millis()).unwrap_or(u64::MAX / 2),
         dedup_ttl_ms: ChannelKind::ALL.iter().map(|kind| kind.dedup_ttl_ms()).max().unwrap_or_default(),
         split: outbox::split_reply,

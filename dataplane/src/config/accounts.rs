@@ -3,9 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use millrace_proto::channel::{Account, ChannelKind, Secret, access};
+use millrace_proto::channel::{Account, ChannelKind, Secret};
 use millrace_proto::id::TenantId;
-use ring::rand::SystemRandom;
 
 use super::layers::RawTable;
 use super::{nearest, units};
@@ -83,7 +82,16 @@ fn account(raw: &RawTable, environment: Environment<'_>) -> Result<Account, Trou
     account.topics = raw.values.get("topics").map_or_else(Vec::new, |(topics, _)| topics.clone());
     account.public_url = raw.url("public_url")?;
     account.api_base = raw.url("api_base")?;
-    account.reply_url = raw.url("reply_url")?;
+    account.keys_base = raw.keys_base()?;
+    account.reply_url = raw.url_or_secret("reply_url", environment)?;
+    account.stream = match raw.one("stream")? {
+        None | Some(("true", _)) => true,
+        Some(("false", _)) => false,
+        Some((text, line)) => {
+            let why = "true shows replies while they are written, false sends them finished";
+            return Err(raw.trouble(line, &format!("has {text:?} as `stream`"), why));
+        }
+    };
     raw.complete(&account)?;
     Ok(account)
 }
@@ -109,8 +117,7 @@ impl RawTable {
 
     fn url(&self, key: &str) -> Result<Option<String>, Trouble> {
         let Some((text, line)) = self.one(key)? else { return Ok(None) };
-        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/') || rest.contains([' ', '@'])) {
+        if !is_url(text) {
             let why = "write an http:// or https:// URL without user name and password";
             return Err(self.trouble(line, &format!("has {text:?} as `{key}`"), why));
         }
@@ -151,12 +158,35 @@ impl RawTable {
         self.secret(key, reference, line, environment).map(Some)
     }
 
-    /// Each kind needs some of the optional keys, and some kinds need more than this node has.
-    fn complete(&self, account: &Account) -> Result<(), Trouble> {
-        if let Some(why) = unserved(account) {
-            let what = format!("is of the kind `{}`, which cannot be served yet", account.kind.as_str());
-            return Err(self.trouble(self.line, &what, why));
+    /// An address that may itself be a secret: as it is, or by reference.
+    fn url_or_secret(&self, key: &str, environment: Environment<'_>) -> Result<Option<Secret>, Trouble> {
+        let Some((text, line)) = self.one(key)? else { return Ok(None) };
+        if !text.starts_with("env:") && !text.starts_with("file:") {
+            return Ok(self.url(key)?.map(Secret::new));
         }
+        let secret = self.secret(key, text, line, environment)?;
+        if secret.text().is_none_or(|text| !is_url(text)) {
+            let why = "the secret must be an http:// or https:// URL without user name and password";
+            return Err(self.trouble(line, &format!("refers to something else than a URL in `{key}`"), why));
+        }
+        Ok(Some(secret))
+    }
+
+    /// Who serves the keys decides who may speak: over plain HTTP only this machine itself may.
+    fn keys_base(&self) -> Result<Option<String>, Trouble> {
+        let Some(url) = self.url("keys_base")? else { return Ok(None) };
+        let here = ["http://127.0.0.1", "http://localhost", "http://[::1]"];
+        let ends = |rest: &str| rest.is_empty() || rest.starts_with([':', '/']);
+        let local = here.iter().any(|start| url.strip_prefix(start).is_some_and(ends));
+        if local || url.starts_with("https://") {
+            return Ok(Some(url));
+        }
+        let why = "keys that come over plain HTTP could be anybody's; write an https:// URL";
+        Err(self.trouble(self.line, &format!("has {url:?} as `keys_base`"), why))
+    }
+
+    /// Each kind needs some of the optional keys.
+    fn complete(&self, account: &Account) -> Result<(), Trouble> {
         match account.missing().next() {
             None => Ok(()),
             Some(need) => {
@@ -167,20 +197,10 @@ impl RawTable {
     }
 }
 
-/// What an account needs and this node lacks: with it the channel would be deaf or dumb.
-fn unserved(account: &Account) -> Option<&'static str> {
-    match account.kind {
-        ChannelKind::Teams | ChannelKind::GoogleChat | ChannelKind::EmailSns => {
-            Some("its events are signed with keys that this version does not fetch; use `standard_webhooks` in between")
-        }
-        ChannelKind::Matrix => {
-            Some("its events come by PUT, which this version does not take; use `standard_webhooks` in between")
-        }
-        _ if account.bot_token.is_none() && access::request(account, 0, &SystemRandom::new()).is_some() => {
-            Some("its replies need an access token, which this version does not fetch; give one as `bot_token`")
-        }
-        _ => None,
-    }
+/// Whether a text is an HTTP address without user name and password.
+fn is_url(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains([' ', '@']))
 }
 
 fn read_secret(path: &Path) -> Result<Vec<u8>, String> {

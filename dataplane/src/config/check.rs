@@ -239,6 +239,7 @@ fn agent(texts: &Texts<'_>) -> Result<AgentOptions, Trouble> {
         recall_items_max: texts.whole("agent.recall_items_max", 0, 64)?,
         window_messages_max: texts.whole("agent.window_messages_max", 2, 10_000)?,
         turn_deadline: texts.duration("agent.turn_deadline", second, second * 3600)?,
+        reply_ttl: texts.duration("agent.reply_ttl", second * 60, second * 7 * 24 * 3600)?,
         sessions_hot_max: texts.whole("agent.sessions_hot_max", 16, 1_000_000)?,
     })
 }

@@ -188,6 +188,9 @@ keys! {
     "agent.window_messages_max", "MILLRACE_AGENT_WINDOW_MESSAGES_MAX", "200",
         "Recent messages of a session that are considered for a context, 2 to 10000",
         "They are held in memory for hot sessions.";
+    "agent.reply_ttl", "MILLRACE_AGENT_REPLY_TTL", "1h",
+        "How old a message of a channel or its reply may be and still be answered, 1m to 7d",
+        "After a long stop older messages get a notice in the outbox instead of a late answer.";
     "agent.turn_deadline", "MILLRACE_AGENT_TURN_DEADLINE", "120s",
         "Longest time of one session turn, 1s to 1h",
         "A stuck turn holds its session for this long.";
@@ -250,8 +253,10 @@ pub const CHANNEL_KEYS: &[&str] = &[
     "topics",
     "public_url",
     "api_base",
+    "keys_base",
     "reply_url",
     "corpora",
+    "stream",
 ];
 
 /// The keys of one `[[issuer]]` table.

@@ -118,6 +118,8 @@ pub struct AgentOptions {
     pub window_messages_max: usize,
     /// Longest time of a turn.
     pub turn_deadline: Duration,
+    /// How old a message of a channel, and then its reply, may become.
+    pub reply_ttl: Duration,
     /// Hot sessions of one shard.
     pub sessions_hot_max: usize,
 }

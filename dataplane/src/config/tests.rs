@@ -5,6 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use millrace_proto::channel::ChannelKind;
 
 const MACHINE: Machine = Machine { memory_bytes: 16 << 30, cpus: 4 };
 
@@ -144,9 +145,30 @@ fn incomplete_doubled_and_misspelt_channels_are_refused() {
     assert!(refused(&one.replace("\"a\"", "\"../a\"")).contains("path"));
     assert!(refused(&one.replace("http://", "ftp://")).contains("http://"));
     assert!(refused("channel = 5").contains("[[channel]]"));
-    for kind in ["teams", "googlechat", "email_sns", "matrix", "wecom", "feishu"] {
-        let text = refused(&format!("[[channel]]\nkind = \"{kind}\"\nname = \"a\"\n"));
-        assert!(text.contains("cannot be served yet"), "{text}");
+    assert!(refused(&format!("{one}keys_base = \"http://keys.example\"\n")).contains("plain HTTP"));
+    assert!(refused(&format!("{one}keys_base = \"http://127.0.0.1.evil.example\"\n")).contains("plain HTTP"));
+    assert!(with_file(&format!("{one}keys_base = \"http://127.0.0.1:9\"\n"), &[], &env).is_ok());
+}
+
+#[test]
+fn every_kind_is_served_when_its_settings_are_there_and_refused_without_them() {
+    let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY";
+    let env = [("S", key)];
+    for kind in ChannelKind::ALL {
+        let mut text = format!("[[channel]]\nkind = \"{kind}\"\nname = \"a\"\n");
+        for need in kind.spec().needs.iter().filter(|need| need.required) {
+            let refused = with_file(&text, &[], &env).map(|loaded| loaded.config).expect_err(kind.as_str()).to_string();
+            assert!(refused.contains("has no `"), "{kind}: {refused}");
+            let value = match need.key {
+                "secrets" | "encryption_keys" => "[\"env:S\"]",
+                "verify_token" | "bot_token" | "app_secret" => "\"env:S\"",
+                "topics" => "[\"arn:aws:sns:eu-west-1:1:t\"]",
+                "public_url" | "api_base" | "reply_url" => "\"https://example.org\"",
+                _ => "\"x\"",
+            };
+            text.push_str(&format!("{} = {value}\n", need.key));
+        }
+        assert_eq!(with_file(&text, &[], &env).map(|loaded| loaded.config.channels.len()).expect(&text), 1);
     }
 }
 

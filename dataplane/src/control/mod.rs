@@ -3,6 +3,8 @@
 //! Nothing of Tokio leaks out: callers hand in an [`OutboundCall`] and a callback, which runs on the control
 //! thread and must be quick (usually it pushes into a mailbox).
 
+pub mod platforms;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;

@@ -173,6 +173,9 @@ impl Gateway {
             .store
             .outbox_list(scope_of(principal), None, OUTBOX_COUNT_MAX)
             .map_err(|error| unreadable(&error))?;
+        let inbox = self.shared.store.inbox_open().map_err(|error| unreadable(&error))?;
+        let own = scope_of(principal);
+        let inbox_open = inbox.iter().filter(|record| own.is_none_or(|tenant| tenant == record.tenant)).count();
         let count = |state: DeliveryState| jobs.iter().filter(|job| job.state == state).count();
         let metrics = &self.shared.metrics;
         let engine = metrics.engine().unwrap_or_default();
@@ -206,6 +209,7 @@ impl Gateway {
                 "rows_resealed": sealing.rows_resealed,
                 "rotations_running": sealing.rotations_running,
             },
+            "inbox": {"open": inbox_open},
             "outbox": {
                 "pending": count(DeliveryState::Pending),
                 "sending": count(DeliveryState::Sending),

@@ -1,30 +1,111 @@
-//! `POST /hooks/{channel}/{account}`: signed events of messengers and other systems.
+//! `/hooks/{channel}/{account}`: signed events of messengers and other systems.
 //!
 //! Verification runs over the raw bytes; the sender learns a status and nothing else, the
 //! reason goes to the log and a counter. The platform gets its 200 only when the event is
 //! durable: what is acknowledged here is never lost.
 
-use std::time::Instant;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use millrace_proto::channel::{
-    self, Account, Ambient, Answer, ChannelKind, Decoded, InboundEvent, Incoming, NoKeys, Reject,
+    self, Account, Ambient, Answer, ChannelKind, Decoded, InboundEvent, Incoming, OutboundCall, Reject,
 };
+use millrace_proto::http1::{BodyFraming, RequestHead};
+use millrace_proto::limits::WEBHOOK_BODY_BYTES_MAX;
+use millrace_storage::crash;
 
-use super::routes::Segments;
+use super::routes::{self, Row, Segments};
 use super::{Gateway, unix_ms};
 use crate::bridge::Ingested;
-use crate::net::{Request, Response};
-use crate::obs::Rejection;
+use crate::net::{Refused, Request, Response};
+use crate::obs::{ChannelOutcome, Rejection};
 
 /// Seconds after which a platform should come back when the node is overloaded.
 const RETRY_AFTER_S: u32 = 5;
 /// Longest time of the call that confirms a subscription.
-const CONFIRM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a request is verified: once more when the keys have come, and once more for a key that is new in
+/// the set.
+const VERIFICATIONS_MAX: usize = 3;
+
+/// A place for one long body.
+pub struct LargeBody(Rc<Cell<usize>>);
+
+impl LargeBody {
+    fn take(places: &Rc<Cell<usize>>) -> Option<Self> {
+        let left = places.get().checked_sub(1)?;
+        places.set(left);
+        Some(Self(Rc::clone(places)))
+    }
+}
+
+impl Drop for LargeBody {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
 
 impl Gateway {
-    pub(super) async fn hook(&self, request: &Request<'_>, segments: Segments<'_>) -> Response {
+    /// The cap of a request's body by its channel, before anything of it is read.
+    pub(super) fn admit_hook(&self, head: &RequestHead, row: &Row) -> Result<(usize, Option<LargeBody>), Refused> {
+        let refused = |response: Response| Refused { response, metric: row.metric };
+        let account = self.hook_account(row, head.path()).ok_or_else(|| refused(plain(404)))?;
+        let cap = account.kind.spec().body_bytes_max.min(row.body_bytes_max);
+        let length = match head.framing {
+            BodyFraming::None => 0,
+            BodyFraming::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
+            BodyFraming::Chunked | BodyFraming::UntilClose => cap,
+        };
+        if length > cap {
+            self.refuse_event(account, &Reject::TooLarge("webhook body"));
+            // The body is still on its way: the connection cannot be used for another request.
+            return Err(refused(plain(413).closing()));
+        }
+        if length <= WEBHOOK_BODY_BYTES_MAX {
+            return Ok((cap, None));
+        }
+        match LargeBody::take(&self.large_bodies) {
+            Some(place) => Ok((cap, Some(place))),
+            None => {
+                self.net.metrics().channel(account.kind, ChannelOutcome::Overloaded);
+                Err(refused(come_back().closing()))
+            }
+        }
+    }
+
+    pub(super) async fn hook(&self, request: &Request<'_>, row: &Row) -> Response {
         let started = Instant::now();
-        let Some(account) = self.account(segments.get(0), segments.get(1)) else { return plain(404) };
+        let Some(account) = self.hook_account(row, request.head.path()) else { return plain(404) };
+        match self.decode(account, request).await {
+            Ok(Decoded::Events { .. }) if self.channel_is_full(account) => {
+                self.net.metrics().rejected(Rejection::RateLimited);
+                self.net.metrics().channel(account.kind, ChannelOutcome::Overloaded);
+                plain(429).header("retry-after", RETRY_AFTER_S.to_string())
+            }
+            Ok(Decoded::Events { events, ack }) => self.ingest(account, events, ack, started).await,
+            Ok(Decoded::Handshake(answer)) => {
+                self.net.metrics().channel(account.kind, ChannelOutcome::Handshake);
+                respond(answer)
+            }
+            Ok(Decoded::Ignore { why, ack }) => {
+                self.ignore_event(account, why);
+                respond(ack)
+            }
+            Ok(Decoded::Confirm { call, answer }) => self.confirm(account, call, answer),
+            Err(reject) => {
+                self.refuse_event(account, &reject);
+                let mut response = respond(reject.answer(account.kind));
+                if response.status == 503 {
+                    response = response.header("retry-after", RETRY_AFTER_S.to_string());
+                }
+                response
+            }
+        }
+    }
+
+    /// Verifies and reads a request, waiting for the platform's keys when they are not at hand.
+    async fn decode(&self, account: &Account, request: &Request<'_>) -> Result<Decoded, Reject> {
         let headers = request.head.header_pairs();
         let incoming = Incoming {
             method: request.head.method.as_str(),
@@ -33,44 +114,40 @@ impl Gateway {
             headers: &headers,
             body: request.body,
         };
-        let mut entropy = [0; 16];
-        if getrandom::fill(&mut entropy).is_err() {
-            return plain(503);
+        let platforms = &self.shared.platforms;
+        let mut last = Reject::Misconfigured("no random numbers");
+        for _ in 0..VERIFICATIONS_MAX {
+            let mut entropy = [0; 16];
+            if getrandom::fill(&mut entropy).is_err() {
+                return Err(last);
+            }
+            let ambient = Ambient { now_s: unix_ms() / 1_000, keys: &platforms.keys_of(account), entropy };
+            let decoded = channel::decode(account, &incoming, &ambient);
+            let Err(Reject::KeysNeeded { url, unknown_key }) = decoded else { return decoded };
+            let waited = self.bridge.keys_came(account, &url, unknown_key).await;
+            last = Reject::KeysNeeded { url, unknown_key };
+            if !waited {
+                break;
+            }
         }
-        let ambient = Ambient { now_s: unix_ms() / 1_000, keys: &NoKeys, entropy };
-        match channel::decode(account, &incoming, &ambient) {
-            Ok(Decoded::Events { .. }) if self.channel_is_full(account) => {
-                self.net.metrics().rejected(Rejection::RateLimited);
-                plain(429).header("retry-after", RETRY_AFTER_S.to_string())
+        Err(last)
+    }
+
+    fn confirm(&self, account: &Account, call: OutboundCall, answer: Answer) -> Response {
+        let done = Box::new(|result: Result<_, crate::control::CallError>| {
+            if let Err(error) = result {
+                tracing::warn!(%error, "a subscription was not confirmed; ask the platform to send it again");
             }
-            Ok(Decoded::Events { events, ack }) => self.ingest(account, events, ack, started).await,
-            Ok(Decoded::Handshake(answer)) => respond(answer),
-            Ok(Decoded::Ignore { why, ack }) => {
-                tracing::debug!(channel = %account.kind, account = %account.name, why, "an event was ignored");
-                respond(ack)
+        });
+        let call = OutboundCall { url: account.document_address(&call.url), ..call };
+        match self.shared.control.http(call, CONFIRM_TIMEOUT, done) {
+            Ok(()) => {
+                self.net.metrics().channel(account.kind, ChannelOutcome::Handshake);
+                respond(answer)
             }
-            Ok(Decoded::Confirm { call, answer }) => {
-                let done = Box::new(|result: Result<_, crate::control::CallError>| {
-                    if let Err(error) = result {
-                        tracing::warn!(%error, "a subscription was not confirmed; ask the platform to send it again");
-                    }
-                });
-                match self.shared.control.http(call, CONFIRM_TIMEOUT, done) {
-                    Ok(()) => respond(answer),
-                    Err(_) => plain(503).header("retry-after", RETRY_AFTER_S.to_string()),
-                }
-            }
-            Err(reject) => {
-                self.net.metrics().rejected(match reject {
-                    Reject::Unauthorized(_)
-                    | Reject::Forbidden(_)
-                    | Reject::Misconfigured(_)
-                    | Reject::KeysNeeded { .. } => Rejection::Signature,
-                    Reject::Stale { .. } => Rejection::Stale,
-                    Reject::Malformed(_) | Reject::TooLarge(_) | Reject::NotFound(_) => Rejection::Malformed,
-                });
-                tracing::info!(channel = %account.kind, account = %account.name, reason = %reject, "an event was refused");
-                plain(reject.status())
+            Err(_) => {
+                self.net.metrics().channel(account.kind, ChannelOutcome::Overloaded);
+                come_back()
             }
         }
     }
@@ -78,15 +155,21 @@ impl Gateway {
     /// Stores the events in their order. All of them are durable before the platform hears of success; a
     /// repetition after a failure half-way meets the dedup keys of those that were stored.
     async fn ingest(&self, account: &Account, events: Vec<InboundEvent>, ack: Answer, started: Instant) -> Response {
+        let metrics = self.net.metrics();
         for event in events {
             match self.bridge.ingest(account, event).await {
-                Ok(Ingested::Accepted) => self.net.metrics().webhook_accepted(started.elapsed()),
-                Ok(Ingested::Ignored { why }) => {
-                    tracing::debug!(channel = %account.kind, account = %account.name, why, "an event was ignored");
+                Ok(Ingested::Accepted) => {
+                    metrics.webhook_accepted(started.elapsed());
+                    metrics.channel(account.kind, ChannelOutcome::Accepted);
                 }
-                Ok(Ingested::Duplicate) => self.net.metrics().rejected(Rejection::Duplicate),
+                Ok(Ingested::Ignored { why }) => self.ignore_event(account, why),
+                Ok(Ingested::Duplicate) => {
+                    metrics.rejected(Rejection::Duplicate);
+                    metrics.channel(account.kind, ChannelOutcome::Duplicate);
+                }
                 Err(error) => {
-                    self.net.metrics().rejected(Rejection::Overloaded);
+                    metrics.rejected(Rejection::Overloaded);
+                    metrics.channel(account.kind, ChannelOutcome::Overloaded);
                     tracing::warn!(
                         channel = %account.kind, account = %account.name, code = error.code, message = %error.message,
                         "an event was not accepted; the platform is asked to repeat it"
@@ -97,6 +180,7 @@ impl Gateway {
                 }
             }
         }
+        crash::point("accept.before_ack");
         respond(ack)
     }
 
@@ -108,8 +192,33 @@ impl Gateway {
         meter.admit(self.now_ns(), limit).is_err()
     }
 
-    fn account(&self, channel: &str, name: &str) -> Option<&Account> {
-        let kind = ChannelKind::parse(channel)?;
+    fn ignore_event(&self, account: &Account, why: &'static str) {
+        self.net.metrics().channel(account.kind, ChannelOutcome::Ignored);
+        tracing::debug!(channel = %account.kind, account = %account.name, why, "an event was ignored");
+    }
+
+    fn refuse_event(&self, account: &Account, reject: &Reject) {
+        let metrics = self.net.metrics();
+        metrics.channel(account.kind, ChannelOutcome::from(reject));
+        metrics.rejected(match reject {
+            Reject::Unauthorized(_) | Reject::Forbidden(_) | Reject::Misconfigured(_) | Reject::KeysNeeded { .. } => {
+                Rejection::Signature
+            }
+            Reject::Stale { .. } => Rejection::Stale,
+            Reject::Malformed(_) | Reject::TooLarge(_) | Reject::NotFound(_) => Rejection::Malformed,
+        });
+        tracing::info!(channel = %account.kind, account = %account.name, reason = %reject, "an event was refused");
+    }
+
+    /// The account of an address. The longer addresses exist for Matrix alone.
+    fn hook_account(&self, row: &Row, path: &str) -> Option<&Account> {
+        let segments: Segments<'_> = routes::segments(row, path);
+        let kind = ChannelKind::parse(segments.get(0))?;
+        let plain_address = row.path == routes::HOOK_PATH;
+        if !plain_address && kind != ChannelKind::Matrix {
+            return None;
+        }
+        let name = segments.get(1);
         self.shared.config.channels.iter().find(|account| account.kind == kind && account.name == name)
     }
 }
@@ -124,4 +233,28 @@ fn respond(answer: Answer) -> Response {
 fn plain(status: u16) -> Response {
     let body: &'static [u8] = if status == 200 { b"{\"ok\":true}" } else { b"{\"ok\":false}" };
     Response::fixed(status, "application/json", body)
+}
+
+fn come_back() -> Response {
+    plain(503).header("retry-after", RETRY_AFTER_S.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_for_a_large_body_comes_back_when_it_is_dropped() {
+        let places = Rc::new(Cell::new(2));
+        let first = LargeBody::take(&places).expect("a place");
+        let second = LargeBody::take(&places).expect("a place");
+        assert!(LargeBody::take(&places).is_none());
+        drop(first);
+        assert!(LargeBody::take(&places).is_some_and(|third| {
+            drop(third);
+            true
+        }));
+        drop(second);
+        assert_eq!(places.get(), 2);
+    }
 }

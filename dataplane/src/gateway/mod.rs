@@ -26,7 +26,7 @@ mod sessions;
 mod shape;
 mod socket;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use millrace_proto::api::{ApiError, ModelList, ModelObject};
 use millrace_proto::http1::{BodyFraming, Method, RequestHead, percent_decode};
+use millrace_proto::limits::LARGE_BODIES_MAX;
 use millrace_proto::record::scope_names;
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -63,12 +64,16 @@ pub struct Gateway {
     started_unix_s: u64,
     /// The list of models as JSON: it does not change while the node runs.
     models_json: OnceCell<Rc<[u8]>>,
+    /// Places for bodies that are longer than those of messengers.
+    large_bodies: Rc<Cell<usize>>,
 }
 
 /// What `admit` decided.
 pub struct Plan {
     row: &'static Row,
     caller: Caller,
+    /// Held until the answer is made.
+    _large_body: Option<hook::LargeBody>,
 }
 
 /// Who calls, as far as `admit` could find out without waiting.
@@ -96,6 +101,7 @@ impl Gateway {
             overload: Overload::default(),
             started_unix_s: unix_ms() / 1_000,
             models_json: OnceCell::new(),
+            large_bodies: Rc::new(Cell::new(LARGE_BODIES_MAX)),
             shared,
             net,
             bridge,
@@ -444,6 +450,10 @@ impl Service for Gateway {
             let error = ApiError::bad_request("unexpected_body", format!("{method} {path} takes no body."));
             return Err(self.refuse(&error, row.metric, head));
         }
+        let (body_bytes_max, large_body) = match row.endpoint {
+            Endpoint::Hook => self.admit_hook(head, row)?,
+            _ => (row.body_bytes_max, None),
+        };
         let immediate = matches!(
             row.endpoint,
             Endpoint::Healthz
@@ -457,9 +467,9 @@ impl Service for Gateway {
                 | Endpoint::OauthMetadata
         ) && !matches!(caller, Caller::Waiting(_));
         Ok(Admitted {
-            plan: Plan { row, caller },
+            plan: Plan { row, caller, _large_body: large_body },
             metric: row.metric,
-            body_bytes_max: row.body_bytes_max,
+            body_bytes_max,
             cancel_on_leave: row.cancel_on_leave,
             immediate,
         })
@@ -483,9 +493,8 @@ impl Service for Gateway {
             (Endpoint::Readyz, _) => out.respond(self.readyz()),
             (Endpoint::ConsoleIndex | Endpoint::ConsoleAsset, _) => out.respond(console::asset(request.head.path())),
             (Endpoint::Hook, _) => {
-                let segments = routes::segments(plan.row, request.head.path());
                 // Boxed: the idle connection should not carry the largest handler's state.
-                let response = Box::pin(self.hook(&request, segments)).await;
+                let response = Box::pin(self.hook(&request, plan.row)).await;
                 out.respond(response);
             }
             (Endpoint::OauthKeys, _) => out.respond(self.oauth_keys()),

@@ -4,7 +4,7 @@
 //! is 405, and each row says who may call it. Nothing else in the gateway decides access,
 //! so the table can be read (and is walked by a test) as the whole truth.
 
-use millrace_proto::limits::{BODY_BYTES_MAX, DOCUMENT_BYTES_MAX, OAUTH_FORM_BYTES_MAX, WEBHOOK_BODY_BYTES_MAX};
+use millrace_proto::limits::{BODY_BYTES_MAX, DOCUMENT_BYTES_MAX, HOOK_BODY_BYTES_MAX, OAUTH_FORM_BYTES_MAX};
 use millrace_proto::record::{SCOPE_ADMIN, SCOPE_CHAT, SCOPE_OPERATE};
 
 use crate::obs::Route;
@@ -16,6 +16,8 @@ pub enum Verb {
     Get,
     /// `POST`.
     Post,
+    /// `PUT`.
+    Put,
     /// `DELETE`.
     Delete,
 }
@@ -26,6 +28,7 @@ impl Verb {
         match self {
             Self::Get => "GET",
             Self::Post => "POST",
+            Self::Put => "PUT",
             Self::Delete => "DELETE",
         }
     }
@@ -151,6 +154,14 @@ const fn for_client(mut row: Row) -> Row {
     row
 }
 
+/// Where all channels but Matrix deliver: kind and name of the account.
+pub const HOOK_PATH: &str = "/hooks/{}/{}";
+
+/// The longest of all channels; each request is held to the cap of its own (see `Gateway::hook_body_max`).
+const fn hook(verb: Verb, path: &'static str) -> Row {
+    with_body(row(verb, path, Access::Signed, Endpoint::Hook, Route::Hook), HOOK_BODY_BYTES_MAX)
+}
+
 const CHAT: Access = Access::Key(SCOPE_CHAT);
 const ADMIN: Access = Access::Key(SCOPE_ADMIN);
 /// What an operator does, and an admin may do as well.
@@ -170,8 +181,14 @@ pub static ROUTES: &[Row] = &[
         BODY_BYTES_MAX,
     )),
     // Some platforms test the address with a GET.
-    row(Verb::Get, "/hooks/{}/{}", Access::Signed, Endpoint::Hook, Route::Hook),
-    with_body(row(Verb::Post, "/hooks/{}/{}", Access::Signed, Endpoint::Hook, Route::Hook), WEBHOOK_BODY_BYTES_MAX),
+    row(Verb::Get, HOOK_PATH, Access::Signed, Endpoint::Hook, Route::Hook),
+    hook(Verb::Post, HOOK_PATH),
+    // Matrix home servers put a path of their own behind the address of the registration.
+    hook(Verb::Put, "/hooks/{}/{}/_matrix/app/v1/transactions/{}"),
+    hook(Verb::Put, "/hooks/{}/{}/transactions/{}"),
+    hook(Verb::Post, "/hooks/{}/{}/_matrix/app/v1/ping"),
+    row(Verb::Get, "/hooks/{}/{}/_matrix/app/v1/users/{}", Access::Signed, Endpoint::Hook, Route::Hook),
+    row(Verb::Get, "/hooks/{}/{}/_matrix/app/v1/rooms/{}", Access::Signed, Endpoint::Hook, Route::Hook),
     row(Verb::Get, "/v1/models", CHAT, Endpoint::Models, Route::Models),
     row(Verb::Get, "/v1/models/{*}", CHAT, Endpoint::Model, Route::Models),
     with_body(row(Verb::Post, "/v1/echo", CHAT, Endpoint::Echo, Route::Echo), ECHO_BODY_BYTES_MAX),
@@ -239,7 +256,7 @@ pub static ROUTES: &[Row] = &[
 ];
 
 /// Most variable segments of one path.
-const SEGMENTS_MAX: usize = 2;
+const SEGMENTS_MAX: usize = 3;
 
 /// The variable segments of a matched path, still percent-encoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -365,7 +382,11 @@ mod tests {
             let path = row.path.replace("{*}", "rest").replace("{}", "name");
             let Found::Row(found, _) = find(row.verb.as_str(), &path) else { panic!("{path} is shadowed") };
             assert!(std::ptr::eq(found, row), "{path} answers from another row");
-            let most = if row.endpoint == Endpoint::AddDocument { DOCUMENT_BYTES_MAX } else { BODY_BYTES_MAX };
+            let most = match row.endpoint {
+                Endpoint::AddDocument => DOCUMENT_BYTES_MAX,
+                Endpoint::Hook => HOOK_BODY_BYTES_MAX,
+                _ => BODY_BYTES_MAX,
+            };
             assert!(row.body_bytes_max <= most);
             assert!(row.verb != Verb::Get || row.body_bytes_max == 0);
         }
@@ -387,6 +408,9 @@ mod tests {
             "/hooks/telegram/",
             "/hooks//a",
             "/hooks/a/b/c",
+            "/hooks/a/b/transactions/",
+            "/hooks/a/b/transactions/1/2",
+            "/hooks/a/b/_matrix/app/v1/transactions",
             "/v1/sessions//messages",
             "/v1/sessions/a/b/messages",
             "/console/",
@@ -396,6 +420,7 @@ mod tests {
             "/../healthz",
         ] {
             assert!(matches!(find("GET", path), Found::Nothing), "{path:?} was found");
+            assert!(matches!(find("PUT", path), Found::Nothing), "{path:?} was found");
             assert!(matches!(find("POST", path), Found::Nothing), "{path:?} was found");
         }
         for method in ["PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "FOO", ""] {
@@ -410,6 +435,10 @@ mod tests {
     fn segments_are_cut_out() {
         let Found::Row(row, segments) = find("POST", "/hooks/telegram/main") else { panic!() };
         assert_eq!((row.endpoint, segments.get(0), segments.get(1)), (Endpoint::Hook, "telegram", "main"));
+        let Found::Row(row, segments) = find("PUT", "/hooks/matrix/home/_matrix/app/v1/transactions/t%2F1") else {
+            panic!()
+        };
+        assert_eq!((row.endpoint, segments.get(1), segments.get(2)), (Endpoint::Hook, "home", "t%2F1"));
         let Found::Row(row, segments) = find("HEAD", "/v1/models/org/name") else { panic!() };
         assert_eq!((row.endpoint, segments.get(0), segments.get(1)), (Endpoint::Model, "org/name", ""));
     }

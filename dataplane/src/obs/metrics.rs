@@ -4,6 +4,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use millrace_proto::channel::ChannelKind;
+
 use super::histogram::Latency;
 
 /// What a request was for; the closed set keeps label cardinality bounded.
@@ -172,6 +174,7 @@ pub struct ShardMetrics {
     pub(super) streams_open: AtomicU64,
     pub(super) mailbox_messages: AtomicU64,
     pub(super) mailbox_full: AtomicU64,
+    pub(super) channels: super::ChannelCounters,
     pub(super) inbound: AtomicU64,
     pub(super) delivered: AtomicU64,
     pub(super) delivery_retries: AtomicU64,
@@ -217,6 +220,11 @@ impl ShardMetrics {
         self.turn_queue.record(turn.queue);
         self.turn_prefill.record(turn.prefill);
         self.turn_decode.record(turn.decode);
+    }
+
+    /// A request or event of a channel.
+    pub fn channel(&self, kind: ChannelKind, outcome: super::ChannelOutcome) {
+        self.channels.count(kind, outcome);
     }
 
     /// A webhook was accepted durably; `elapsed` is arrival to acknowledgement.

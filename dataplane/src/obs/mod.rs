@@ -3,6 +3,7 @@
 //! Hot paths only bump relaxed atomics or record into a histogram of their own shard; everything that
 //! costs time (merging, formatting, serving) happens on the metrics thread when somebody scrapes.
 
+mod channels;
 mod histogram;
 pub mod logs;
 mod metrics;
@@ -13,6 +14,7 @@ pub mod server;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use channels::{ChannelCounters, ChannelOutcome};
 pub use histogram::Latency;
 pub use metrics::{EngineSnapshot, Metrics, NodeFacts, Rejection, Route, ShardMetrics, StorageSnapshot, Turn};
 pub use process::ProcessSnapshot;

@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::Health;
+use millrace_proto::channel::ChannelKind;
+
 use super::histogram::{EDGES_FIRST_TOKEN, EDGES_HTTP, EDGES_INTER_TOKEN, EDGES_REQUEST, Latency, Merged};
 use super::metrics::{EngineSnapshot, Metrics, Rejection, Route, STATUSES, ShardMetrics, StorageSnapshot};
 use super::process::ProcessSnapshot;
+use super::{ChannelOutcome, Health};
 
 pub(super) fn render(metrics: &Metrics, health: &Health) -> String {
     let mut page = Page(String::with_capacity(32 * 1024));
@@ -151,9 +153,38 @@ fn http(page: &mut Page, metrics: &Metrics) {
     page.one("millrace_mailbox_full_total", "counter", "Messages that found a mailbox full.", full);
 }
 
+/// Pairs that never happened are left out: the page would have hundreds of zeros.
+fn channel_outcomes(page: &mut Page, metrics: &Metrics, name: &str, label: &str, help: &str, rejects: bool) {
+    page.family(name, "counter", help);
+    for &kind in ChannelKind::ALL {
+        for outcome in ChannelOutcome::ALL.into_iter().filter(|outcome| outcome.is_reject() == rejects) {
+            let count: u64 = metrics.shards().iter().map(|shard| shard.channels.of(kind, outcome)).sum();
+            if count > 0 {
+                page.sample(name, &[("channel", kind.as_str()), (label, outcome.as_str())], count);
+            }
+        }
+    }
+}
+
 fn channels(page: &mut Page, metrics: &Metrics) {
     let inbound = sum(metrics, |shard| &shard.inbound);
     page.one("millrace_channel_inbound_total", "counter", "Channel messages accepted durably.", inbound);
+    channel_outcomes(
+        page,
+        metrics,
+        "millrace_channel_events_total",
+        "outcome",
+        "Events of channels, by outcome.",
+        false,
+    );
+    channel_outcomes(
+        page,
+        metrics,
+        "millrace_channel_reject_total",
+        "reason",
+        "Requests of channels that were refused, by reason.",
+        true,
+    );
     let series = [(String::new(), merged(metrics, |shard| &shard.ack))];
     let help = "Arrival of a channel message to its durable acknowledgement.";
     page.histogram("millrace_channel_ack_seconds", help, EDGES_HTTP, &series);
@@ -279,6 +310,8 @@ mod tests {
         metrics.shard(1).http_requests(Route::Chat, 200);
         metrics.shard(1).http_requests(Route::Chat, 299);
         metrics.shard(1).rejected(Rejection::RateLimited);
+        metrics.shard(0).channel(ChannelKind::Slack, ChannelOutcome::Stale);
+        metrics.shard(1).channel(ChannelKind::Slack, ChannelOutcome::Accepted);
         metrics.shard(0).request_seconds(Route::Chat, Duration::from_millis(12));
         metrics.shard(0).first_token(Duration::from_millis(90));
         metrics.shard(1).inter_token(Duration::from_millis(40), 2);
@@ -301,6 +334,8 @@ mod tests {
             "millrace_http_requests_total{route=\"chat_completions\",code=\"200\"} 2\n",
             "millrace_http_requests_total{route=\"chat_completions\",code=\"other\"} 1\n",
             "millrace_rejected_total{reason=\"rate_limited\"} 1\n",
+            "millrace_channel_reject_total{channel=\"slack\",reason=\"stale\"} 1\n",
+            "millrace_channel_events_total{channel=\"slack\",outcome=\"accepted\"} 1\n",
             "vllm:num_requests_running{model_name=\"a \\\"quoted\\\" name\"} 3\n",
             "vllm:request_success_total{finished_reason=\"stop\",model_name=\"a \\\"quoted\\\" name\"} 7\n",
             "vllm:inter_token_latency_seconds_count{model_name=\"a \\\"quoted\\\" name\"} 2\n",

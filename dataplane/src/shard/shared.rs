@@ -9,6 +9,7 @@ use millrace_storage::Store;
 use super::MailboxSender;
 use crate::config::Config;
 use crate::control::Control;
+use crate::control::platforms::Platforms;
 use crate::obs::{Health, Metrics};
 
 /// The node as its shards see it. Nothing in here is mutable by one shard alone: each field
@@ -32,6 +33,10 @@ pub struct Shared {
     pub control: Control,
     /// Documents on their way into corpora.
     pub corpora: Arc<crate::corpus::Corpora>,
+    /// Published keys and access tokens of messengers.
+    pub platforms: Platforms,
+    /// How fast each account may send.
+    pub pace: crate::bridge::Pace,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
     /// Readiness and drain.

@@ -22,6 +22,12 @@ pub fn request(
     account.kind.platform().access(account, now_s, random)
 }
 
+/// Whether replies on this platform may need a short-lived access token.
+pub fn needed(kind: ChannelKind) -> bool {
+    use ChannelKind::{DingTalk, Feishu, GoogleChat, QqBot, Teams, WeChatMp, WeCom};
+    matches!(kind, Teams | GoogleChat | WeCom | WeChatMp | DingTalk | Feishu | QqBot)
+}
+
 /// A token with its life.
 #[derive(Clone, Debug)]
 pub struct Fetched {
@@ -154,6 +160,14 @@ mod tests {
         assert_eq!(tokens.get(&account, 1_002).token, Some(Secret::new("two")), "a late refusal of the old one");
         tokens.refused(&account, &Secret::new("two"));
         assert!(tokens.get(&account, 1_003).fetch);
+    }
+
+    #[test]
+    fn the_list_of_platforms_with_tokens_is_complete() {
+        for &kind in ChannelKind::ALL {
+            let account = Account::new(kind, "a", TenantId(1));
+            assert_eq!(request(&account, 0, &ring::rand::SystemRandom::new()).is_some(), needed(kind), "{kind}");
+        }
     }
 
     #[test]

@@ -69,8 +69,12 @@ pub struct Account {
     pub public_url: Option<String>,
     /// Base address of the platform's API, when it is not the public one.
     pub api_base: Option<String>,
-    /// Where replies go, for platforms that only report.
-    pub reply_url: Option<String>,
+    /// Base address of the platform's published keys, when they are not fetched from the public one.
+    pub keys_base: Option<String>,
+    /// Where replies go, for platforms that only report. May be a bearer address.
+    pub reply_url: Option<Secret>,
+    /// Whether replies are shown while they are written, where the platform can change messages.
+    pub stream: bool,
     /// Clock difference that is allowed, when it is not the usual one.
     pub skew_s: Option<u64>,
 }
@@ -95,7 +99,9 @@ impl Account {
             topics: Vec::new(),
             public_url: None,
             api_base: None,
+            keys_base: None,
             reply_url: None,
+            stream: true,
             skew_s: None,
         }
     }
@@ -108,6 +114,23 @@ impl Account {
     /// The platform's API without a final slash.
     pub(super) fn api<'a>(&'a self, public: &'a str) -> &'a str {
         self.api_base.as_deref().unwrap_or(public).trim_end_matches('/')
+    }
+
+    /// Where a public document (a key set, a certificate, a confirmation) is fetched for this account: at the
+    /// public address, or at the same path of [`Account::keys_base`].
+    pub fn document_address(&self, public: &str) -> String {
+        let Some(base) = &self.keys_base else { return public.to_owned() };
+        if on_base(public, base) {
+            return public.to_owned();
+        }
+        let host = public.find("://").map_or(0, |at| at + 3);
+        let path = public[host..].find('/').map_or("", |at| &public[host + at..]);
+        format!("{}{path}", base.trim_end_matches('/'))
+    }
+
+    /// Whether an address that an event named lies on the configured API.
+    pub(super) fn owns(&self, url: &str) -> bool {
+        self.api_base.as_deref().is_some_and(|base| on_base(url, base))
     }
 
     /// Id and secret from which access tokens are made.
@@ -147,8 +170,42 @@ impl Account {
             "topics" => !self.topics.is_empty(),
             "public_url" => text(&self.public_url),
             "api_base" => text(&self.api_base),
-            "reply_url" => text(&self.reply_url),
+            "keys_base" => text(&self.keys_base),
+            "reply_url" => secret(&self.reply_url),
             _ => false,
         }
+    }
+}
+
+/// Whether an address lies under a base: `https://api.example` is not a base of `https://api.example.evil`.
+pub(super) fn on_base(url: &str, base: &str) -> bool {
+    let base = base.trim_end_matches('/');
+    !base.is_empty() && url.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_ends_at_a_boundary() {
+        let mut account = Account::new(ChannelKind::DingTalk, "a", TenantId(1));
+        assert!(!account.owns("https://api.example/x"));
+        account.api_base = Some("https://api.example".into());
+        assert!(account.owns("https://api.example/x") && account.owns("https://api.example?x"));
+        assert!(!account.owns("https://api.example.evil/x") && !account.owns("https://api.example@evil/x"));
+        assert!(!account.owns("http://api.example/x"));
+        account.api_base = Some(String::new());
+        assert!(!account.owns("https://anything"));
+    }
+
+    #[test]
+    fn documents_keep_their_path_on_another_base() {
+        let mut account = Account::new(ChannelKind::Teams, "a", TenantId(1));
+        let public = "https://login.example/v1/keys?x=1";
+        assert_eq!(account.document_address(public), public);
+        account.keys_base = Some("http://127.0.0.1:9/base/".into());
+        assert_eq!(account.document_address(public), "http://127.0.0.1:9/base/v1/keys?x=1");
+        assert_eq!(account.document_address("http://127.0.0.1:9/base/v1/k"), "http://127.0.0.1:9/base/v1/k");
     }
 }

@@ -72,6 +72,23 @@ impl Cadence {
         Step::Typing
     }
 
+    /// There is no message that could grow: only the typing sign is shown from now on.
+    pub fn only_typing(&mut self) {
+        self.pause_ms = None;
+        self.in_flight = false;
+    }
+
+    /// The message exists already, from before a restart: what follows changes it.
+    pub fn already_sent(&mut self) {
+        self.sent = true;
+    }
+
+    /// The first part cannot go out before this time; nothing was sent.
+    pub fn postpone(&mut self, until_ms: u64) {
+        (self.sent, self.in_flight, self.shown) = (false, false, 0);
+        self.next_ms = until_ms;
+    }
+
     /// The call under way ended. A platform that complains (429) doubles the pause, a success shortens it
     /// towards the platform's own.
     pub fn done(&mut self, accepted: bool, retry_after_ms: Option<u64>, now_ms: u64) {
@@ -106,6 +123,26 @@ mod tests {
         cadence.done(false, Some(30_000), 3_200);
         assert_eq!(cadence.step(15, 4_000), Step::Wait(Some(33_200)));
         assert_eq!(cadence.step(12, 99_000), Step::Wait(None), "nothing new");
+    }
+
+    #[test]
+    fn a_first_part_that_could_not_go_out_is_tried_again_as_a_first_part() {
+        let mut cadence = Cadence::new(Streaming::Edits { pause_ms: 1_000 }, 0);
+        assert_eq!(cadence.step(5, 0), Step::Send);
+        cadence.postpone(700);
+        assert_eq!(cadence.step(9, 100), Step::Wait(Some(700)));
+        assert_eq!(cadence.step(9, 700), Step::Send);
+        cadence.done(true, None, 800);
+        assert_eq!(cadence.step(12, 1_700), Step::Edit);
+        cadence.only_typing();
+        assert_eq!(cadence.step(99, 9_000), Step::Wait(None), "the message stays as it is");
+    }
+
+    #[test]
+    fn a_message_from_before_a_restart_is_changed_and_not_sent_again() {
+        let mut cadence = Cadence::new(Streaming::Edits { pause_ms: 1_000 }, 0);
+        cadence.already_sent();
+        assert_eq!(cadence.step(5, 0), Step::Edit);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::outbound::Codes;
 use super::proof::Clock;
 use super::{
     Answer, Answered, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall, Outgoing, Platform,
-    Reject, proof, value,
+    Reject, Secret, proof, value,
 };
 use crate::digest;
 use crate::split::Unit;
@@ -29,8 +29,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Bytes, 20_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_minute(20, 5),
     recognises_repetition: false,
     streaming: Streaming::Final,
 };
@@ -74,17 +72,16 @@ impl Platform for Adapter {
         }
         let ends_ms = body["sessionWebhookExpiredTime"].as_u64().unwrap_or_default();
         let webhook = value::id(&body, "/sessionWebhook");
-        event.reply_handle = Some(json!([webhook, ends_ms, if private { Some(user) } else { None }]).to_string());
+        let handle = json!([webhook, ends_ms, if private { Some(user) } else { None }]);
+        event.reply_handle = Some(Secret::new(handle.to_string()));
         Decoded::event(event, Answer::ok())
     }
 
     fn send(&self, out: &Outgoing<'_>) -> Result<OutboundCall, EncodeError> {
         let handle =
             out.handle().and_then(|handle| serde_json::from_str::<serde_json::Value>(handle).ok()).unwrap_or_default();
-        let ours = |url: &&str| {
-            super::keys::host(url).is_some_and(|host| HOSTS.contains(&host))
-                || out.account.api_base.as_deref().is_some_and(|base| url.starts_with(base))
-        };
+        let ours =
+            |url: &&str| super::keys::host(url).is_some_and(|host| HOSTS.contains(&host)) || out.account.owns(url);
         let text = out.text_with_choices();
         // The session's address needs no token and lives about 90 minutes.
         if let Some(url) = value::text(&handle, "/0").filter(ours)

@@ -8,8 +8,9 @@ use super::kind::{self, Need, Spec, Streaming, need, option};
 use super::outbound::clip;
 use super::proof::{self, Clock};
 use super::{Account, Answer, Answered, Attachment, Decoded, Delivery, EncodeError, EventKind, InboundEvent};
-use super::{OutboundCall, Outgoing, Platform, Reject, value};
+use super::{OutboundCall, Outgoing, Platform, Reject, Secret, value};
 use crate::digest;
+use crate::id::EffectKey;
 use crate::split::Unit;
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -28,8 +29,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Chars, 2_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(50),
-    chat_rate: kind::per_second(1),
     recognises_repetition: false,
     streaming: Streaming::Edits { pause_ms: 1_200 },
 };
@@ -74,7 +73,8 @@ impl Platform for Adapter {
         let mut event = InboundEvent::new(event_kind, key.clone(), user, value::needed(&body, "/channel_id")?);
         event.message_id = value::id(&body, "/message/id").or(Some(key));
         let app = app.or_else(|| request.account.app_id.clone());
-        event.reply_handle = app.zip(value::id(&body, "/token")).map(|(app, token)| format!("{app}/{token}"));
+        event.reply_handle =
+            app.zip(value::id(&body, "/token")).map(|(app, token)| Secret::new(format!("{app}/{token}")));
         if event_kind == EventKind::Command {
             event.command = value::id(&body, "/data/name");
             event.text = options(value::list(&body, "/data/options"), 0).trim().to_owned();
@@ -100,7 +100,7 @@ impl Platform for Adapter {
         let api = out.account.api(API);
         if let Some((app, token)) = out.handle().and_then(handle_parts) {
             // The first part takes the place of "thinking"; replacing it twice does no harm.
-            return Ok(if out.key.step == 0 {
+            return Ok(if matches!(out.key.step, 0 | EffectKey::DRAFT_STEP) {
                 OutboundCall::json("PATCH", format!("{api}/webhooks/{app}/{token}/messages/@original"), &body)
             } else {
                 OutboundCall::json("POST", format!("{api}/webhooks/{app}/{token}"), &body)

@@ -25,8 +25,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Bytes, 1 << 20),
     body_bytes_max: kind::BODY_25_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_second(1),
     recognises_repetition: true,
     streaming: Streaming::Final,
 };
@@ -112,11 +110,9 @@ impl Platform for Adapter {
         }
         mail.sender = value::text(&report, "/mail/source").unwrap_or_default().to_owned();
         mail.message_id = value::id(&report, "/mail/commonHeaders/messageId").or(mail.message_id);
-        let passed = |pointer| value::text(&report, pointer).map(|verdict| verdict == "PASS");
-        mail.vouched = match (passed("/receipt/spfVerdict/status"), passed("/receipt/dkimVerdict/status")) {
-            (None, None) => None,
-            (spf, dkim) => Some(spf.unwrap_or(false) || dkim.unwrap_or(false)),
-        };
+        let passed = |pointer| value::text(&report, pointer) == Some("PASS");
+        // SES always reports both; a mail without a verdict has nobody who vouches for it.
+        mail.vouched = Some(passed("/receipt/spfVerdict/status") || passed("/receipt/dkimVerdict/status"));
         mail.event(Some(value::needed(&body, "/MessageId")?))
     }
 

@@ -1,6 +1,6 @@
 //! What comes in: the raw request, the verified event, and the answers to the platform.
 
-use super::{Account, KeySource, OutboundCall};
+use super::{Account, ChannelKind, KeySource, OutboundCall, Secret};
 use crate::digest;
 use crate::limits::{CHANNEL_TEXT_BYTES_MAX, EVENT_KEY_BYTES_MAX, NAME_BYTES_MAX};
 
@@ -121,8 +121,8 @@ pub struct InboundEvent {
     /// The platform's id of the message.
     pub message_id: Option<String>,
     /// What the adapter needs to answer this event, when that is not the id of the message: a reply token,
-    /// an address, or several of them in the adapter's own form.
-    pub reply_handle: Option<String>,
+    /// an address, or several of them in the adapter's own form. Who holds it can write to the chat.
+    pub reply_handle: Option<Secret>,
     /// The text without a mention of us, trimmed.
     pub text: String,
     /// The command that was called.
@@ -317,6 +317,17 @@ impl Reject {
             Reject::TooLarge(_) => 413,
             Reject::Misconfigured(_) | Reject::KeysNeeded { .. } => 503,
         }
+    }
+
+    /// The answer for the sender: a status, and a body that says no more than the status.
+    pub fn answer(&self, kind: ChannelKind) -> Answer {
+        let body: &[u8] = match (kind, self) {
+            (ChannelKind::Matrix, Reject::Unauthorized(_)) => b"{\"errcode\":\"M_MISSING_TOKEN\"}",
+            (ChannelKind::Matrix, Reject::Forbidden(_)) => b"{\"errcode\":\"M_FORBIDDEN\"}",
+            (ChannelKind::Matrix, Reject::NotFound(_)) => b"{\"errcode\":\"M_NOT_FOUND\"}",
+            _ => b"{\"ok\":false}",
+        };
+        Answer { status: self.status(), content_type: "application/json", body: body.to_vec() }
     }
 
     /// The label of the reject counter.

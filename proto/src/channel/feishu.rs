@@ -30,8 +30,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Bytes, 30_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(50),
-    chat_rate: kind::per_second(5),
     recognises_repetition: true,
     streaming: Streaming::Edits { pause_ms: 300 },
 };

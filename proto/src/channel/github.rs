@@ -23,8 +23,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Bytes, 16_384),
     body_bytes_max: kind::BODY_25_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_second(1),
     recognises_repetition: true,
     streaming: Streaming::Final,
 };

@@ -16,8 +16,9 @@ use std::borrow::Cow;
 const API: &str = "https://chat.googleapis.com";
 const TOKEN: &str = "https://oauth2.googleapis.com/token";
 const ISSUER: &str = "chat@system.gserviceaccount.com";
-const PROJECT_KEYS: &str = "https://www.googleapis.com/service_accounts/v1/jwk/chat@system.gserviceaccount.com";
-const GOOGLE_KEYS: &str = "https://www.googleapis.com/oauth2/v3/certs";
+pub(super) const PROJECT_KEYS: &str =
+    "https://www.googleapis.com/service_accounts/v1/jwk/chat@system.gserviceaccount.com";
+pub(super) const GOOGLE_KEYS: &str = "https://www.googleapis.com/oauth2/v3/certs";
 const NEEDS: &[Need] = &[
     need("app_id", "the audience: project number, or the exact address of the hook"),
     need("mode", "project_number or endpoint_url, as chosen in the Chat API configuration"),
@@ -32,8 +33,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Chars, 4_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(50),
-    chat_rate: kind::per_second(1),
     recognises_repetition: true,
     streaming: Streaming::Edits { pause_ms: 1_200 },
 };
@@ -162,7 +161,11 @@ impl Platform for Adapter {
         };
         Some(assertion().ok_or(unusable).map(|assertion| {
             let grant = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-            OutboundCall::form("POST", TOKEN.to_owned(), &[("grant_type", grant), ("assertion", &assertion)])
+            let url = match &account.api_base {
+                Some(_) => format!("{}/token", account.api(API)),
+                None => TOKEN.to_owned(),
+            };
+            OutboundCall::form("POST", url, &[("grant_type", grant), ("assertion", &assertion)])
         }))
     }
 }

@@ -3,7 +3,7 @@
 //! The sets come from outside through [`KeySource`]; a caller that has none gets
 //! [`Reject::KeysNeeded`](super::Reject) with the address, fetches it and hands the answer to [`parse`].
 
-use super::value;
+use super::{Account, ChannelKind, account, value};
 use crate::digest::{self, RsaHash};
 use std::sync::Arc;
 
@@ -85,8 +85,19 @@ pub struct KeyError {
     pub why: &'static str,
 }
 
-/// Reads a document that was fetched from `url`.
-pub fn parse(url: &str, body: &[u8]) -> Result<Parsed, KeyError> {
+/// Where the keys of an account lie, as far as that is known before its first event: worth a fetch at the start.
+pub fn known_address(account: &Account) -> Option<&'static str> {
+    match (account.kind, account.mode.as_deref()) {
+        (ChannelKind::Teams, _) => Some(super::teams::KEYS),
+        (ChannelKind::GoogleChat, Some("project_number")) => Some(super::googlechat::PROJECT_KEYS),
+        (ChannelKind::GoogleChat, _) => Some(super::googlechat::GOOGLE_KEYS),
+        _ => None,
+    }
+}
+
+/// Reads a document that was fetched for `url`, which is the public address; `base` is the account's own source
+/// of keys, if it has one.
+pub fn parse(url: &str, base: Option<&str>, body: &[u8]) -> Result<Parsed, KeyError> {
     let error = |why| KeyError { url: url.to_owned(), why };
     if body.len() > DOCUMENT_BYTES_MAX {
         return Err(error("it is too long"));
@@ -98,7 +109,8 @@ pub fn parse(url: &str, body: &[u8]) -> Result<Parsed, KeyError> {
     let document = value::parse(body).map_err(|_| error("it is neither JSON nor PEM"))?;
     if let Some(next) = value::text(&document, "/jwks_uri") {
         // Who could change the document could otherwise send us anywhere.
-        return if next != url && host(next).is_some() && host(next) == host(url) {
+        let same_host = host(next).is_some() && host(next) == host(url);
+        return if next != url && (same_host || base.is_some_and(|base| account::on_base(next, base))) {
             Ok(Parsed::Next(next.to_owned()))
         } else {
             Err(error("it refers to another host"))

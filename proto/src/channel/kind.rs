@@ -1,7 +1,6 @@
 //! The platforms by name, and what each of them demands, as data.
 
 use super::Platform;
-use crate::gcra::Limit;
 use crate::split::Unit;
 use std::fmt;
 
@@ -57,10 +56,6 @@ pub struct Spec {
     pub body_bytes_max: usize,
     /// How long the platform may repeat an event.
     pub retry_window_ms: u64,
-    /// Messages that one account may send.
-    pub account_rate: Limit,
-    /// Messages that one chat may get.
-    pub chat_rate: Limit,
     /// Whether a repeated reply is recognised by its key.
     pub recognises_repetition: bool,
     /// How a growing reply can be shown.
@@ -68,21 +63,11 @@ pub struct Spec {
 }
 
 /// One megabyte: the cap of all messengers.
-pub(super) const BODY_1_MIB: usize = 1 << 20;
+pub(super) const BODY_1_MIB: usize = crate::limits::WEBHOOK_BODY_BYTES_MAX;
 /// Mail and repository events carry attachments and diffs.
-pub(super) const BODY_25_MIB: usize = 25 << 20;
+pub(super) const BODY_25_MIB: usize = crate::limits::HOOK_BODY_BYTES_MAX;
 /// The repetition window of platforms that state none.
 pub(super) const DAY_MS: u64 = 24 * 3_600_000;
-
-/// `units` a second, with a burst of the same size.
-pub(super) const fn per_second(units: u32) -> Limit {
-    Limit { interval_ns: 1_000_000_000 / units as u64, burst: units }
-}
-
-/// `units` a minute, with the given burst.
-pub(super) const fn per_minute(units: u32, burst: u32) -> Limit {
-    Limit { interval_ns: 60_000_000_000 / units as u64, burst }
-}
 
 macro_rules! channels {
     ($($(#[$doc:meta])* $variant:ident => $module:ident,)*) => {

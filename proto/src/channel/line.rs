@@ -4,7 +4,7 @@ use super::event::Request;
 use super::kind::{self, Need, Spec, Streaming, need, option};
 use super::{
     Answer, Answered, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall, Outgoing, Platform,
-    Reject, proof, value,
+    Reject, Secret, proof, value,
 };
 use crate::digest;
 use crate::split::Unit;
@@ -25,8 +25,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Utf16, 5_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_second(1),
     recognises_repetition: true,
     streaming: Streaming::Final,
 };
@@ -108,7 +106,7 @@ fn event(one: &serde_json::Value, us: Option<&str>) -> Result<Option<InboundEven
     let key = value::needed(one, "/webhookEventId")?;
     let mut event = InboundEvent::new(event_kind, key, user.unwrap_or_else(|| chat.clone()), chat);
     event.message_id = value::id(one, "/message/id");
-    event.reply_handle = value::id(one, "/replyToken");
+    event.reply_handle = value::id(one, "/replyToken").map(Secret::new);
     if event_kind == EventKind::Action {
         event.text = value::text(one, "/postback/data").unwrap_or_default().to_owned();
         return Ok(Some(event));

@@ -1,6 +1,6 @@
 //! What all mail gateways share: who wrote, in which thread, and the new part of the text.
 
-use super::{Answer, Attachment, Decoded, EventKind, InboundEvent, Outgoing, Reject};
+use super::{Answer, Attachment, Decoded, EventKind, InboundEvent, Outgoing, Reject, Secret};
 
 /// A mail as a gateway reports it.
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ impl Mail {
         let mut event = InboundEvent::new(EventKind::Message, key, sender.clone(), sender);
         event.thread = first_id(self.references.as_deref()).or_else(|| first_id(self.in_reply_to.as_deref()));
         let subject = self.subject.as_deref().unwrap_or_default().trim();
-        event.reply_handle = message_id.as_ref().map(|id| format!("{id} {subject}"));
+        event.reply_handle = message_id.as_ref().map(|id| Secret::new(format!("{id} {subject}")));
         event.message_id = message_id;
         event.text = new_part(&self.text);
         event.attachments = self.attachments;

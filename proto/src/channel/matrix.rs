@@ -26,8 +26,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Bytes, 32_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_second(1),
     recognises_repetition: true,
     streaming: Streaming::Edits { pause_ms: 1_500 },
 };
@@ -59,7 +57,11 @@ impl Platform for Adapter {
         if request.incoming.path.ends_with("/ping") {
             return Ok(Decoded::Handshake(nothing));
         }
-        let at = request.incoming.path.rfind("/transactions/").ok_or(Reject::NotFound("not a transaction"))?;
+        let at = request
+            .incoming
+            .path
+            .rfind("/transactions/")
+            .ok_or(Reject::NotFound("users and rooms are not managed here"))?;
         let transaction = form::percent_decode(&request.incoming.path.as_bytes()[at + 14..], false);
         let transaction = transaction.filter(|id| !id.is_empty()).ok_or(Reject::Malformed("no transaction id"))?;
         let body = value::parse_object(plain)?;

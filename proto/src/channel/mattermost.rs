@@ -4,7 +4,8 @@ use super::event::Request;
 use super::form::Form;
 use super::kind::{self, Need, Spec, Streaming, need};
 use super::{
-    Answer, Decoded, EncodeError, EventKind, InboundEvent, OutboundCall, Outgoing, Platform, Reject, proof, value,
+    Answer, Decoded, EncodeError, EventKind, InboundEvent, OutboundCall, Outgoing, Platform, Reject, Secret, proof,
+    value,
 };
 use crate::split::Unit;
 use serde_json::json;
@@ -23,8 +24,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Chars, 16_383),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_second(1),
     recognises_repetition: false,
     streaming: Streaming::Edits { pause_ms: 1_000 },
 };
@@ -59,7 +58,7 @@ impl Platform for Adapter {
         let mut event = InboundEvent::new(event_kind, key, field("user_id")?, field("channel_id")?);
         event.command = command.map(str::to_owned);
         event.message_id = Some(key.to_owned());
-        event.reply_handle = command.map(|_| String::new()).or_else(|| Some(key.to_owned()));
+        event.reply_handle = command.map(|_| Secret::new("")).or_else(|| Some(Secret::new(key)));
         let text = form.get("text").unwrap_or_default().trim();
         let trigger = form.get("trigger_word").unwrap_or_default();
         event.text = text.strip_prefix(trigger).unwrap_or(text).trim().to_owned();

@@ -16,12 +16,14 @@ mod envelope;
 mod event;
 mod form;
 mod jwt;
+pub mod keycache;
 pub mod keys;
 mod kind;
 mod mail;
 mod multipart;
 mod outbound;
 mod proof;
+pub mod rates;
 mod value;
 pub mod vectors;
 mod xml;
@@ -64,7 +66,7 @@ pub use keys::{KeySet, KeySource, NoKeys};
 pub use kind::{ChannelKind, Need, Spec, Streaming};
 pub use outbound::{Answered, Button, Delivery, EncodeError, OutboundCall, Outgoing};
 
-use crate::record::OutboxJob;
+use crate::record::{ChatAddress, OutboxJob};
 use crate::split;
 use event::Request;
 use std::borrow::Cow;
@@ -98,6 +100,16 @@ trait Platform: Sync {
         answered.by_status(None, "")
     }
 
+    /// Whether the answer to a message to this address holds the id of the message.
+    fn names_messages(&self, _address: &ChatAddress) -> bool {
+        true
+    }
+
+    /// Whether a message to this address that is sent twice is recognised.
+    fn recognises_repetition(&self, _address: &ChatAddress) -> bool {
+        self.spec().recognises_repetition
+    }
+
     /// How to get an access token, for platforms with short-lived ones.
     fn access(
         &self,
@@ -117,7 +129,22 @@ pub fn decode(account: &Account, incoming: &Incoming<'_>, ambient: &Ambient<'_>)
     let platform = account.kind.platform();
     let request = Request { account, incoming: *incoming, ambient: *ambient };
     let plain = open(&request)?;
-    platform.read(&request, &plain)
+    platform.read(&request, &plain).map(|decoded| without_our_own(account, decoded))
+}
+
+/// The last guard against answering ourselves, whatever a platform reports.
+fn without_our_own(account: &Account, decoded: Decoded) -> Decoded {
+    match (account.bot_id.as_deref().filter(|us| !us.is_empty()), decoded) {
+        (Some(us), Decoded::Events { mut events, ack }) => {
+            events.retain(|event| event.user != us);
+            if events.is_empty() {
+                Decoded::Ignore { why: "written by us", ack }
+            } else {
+                Decoded::Events { events, ack }
+            }
+        }
+        (_, decoded) => decoded,
+    }
 }
 
 /// Verifies only: the authenticated plaintext of a request.
@@ -151,7 +178,23 @@ pub fn encode_reply(
     token: Option<&str>,
     now_s: u64,
 ) -> Result<OutboundCall, EncodeError> {
-    send(&Outgoing {
+    send(&job_outgoing(account, job, token, now_s))
+}
+
+/// The call that brings an outbox job into a message that is there already. An error where the platform cannot.
+pub fn encode_edit(
+    account: &Account,
+    job: &OutboxJob,
+    message_id: &str,
+    token: Option<&str>,
+    now_s: u64,
+) -> Result<OutboundCall, EncodeError> {
+    let out = job_outgoing(account, job, token, now_s);
+    edit(&out, message_id).unwrap_or_else(|| Err(out.missing("messages of this platform cannot be changed")))
+}
+
+fn job_outgoing<'a>(account: &'a Account, job: &'a OutboxJob, token: Option<&'a str>, now_s: u64) -> Outgoing<'a> {
+    Outgoing {
         account,
         address: &job.address,
         key: &job.key,
@@ -160,7 +203,7 @@ pub fn encode_reply(
         created_ms: job.created_ms,
         now_s,
         token,
-    })
+    }
 }
 
 /// The call that says something.
@@ -173,9 +216,21 @@ pub fn edit(out: &Outgoing<'_>, message_id: &str) -> Option<Result<OutboundCall,
     out.account.kind.platform().edit(out, message_id)
 }
 
+/// Whether a message to this address can grow: it can be changed, and the platform names it when it is sent.
+pub fn shows_growth(out: &Outgoing<'_>) -> bool {
+    let platform = out.account.kind.platform();
+    platform.names_messages(out.address) && matches!(platform.edit(out, "0"), Some(Ok(_)))
+}
+
 /// The call that shows that we are writing; `None` where the platform cannot.
 pub fn typing(out: &Outgoing<'_>) -> Option<Result<OutboundCall, EncodeError>> {
     out.account.kind.platform().typing(out)
+}
+
+/// Whether the platform recognises a reply to this address that it has seen. The delivery has to know before
+/// the first call is made; it says the same as [`OutboundCall::idempotent`] of that call.
+pub fn recognises_repetition(kind: ChannelKind, address: &ChatAddress) -> bool {
+    kind.platform().recognises_repetition(address)
 }
 
 /// What the platform's answer means.

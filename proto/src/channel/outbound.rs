@@ -141,6 +141,12 @@ impl<'a> Outgoing<'a> {
         self.account.sender.as_deref().ok_or_else(|| self.missing("no sender is configured"))
     }
 
+    /// Where an account that only reports posts its answers.
+    pub(super) fn reply_url(&self) -> Result<&'a str, EncodeError> {
+        let url = self.account.reply_url.as_ref().and_then(|url| url.text());
+        url.ok_or_else(|| self.missing("no reply_url is configured"))
+    }
+
     pub(super) fn handle(&self) -> Option<&'a str> {
         self.address.reply_to.as_deref()
     }

@@ -9,9 +9,10 @@ use super::outbound::Codes;
 use super::proof::Clock;
 use super::{
     Answer, Answered, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall, Outgoing, Platform,
-    Reject, proof, value,
+    Reject, Secret, proof, value,
 };
 use crate::digest;
+use crate::record::ChatAddress;
 use crate::split::Unit;
 use serde_json::json;
 use std::borrow::Cow;
@@ -31,8 +32,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Chars, 2_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_second(1),
     recognises_repetition: true,
     streaming: Streaming::Final,
 };
@@ -89,7 +88,8 @@ impl Platform for Adapter {
         let key = value::id(&body, "/id").map_or_else(|| value::needed(d, "/id"), Ok)?;
         let mut event = InboundEvent::new(EventKind::Message, key, value::needed(d, user)?, value::needed(d, chat)?);
         event.message_id = value::id(d, "/id");
-        event.reply_handle = Some(format!("{kind}/{}", event.message_id.as_deref().unwrap_or_default()));
+        let handle = format!("{kind}/{}", event.message_id.as_deref().unwrap_or_default());
+        event.reply_handle = Some(Secret::new(handle));
         event.text = value::text(d, "/content").unwrap_or_default().trim().to_owned();
         for file in value::list(d, "/attachments") {
             if let (Some(kind), Some(reference)) = (value::id(file, "/content_type"), value::id(file, "/url")) {
@@ -100,18 +100,22 @@ impl Platform for Adapter {
     }
 
     fn send(&self, out: &Outgoing<'_>) -> Result<OutboundCall, EncodeError> {
-        let (kind, message) = out.handle().and_then(|handle| handle.split_once('/')).unwrap_or(("groups", ""));
+        let (kind, message) = answered_message(out.handle());
         let chat = super::form::percent_encode(&out.address.chat);
         let url = match kind {
             "channels" => format!("{}/channels/{chat}/messages", out.account.api(API)),
             kind => format!("{}/v2/{kind}/{chat}/messages", out.account.api(API)),
         };
         // The pair of both is refused when it comes again.
-        let body =
-            json!({"content": out.text_with_choices(), "msg_type": 0, "msg_id": message, "msg_seq": out.key.step + 1});
-        Ok(OutboundCall::json("POST", url, &body)
-            .header("authorization", format!("QQBot {}", out.access_token()?))
-            .repeatable())
+        let body = json!({"content": out.text_with_choices(), "msg_type": 0, "msg_id": message, "msg_seq": out.key.step.saturating_add(1)});
+        let call =
+            OutboundCall::json("POST", url, &body).header("authorization", format!("QQBot {}", out.access_token()?));
+        // Without the message that is answered there is no pair, and the bot speaks on its own account.
+        Ok(if message.is_empty() { call } else { call.repeatable() })
+    }
+
+    fn recognises_repetition(&self, address: &ChatAddress) -> bool {
+        !answered_message(address.reply_to.as_deref()).1.is_empty()
     }
 
     fn classify(&self, answered: &Answered<'_>) -> Delivery {
@@ -134,9 +138,18 @@ impl Platform for Adapter {
         _random: &dyn ring::rand::SecureRandom,
     ) -> Option<Result<OutboundCall, EncodeError>> {
         Some(account.client_credentials().map(|(id, secret)| {
-            OutboundCall::json("POST", TOKEN.to_owned(), &json!({"appId": id, "clientSecret": secret}))
+            let url = match &account.api_base {
+                Some(_) => format!("{}/app/getAppAccessToken", account.api(API)),
+                None => TOKEN.to_owned(),
+            };
+            OutboundCall::json("POST", url, &json!({"appId": id, "clientSecret": secret}))
         }))
     }
+}
+
+/// The kind of the chat and the message that is answered, from the handle of the event.
+fn answered_message(handle: Option<&str>) -> (&str, &str) {
+    handle.and_then(|handle| handle.split_once('/')).unwrap_or(("groups", ""))
 }
 
 /// The secret, repeated to 32 bytes.

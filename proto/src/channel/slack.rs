@@ -8,8 +8,9 @@ use super::kind::{self, Need, Spec, Streaming, need, option};
 use super::outbound::{Codes, clip};
 use super::proof::{self, Clock};
 use super::{Answer, Answered, Attachment, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall};
-use super::{Outgoing, Platform, Reject, value, xml};
+use super::{Outgoing, Platform, Reject, Secret, value, xml};
 use crate::digest;
+use crate::record::ChatAddress;
 use crate::split::Unit;
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -31,8 +32,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Chars, 4_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(50),
-    chat_rate: kind::per_second(1),
     recognises_repetition: false,
     streaming: Streaming::Edits { pause_ms: 1_200 },
 };
@@ -99,6 +98,11 @@ impl Platform for Adapter {
         Some(out.bot_token().map(|token| OutboundCall::json("POST", url, &body).bearer(token).repeatable()))
     }
 
+    fn names_messages(&self, address: &ChatAddress) -> bool {
+        // The address of a slash command answers `ok` and no more.
+        !address.reply_to.as_deref().is_some_and(|handle| handle.contains("://"))
+    }
+
     fn classify(&self, answered: &Answered<'_>) -> Delivery {
         let body = answered.json();
         let error = value::text(&body, "/error").unwrap_or_default();
@@ -142,12 +146,7 @@ fn blocks(out: &Outgoing<'_>) -> Value {
 
 /// An address from an event is only called when it is Slack's (or that of the configured API).
 fn is_response_url(out: &Outgoing<'_>, handle: &str) -> bool {
-    super::keys::host(handle) == Some(RESPONSE_HOST)
-        || out
-            .account
-            .api_base
-            .as_deref()
-            .is_some_and(|base| handle.starts_with(&format!("{}/", base.trim_end_matches('/'))))
+    super::keys::host(handle) == Some(RESPONSE_HOST) || out.account.owns(handle)
 }
 
 fn command(request: &Request<'_>, form: &Form) -> Result<Decoded, Reject> {
@@ -159,7 +158,7 @@ fn command(request: &Request<'_>, form: &Form) -> Result<Decoded, Reject> {
     let trigger = field("trigger_id")?;
     let mut event = InboundEvent::new(EventKind::Command, trigger, field("user_id")?, field("channel_id")?);
     event.message_id = Some(trigger.to_owned());
-    event.reply_handle = form.get("response_url").map(str::to_owned);
+    event.reply_handle = form.get("response_url").map(Secret::new);
     event.command = Some(field("command")?.to_owned());
     event.text = form.get("text").unwrap_or_default().trim().to_owned();
     Decoded::event(event, Answer::ok())
@@ -174,7 +173,7 @@ fn action(body: &Value) -> Result<Decoded, Reject> {
     let mut event = InboundEvent::new(EventKind::Action, key, user, chat);
     event.message_id = value::id(body, "/message/ts");
     event.thread = value::id(body, "/message/thread_ts");
-    event.reply_handle = value::id(body, "/response_url");
+    event.reply_handle = value::id(body, "/response_url").map(Secret::new);
     let pressed = value::text(body, "/actions/0/value").or_else(|| value::text(body, "/actions/0/action_id"));
     event.text = pressed.unwrap_or_default().to_owned();
     Decoded::event(event, Answer::ok())

@@ -29,8 +29,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Bytes, 16 * 1024),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(100),
-    chat_rate: kind::per_second(20),
     recognises_repetition: true,
     streaming: Streaming::Final,
 };
@@ -218,7 +216,7 @@ fn name(fields: &Map<String, Value>, field: &str) -> Result<Option<String>, Reje
 }
 
 fn signed_call(out: &Outgoing<'_>, secrets: &[Secret]) -> Result<OutboundCall, EncodeError> {
-    let url = out.account.reply_url.clone().ok_or_else(|| out.missing("no reply_url is configured"))?;
+    let url = out.reply_url()?.to_owned();
     let body = json!({
         "type": "message.reply",
         "timestamp": date::rfc3339(out.created_ms),

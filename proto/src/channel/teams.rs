@@ -5,14 +5,14 @@
 use super::event::Request;
 use super::kind::{self, Need, Spec, Streaming, need, option};
 use super::{
-    Answer, Answered, Decoded, Delivery, EncodeError, OutboundCall, Outgoing, Platform, Reject, jwt, teams_outgoing,
-    value,
+    Answer, Answered, Decoded, Delivery, EncodeError, OutboundCall, Outgoing, Platform, Reject, Secret, jwt,
+    teams_outgoing, value,
 };
 use crate::split::Unit;
 use serde_json::json;
 use std::borrow::Cow;
 
-const KEYS: &str = "https://login.botframework.com/v1/.well-known/openidconfiguration";
+pub(super) const KEYS: &str = "https://login.botframework.com/v1/.well-known/openidconfiguration";
 const LOGIN: &str = "https://login.microsoftonline.com";
 const NEEDS: &[Need] = &[
     need("app_id", "Microsoft app id of the bot"),
@@ -28,8 +28,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Bytes, 16_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(50),
-    chat_rate: kind::per_second(1),
     recognises_repetition: false,
     streaming: Streaming::Edits { pause_ms: 1_500 },
 };
@@ -76,7 +74,7 @@ impl Platform for Adapter {
         let channel = value::text(&body, "/channelId").unwrap_or_default();
         event.event_key = format!("{channel}|{full}|{}", value::needed(&body, "/id")?);
         let service = value::needed(&body, "/serviceUrl")?;
-        event.reply_handle = Some(json!([service, full, event.message_id]).to_string());
+        event.reply_handle = Some(Secret::new(json!([service, full, event.message_id]).to_string()));
         Decoded::event(event, Answer::ok())
     }
 
@@ -137,7 +135,11 @@ fn activities(out: &Outgoing<'_>) -> Result<(String, Option<String>), EncodeErro
     let lost = || out.missing("the address of the conversation is not known");
     let handle =
         out.handle().and_then(|handle| serde_json::from_str::<serde_json::Value>(handle).ok()).ok_or_else(lost)?;
-    let service = value::text(&handle, "/0").filter(|url| super::keys::host(url).is_some()).ok_or_else(lost)?;
+    let service = value::text(&handle, "/0").ok_or_else(lost)?;
+    // The token of the event has proven this address; plain HTTP is for a configured service alone.
+    if super::keys::host(service).is_none() && !out.account.owns(service) {
+        return Err(lost());
+    }
     let conversation = value::text(&handle, "/1").ok_or_else(lost)?;
     let conversation = super::form::percent_encode(conversation);
     Ok((

@@ -26,8 +26,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Bytes, 16_000),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_second(1),
     recognises_repetition: false,
     streaming: Streaming::Final,
 };
@@ -59,7 +57,7 @@ impl Platform for Adapter {
     }
 
     fn send(&self, out: &Outgoing<'_>) -> Result<OutboundCall, EncodeError> {
-        let url = out.account.reply_url.clone().ok_or_else(|| out.missing("no reply_url is configured"))?;
+        let url = out.reply_url()?.to_owned();
         Ok(OutboundCall::json("POST", url, &json!({"type": "message", "text": out.text_with_choices()})))
     }
 }

@@ -27,8 +27,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Utf16, 4_096),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_minute(60, 20),
     recognises_repetition: false,
     streaming: Streaming::Edits { pause_ms: 1_000 },
 };
@@ -294,6 +292,8 @@ fn classify(status: u16, body: &[u8]) -> Delivery {
         (200..=299 | 500.., _) => {
             Delivery::Unknown { why: format!("answer {status} does not say whether the message was sent") }
         }
+        // An edit that changes nothing: the message says already what it should say.
+        (400, _) if said.contains("message is not modified") => Delivery::Delivered { receipt: None },
         _ => match answer["parameters"]["migrate_to_chat_id"].as_i64() {
             Some(chat) => Delivery::Dead { why: format!("the group moved to chat {chat}") },
             None => Delivery::Dead { why: format!("Telegram refused it with {status}: {said}") },

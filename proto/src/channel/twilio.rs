@@ -30,8 +30,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Utf16, 1_600),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(10),
-    chat_rate: kind::per_second(1),
     recognises_repetition: false,
     streaming: Streaming::Final,
 };

@@ -122,7 +122,7 @@ impl Case {
 fn secret(account: &mut Account, given: &mut Given, name: &str, value: &Value) -> Result<(), String> {
     let text = || value.as_str().unwrap_or_default().to_owned();
     let list = || value.as_array().into_iter().flatten().filter_map(|one| one.as_str().map(str::to_owned));
-    let set = |url: &str, body: &[u8]| match keys::parse(url, body) {
+    let set = |url: &str, body: &[u8]| match keys::parse(url, None, body) {
         Ok(Parsed::Keys(set)) => Ok(Arc::new(set)),
         Ok(Parsed::Next(_)) => Err("keys are elsewhere".to_owned()),
         Err(error) => Err(error.to_string()),
@@ -228,7 +228,7 @@ fn compare(expected: &Value, event: &InboundEvent) -> Result<(), String> {
             "dedup_key" => Value::from(event.event_key.as_str()),
             "mentioned" => Value::from(event.mentioned),
             "command" => Value::from(event.command.clone()),
-            "reply_token" => Value::from(event.reply_handle.clone()),
+            "reply_token" => Value::from(event.reply_handle.as_ref().and_then(|handle| handle.text())),
             "stream_id" => Value::from(event.stream.clone()),
             "source" => Value::from(event.change.as_ref().map(|(source, _)| source.clone())),
             "change" => Value::from(event.change.as_ref().map(|(_, change)| change.clone())),

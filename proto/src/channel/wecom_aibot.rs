@@ -7,7 +7,7 @@ use super::kind::{self, Need, Spec, Streaming, need, option};
 use super::proof::Clock;
 use super::{
     Answer, Answered, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall, Outgoing, Platform,
-    Reject, envelope, value,
+    Reject, Secret, envelope, value,
 };
 use crate::split::Unit;
 use serde_json::json;
@@ -28,8 +28,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Bytes, 20_480),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: kind::DAY_MS,
-    account_rate: kind::per_second(30),
-    chat_rate: kind::per_second(1),
     recognises_repetition: false,
     streaming: Streaming::Polled,
 };
@@ -71,7 +69,7 @@ impl Platform for Adapter {
         let mut event = InboundEvent::new(event_kind, key.clone(), user, chat);
         event.message_id = Some(key);
         event.stream = value::id(&body, "/stream/id");
-        event.reply_handle = value::id(&body, "/response_url");
+        event.reply_handle = value::id(&body, "/response_url").map(Secret::new);
         let text = value::text(&body, "/text/content").or_else(|| value::text(&body, "/voice/content"));
         event.text = without_name(text.unwrap_or_default(), request.account.bot_username.as_deref());
         if let Some(url) = value::id(&body, &format!("/{message_type}/url")) {
@@ -81,10 +79,7 @@ impl Platform for Adapter {
     }
 
     fn send(&self, out: &Outgoing<'_>) -> Result<OutboundCall, EncodeError> {
-        let ours = |url: &&str| {
-            super::keys::host(url) == Some(HOST)
-                || out.account.api_base.as_deref().is_some_and(|base| url.starts_with(base))
-        };
+        let ours = |url: &&str| super::keys::host(url) == Some(HOST) || out.account.owns(url);
         let url = out.handle().filter(ours).ok_or_else(|| out.missing("the message had no response_url of WeCom"))?;
         let body = json!({"msgtype": "markdown", "markdown": {"content": out.text_with_choices()}});
         Ok(OutboundCall::json("POST", url.to_owned(), &body))

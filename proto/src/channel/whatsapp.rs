@@ -26,8 +26,6 @@ static SPEC: Spec = Spec {
     text_max: (Unit::Chars, 4_096),
     body_bytes_max: kind::BODY_1_MIB,
     retry_window_ms: 7 * kind::DAY_MS,
-    account_rate: kind::per_second(80),
-    chat_rate: kind::per_minute(10, 45),
     recognises_repetition: false,
     streaming: Streaming::Final,
 };

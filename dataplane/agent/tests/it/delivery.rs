@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use millrace_agent::{Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Verdict};
+use millrace_agent::{Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Permit, Verdict};
 use millrace_proto::id::{ConversationId, EffectKey, TenantId};
 use millrace_proto::record::{ChatAddress, DeliveryState, OutboxJob};
 
@@ -57,7 +57,7 @@ impl World {
     fn step(&mut self, event: DeliveryEvent) {
         let mut effects = Vec::new();
         self.machine.step(event, self.now_ms, &mut effects);
-        let mut reload = false;
+        let (mut reload, mut asked) = (false, Vec::new());
         for effect in effects {
             match effect {
                 DeliveryEffect::Commit { job } => self.commits.push(*job),
@@ -71,10 +71,19 @@ impl World {
                     assert!(!self.calls.iter().any(same_chat), "one call per chat at a time");
                     self.calls.push(*job);
                 }
+                DeliveryEffect::Ask { job } => asked.push(job.key),
                 DeliveryEffect::Reload => reload = true,
             }
         }
         assert!(self.calls.len() <= CALLS_MAX && self.machine.open_jobs() <= JOBS_MAX, "bounds hold");
+        for key in asked {
+            // A token that is not there yet, or a full bucket.
+            let permit = match self.random.below(4) {
+                0 => Permit::Later { after_ms: self.random.below(3_000) as u64, why: String::new() },
+                _ => Permit::Now { idempotent: idempotent(&self.disk[&key]) },
+            };
+            self.step(DeliveryEvent::Permit { key, permit });
+        }
         if reload {
             self.give_open_jobs();
             self.step(DeliveryEvent::Reloaded);

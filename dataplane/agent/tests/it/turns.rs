@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use millrace_agent::{
-    Agent, AgentConfig, Arrival, ConversationKey, Effect, Event, Fact, Fault, Finish, GenerationOptions, Loaded, OpId,
-    Output, PromptMessage, Prompter, Reply, RunId, Source, Ticket, Timings, TurnError, Usage, Write,
+    Agent, AgentConfig, Arrival, ConversationKey, DraftPart, Effect, Event, Fact, Fault, Finish, GenerationOptions,
+    Loaded, OpId, Output, PromptMessage, Prompter, Reply, RunId, Source, Ticket, Timings, TurnError, Usage, Write,
 };
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId};
 use millrace_proto::record::{ChatAddress, InboxRecord, Message, OutboxJob, Role, SessionHead};
@@ -121,6 +121,8 @@ struct World {
     disk: Disk,
     tasks: Vec<Task>,
     runs: Vec<Run>,
+    /// Replies to channels that are being written.
+    writing: BTreeSet<EffectKey>,
     /// Tickets and whether their terminal reply came.
     tickets: BTreeMap<Ticket, TicketState>,
     next: u64,
@@ -150,6 +152,7 @@ fn config() -> AgentConfig {
         turn_deadline_ms: 20_000,
         inbox_ttl_ms: 300_000,
         turns_per_minute_max: 20,
+        channel_turns_per_minute_max: 20,
         split: |_, text| text.split_inclusive("three ").map(str::to_owned).collect(),
         ..AgentConfig::default()
     }
@@ -165,6 +168,7 @@ impl World {
             disk: Disk::default(),
             tasks: Vec::new(),
             runs: Vec::new(),
+            writing: BTreeSet::new(),
             tickets: BTreeMap::new(),
             next: 0,
             trace: 0,
@@ -216,7 +220,18 @@ impl World {
                 }
             }
             Effect::Reply { ticket, reply } => self.reply(ticket, reply),
+            Effect::Draft { key, part, .. } => match part {
+                DraftPart::Begun { .. } => {
+                    self.writing.insert(key);
+                }
+                DraftPart::Text(_) => assert!(self.writing.contains(&key), "nothing is shown before it has begun"),
+                DraftPart::Ended => {
+                    self.writing.remove(&key);
+                }
+            },
             Effect::Deliver { job } => {
+                let draft = EffectKey { step: EffectKey::DRAFT_STEP, ..job.key };
+                assert!(!self.writing.contains(&draft), "the finished reply comes last");
                 assert_eq!(self.disk.outbox.get(&(job.tenant, job.key)), Some(&*job), "only durable jobs go out");
             }
         }
@@ -355,6 +370,7 @@ impl World {
         }
         self.crashed = true;
         self.runs.clear();
+        self.writing.clear();
         self.tickets.clear();
         self.agent = Agent::new(config(), Arc::new(Words)).expect("options");
         let records: Vec<InboxRecord> = self.disk.inbox.values().cloned().collect();

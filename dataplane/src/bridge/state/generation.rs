@@ -108,6 +108,13 @@ impl State {
                     waiter.put(result);
                 }
             }
+            Completion::DraftGone { key, why } => self.draft_gone(key, why),
+            Completion::Draft { key, answer } => self.draft_answered(key, answer),
+            Completion::KeysCame { call } => {
+                if let Some(Call::Keys(waiter)) = self.calls.remove(&call) {
+                    waiter.put(());
+                }
+            }
             Completion::Facts { call, result } => {
                 if let Some(Call::Facts(waiter)) = self.calls.remove(&call) {
                     waiter.put(result);

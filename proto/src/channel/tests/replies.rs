@@ -17,7 +17,7 @@ fn complete(kind: ChannelKind) -> Account {
     account.bot_id = Some("bot7".into());
     account.sender = Some("1000002".into());
     account.api_base = Some("https://api.example.org".into());
-    account.reply_url = Some("https://example.org/in".into());
+    account.reply_url = Some(Secret::new("https://example.org/in"));
     account
 }
 
@@ -42,27 +42,29 @@ fn handles() -> Vec<Option<String>> {
 
 /// Every call that a platform can be made to make, with what it is.
 fn calls(kind: ChannelKind) -> Vec<(&'static str, OutboundCall)> {
+    handles().into_iter().flat_map(|handle| calls_with(kind, handle)).collect()
+}
+
+fn calls_with(kind: ChannelKind, handle: Option<String>) -> Vec<(&'static str, OutboundCall)> {
     let account = complete(kind);
     let mut calls = Vec::new();
-    for handle in handles() {
-        for step in [0, 1] {
-            let mut job = job("hello");
-            job.key.step = step;
-            job.address.chat = "stream:7".into();
-            job.address.reply_to = handle.clone();
-            let out = Outgoing {
-                account: &account,
-                address: &job.address,
-                key: &job.key,
-                text: &job.text,
-                buttons: &[],
-                created_ms: job.created_ms,
-                now_s: NOW_S,
-                token: Some(ACCESS),
-            };
-            let made = [("send", Some(send(&out))), ("edit", edit(&out, "m7")), ("typing", typing(&out))];
-            calls.extend(made.into_iter().filter_map(|(what, call)| Some((what, call?.ok()?))));
-        }
+    for step in [0, 1] {
+        let mut job = job("hello");
+        job.key.step = step;
+        job.address.chat = "stream:7".into();
+        job.address.reply_to = handle.clone();
+        let out = Outgoing {
+            account: &account,
+            address: &job.address,
+            key: &job.key,
+            text: &job.text,
+            buttons: &[],
+            created_ms: job.created_ms,
+            now_s: NOW_S,
+            token: Some(ACCESS),
+        };
+        let made = [("send", Some(send(&out))), ("edit", edit(&out, "m7")), ("typing", typing(&out))];
+        calls.extend(made.into_iter().filter_map(|(what, call)| Some((what, call?.ok()?))));
     }
     let access = kind.platform().access(&account, NOW_S, &ring::rand::SystemRandom::new());
     calls.extend(access.and_then(Result::ok).map(|call| ("access", call)));
@@ -72,11 +74,26 @@ fn calls(kind: ChannelKind) -> Vec<(&'static str, OutboundCall)> {
 #[test]
 fn encoders_and_specs_agree_on_who_recognises_a_repetition() {
     for &kind in ChannelKind::ALL {
-        let sent: Vec<_> = calls(kind).into_iter().filter(|(what, _)| *what == "send").collect();
-        assert!(!sent.is_empty(), "{kind} sends with a complete account");
-        for (_, call) in sent {
-            assert_eq!(call.idempotent, kind.spec().recognises_repetition, "{kind}: {call:?}");
+        let mut sent = 0;
+        for handle in handles() {
+            let mut address = job("hello").address;
+            address.reply_to = handle.clone();
+            let known = recognises_repetition(kind, &address);
+            for (_, call) in calls_with(kind, handle).into_iter().filter(|(what, _)| *what == "send") {
+                assert_eq!(call.idempotent, known, "{kind}: {call:?}");
+                sent += 1;
+            }
         }
+        assert!(sent > 0, "{kind} sends with a complete account");
+    }
+}
+
+#[test]
+fn a_bot_of_qq_that_speaks_on_its_own_account_has_nothing_that_marks_a_repetition() {
+    let mut address = job("hello").address;
+    for (handle, known) in [(None, false), (Some("groups/"), false), (Some("groups/m7"), true)] {
+        address.reply_to = handle.map(str::to_owned);
+        assert_eq!(recognises_repetition(ChannelKind::QqBot, &address), known, "{handle:?}");
     }
 }
 

@@ -1,0 +1,138 @@
+//! How fast each account and each chat may be written to.
+//!
+//! One set of buckets for the whole node: the chats of an account are spread over its shards, and the
+//! platform counts them together. A bucket is a few bytes; those of quiet chats are thrown away, since a full
+//! bucket is the same as none.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use millrace_proto::channel::{Account, ChannelKind, rates};
+use millrace_proto::gcra;
+use millrace_proto::id::TenantId;
+
+/// Chats of one account whose bucket is not full. A chat needs at most a minute to become quiet, so this is
+/// far beyond what the account's own rate can reach.
+const CHATS_MAX: usize = 16_384;
+/// When the table of chats is full of busy ones, a new one waits this long.
+const CROWDED: Duration = Duration::from_secs(1);
+
+/// The buckets of a node.
+#[derive(Debug)]
+pub struct Pace {
+    started: Instant,
+    accounts: Vec<(Key, Mutex<Buckets>)>,
+}
+
+type Key = (ChannelKind, TenantId, String);
+
+#[derive(Debug, Default)]
+struct Buckets {
+    account: gcra::State,
+    chats: HashMap<String, gcra::State>,
+}
+
+impl Pace {
+    /// Full buckets for these accounts.
+    pub fn new(accounts: &[Account]) -> Self {
+        let buckets = |account: &Account| (key(account), Mutex::default());
+        Self { started: Instant::now(), accounts: accounts.iter().map(buckets).collect() }
+    }
+
+    /// Takes one message to a chat out of its buckets, or says how long to wait. A refusal takes nothing.
+    pub fn admit(&self, account: &Account, chat: &str) -> Result<(), Duration> {
+        self.admit_at(account, chat, 0, self.now_ns())
+    }
+
+    /// The same for something that is only a comfort: it leaves the last place of a bucket to messages.
+    pub fn admit_extra(&self, account: &Account, chat: &str) -> Result<(), Duration> {
+        self.admit_at(account, chat, 1, self.now_ns())
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn admit_at(&self, account: &Account, chat: &str, spare: u32, now_ns: u64) -> Result<(), Duration> {
+        let key = key(account);
+        let Some((_, buckets)) = self.accounts.iter().find(|(known, _)| *known == key) else { return Ok(()) };
+        let rates = rates::of(account.kind);
+        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.chats.len() >= CHATS_MAX && !buckets.chats.contains_key(chat) {
+            buckets.chats.retain(|_, bucket| !bucket.is_idle(now_ns));
+            if buckets.chats.len() >= CHATS_MAX {
+                return Err(CROWDED);
+            }
+        }
+        let mut chat_bucket = buckets.chats.get(chat).copied().unwrap_or_default();
+        take(&mut chat_bucket, now_ns, spare, &rates.of_chat(account.kind, chat))?;
+        take(&mut buckets.account, now_ns, spare, &rates.account)?;
+        buckets.chats.insert(chat.to_owned(), chat_bucket);
+        Ok(())
+    }
+}
+
+/// Takes one out of a bucket that holds one and, if it can, `spare` more.
+fn take(bucket: &mut gcra::State, now_ns: u64, spare: u32, limit: &gcra::Limit) -> Result<(), Duration> {
+    let mut tried = *bucket;
+    let wanted = (1 + spare).min(limit.burst);
+    gcra::check(&mut tried, now_ns, wanted, limit).map_err(Duration::from_nanos)?;
+    gcra::check(bucket, now_ns, 1, limit).map_err(Duration::from_nanos)
+}
+
+fn key(account: &Account) -> Key {
+    (account.kind, account.tenant, account.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_chat_keeps_its_own_rate_and_all_of_them_that_of_the_account() {
+        let account = Account::new(ChannelKind::Slack, "a", TenantId(1));
+        let rates = rates::of(account.kind);
+        let pace = Pace::new(std::slice::from_ref(&account));
+        let now = 10 * SECOND;
+        for _ in 0..rates.chat.burst {
+            pace.admit_at(&account, "C1", 0, now).expect("a burst");
+        }
+        let wait = pace.admit_at(&account, "C1", 0, now).expect_err("the chat has had its share");
+        pace.admit_at(&account, "C1", 0, now + u64::try_from(wait.as_nanos()).expect("short")).expect("after the wait");
+        let sent = (0..10_000).filter(|chat| pace.admit_at(&account, &format!("D{chat}"), 0, now).is_ok()).count();
+        assert!(sent <= rates.account.burst as usize, "{sent}");
+    }
+
+    #[test]
+    fn edits_leave_the_last_place_to_messages() {
+        let account = Account::new(ChannelKind::Telegram, "a", TenantId(1));
+        let pace = Pace::new(std::slice::from_ref(&account));
+        let edits = (0..1_000).filter(|_| pace.admit_at(&account, "C1", 1, SECOND).is_ok()).count();
+        assert_eq!(edits, rates::of(account.kind).chat.burst as usize - 1);
+        pace.admit_at(&account, "C1", 0, SECOND).expect("the finished reply");
+        pace.admit_at(&account, "C1", 0, SECOND).expect_err("and no more");
+    }
+
+    #[test]
+    fn quiet_chats_are_forgotten_and_the_table_is_bounded() {
+        let account = Account::new(ChannelKind::WhatsApp, "a", TenantId(1));
+        let pace = Pace::new(std::slice::from_ref(&account));
+        let mut now = 0;
+        for chat in 0..2 * CHATS_MAX {
+            now += SECOND;
+            pace.admit_at(&account, &chat.to_string(), 0, now).expect("slowly enough");
+        }
+        assert!(pace.accounts[0].1.lock().expect("a lock").chats.len() <= CHATS_MAX);
+    }
+
+    #[test]
+    fn an_account_that_is_not_configured_has_no_bucket() {
+        let account = Account::new(ChannelKind::Slack, "other", TenantId(1));
+        for _ in 0..1_000 {
+            Pace::new(&[]).admit_at(&account, "C1", 0, 0).expect("the delivery itself refuses it");
+        }
+    }
+}
