@@ -418,6 +418,7 @@ impl Node {
             control,
             metrics,
             health,
+            people: crate::bridge::Registry::default(),
             gateway: Arc::default(),
             tls,
             mailboxes: senders,

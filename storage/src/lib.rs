@@ -34,6 +34,7 @@ pub use memory::{RECALL_LIMIT_MAX, RELEVANCE_MIN, RecallQuery, Recalled, Why};
 pub use memory::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter, SpaceHit, SpaceQuery, SpaceStats};
 pub use pool::{READ_QUEUE_MAX, READ_THREADS};
 pub use queue::{RECEIPT_TTL_MS, Receipt};
+pub use seal::{VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError};
 pub use session::USER_SESSIONS_MAX;
 pub use stats::StatsSnapshot;
 pub use store::{BackendKind, Store, StoreOptions};

@@ -206,6 +206,8 @@ pub const CHANNEL_KEYS: &[&str] = &[
     "public_url",
     "api_base",
     "reply_url",
+    "users",
+    "operators",
 ];
 
 /// The setting called `name`.

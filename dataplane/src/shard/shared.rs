@@ -34,6 +34,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Readiness and drain.
     pub health: Arc<Health>,
+    /// Who is who across channels, and how chats want to be answered.
+    pub people: crate::bridge::Registry,
     /// What the shards' gateways share: the keys' epoch and rate meters.
     pub gateway: Arc<crate::gateway::Common>,
     /// Certificates of the TLS port, if there is one.

@@ -71,6 +71,10 @@ pub struct Account {
     pub api_base: Option<String>,
     /// Where replies go, for platforms that only report.
     pub reply_url: Option<String>,
+    /// The only users who are served; everybody when it is empty.
+    pub users: Vec<String>,
+    /// Users who may change the settings of groups.
+    pub operators: Vec<String>,
     /// Clock difference that is allowed, when it is not the usual one.
     pub skew_s: Option<u64>,
 }
@@ -96,6 +100,8 @@ impl Account {
             public_url: None,
             api_base: None,
             reply_url: None,
+            users: Vec::new(),
+            operators: Vec::new(),
             skew_s: None,
         }
     }

@@ -14,9 +14,11 @@
 
 mod keyfile;
 mod keyring;
+mod vault;
 
 pub(crate) use keyfile::{Kek, sync_folder};
 pub(crate) use keyring::{KeyRing, NODE, TenantKeys};
+pub use vault::{VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError};
 
 use crate::backend::Cf;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
