@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 
+import channels
 import chats
 import dataplane
 import engine
@@ -193,6 +194,7 @@ def main():
     for group in (start, decode, structured, many, http, acknowledgements):
         group()
     dataplane.measure(show, wanted, OPTIONS.repeat)
+    channels.measure(show, wanted, note)
     engine.kernels(show, wanted, OPTIONS.repeat)
     engine.crowds(show, wanted)
     engine.first_token(show, wanted, OPTIONS.repeat)

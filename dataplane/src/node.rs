@@ -492,6 +492,7 @@ impl Node {
             corpora,
             metrics,
             health,
+            people: crate::bridge::Registry::default(),
             authority: Arc::new(authority),
             reloader,
             gateway,

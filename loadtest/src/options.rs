@@ -12,6 +12,8 @@ pub enum WorkloadKind {
     Chat,
     /// Signed Standard Webhooks events: time until the durable acknowledgement.
     Webhook,
+    /// Signed Slack events, direct messages each: time until the durable acknowledgement.
+    Slack,
 }
 
 /// How requests arrive in the open loop.
@@ -94,13 +96,13 @@ pub struct Options {
     /// Spread requests over this many remembered sessions; 0 sends requests without memory (chat).
     #[arg(long, default_value_t = 0)]
     pub sessions: u32,
-    /// Channel account (webhook).
+    /// Channel account (webhook, slack).
     #[arg(long, default_value = "load")]
     pub account: String,
-    /// Signing secret, `whsec_...` (webhook).
+    /// Signing secret: `whsec_...` (webhook), or that of the Slack app (slack).
     #[arg(long, env = "MILLRACE_LOAD_SECRET", hide_env_values = true, default_value = "")]
     pub secret: String,
-    /// Spread events over this many conversations (webhook).
+    /// Spread events over this many conversations (webhook, slack).
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub conversations: u32,
     /// What must hold, for example `p99<500ms`, `ttft.p95<=1s`, `success>=99.5%`, `rps>=50`; repeatable.

@@ -2,7 +2,9 @@
 
 use crate::{Options, Target, WorkloadKind};
 use anyhow::bail;
-use millrace_proto::channel::{Secret, standard_webhooks};
+use millrace_proto::channel::sample::{self, Said, Scene};
+use millrace_proto::channel::{Account, ChannelKind, Secret, standard_webhooks};
+use millrace_proto::id::TenantId;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -50,6 +52,7 @@ pub struct Workload {
     host: String,
     options: Options,
     secret: Secret,
+    slack: Account,
     run_id: u64,
 }
 
@@ -57,11 +60,14 @@ impl Workload {
     /// `run_id` sets this run apart from others, so that the server does not take its events for repetitions.
     pub fn new(options: &Options, target: &Target, run_id: u64) -> anyhow::Result<Self> {
         let secret = Secret::new(options.secret.as_str());
-        if options.workload == WorkloadKind::Webhook {
+        if options.workload != WorkloadKind::Chat {
             if options.account.is_empty() || options.account.contains(['/', '?', '#', ' ', '\r', '\n']) {
                 bail!("the account {:?} cannot be part of an address", options.account);
             }
-            if standard_webhooks::sign(&secret, "test", 0, b"").is_none() {
+            if options.workload == WorkloadKind::Slack && options.secret.is_empty() {
+                bail!("the slack workload needs a signing secret: set MILLRACE_LOAD_SECRET to that of the account");
+            }
+            if options.workload == WorkloadKind::Webhook && standard_webhooks::sign(&secret, "test", 0, b"").is_none() {
                 bail!(
                     "the webhook workload needs a signing secret: set MILLRACE_LOAD_SECRET to the account's whsec_..."
                 );
@@ -70,7 +76,9 @@ impl Workload {
         if options.key.contains(['\r', '\n']) {
             bail!("the API key has a line break in it");
         }
-        Ok(Self { kind: options.workload, host: target.host.clone(), options: options.clone(), secret, run_id })
+        let mut slack = Account::new(ChannelKind::Slack, options.account.as_str(), TenantId::DEFAULT);
+        slack.secrets = vec![secret.clone()];
+        Ok(Self { kind: options.workload, host: target.host.clone(), options: options.clone(), secret, slack, run_id })
     }
 
     /// Whether answers are event streams with tokens.
@@ -83,6 +91,7 @@ impl Workload {
         match self.kind {
             WorkloadKind::Chat => self.chat(n),
             WorkloadKind::Webhook => self.webhook(n, now_s),
+            WorkloadKind::Slack => self.slack(n, now_s),
         }
     }
 
@@ -135,6 +144,19 @@ impl Workload {
         self.post(&format!("/hooks/standard_webhooks/{}", self.options.account), &headers, body.as_bytes())
     }
 
+    fn slack(&self, n: u64, now_s: u64) -> Vec<u8> {
+        let conversation = n % u64::from(self.options.conversations);
+        // The run's id is a time: with the number behind it no two events of two runs are alike.
+        let number = self.run_id.wrapping_mul(1_000_000).wrapping_add(n);
+        let text = self.prompt(n);
+        let said = Said { number, user: conversation, chat: conversation, text: &text };
+        let path = format!("/hooks/slack/{}", self.options.account);
+        let scene = Scene { path: &path, now_s, entropy: [0; 16] };
+        let request = sample::message(&self.slack, &said, &scene).expect("checked at the start");
+        let headers: Vec<_> = request.headers.into_iter().filter(|(name, _)| *name != "content-type").collect();
+        self.post(&path, &headers, &request.body)
+    }
+
     fn post(&self, path: &str, headers: &[(&str, String)], body: &[u8]) -> Vec<u8> {
         let mut wire = format!("POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n", self.host);
         for (name, value) in headers {
@@ -154,8 +176,8 @@ impl Workload {
 mod tests {
     use super::*;
     use clap::Parser;
-    use millrace_proto::channel::{self, Account, Ambient, ChannelKind, Decoded, Incoming, NoKeys};
-    use millrace_proto::{api::ChatRequest, http1, id::TenantId};
+    use millrace_proto::channel::{self, Ambient, Decoded, Incoming, NoKeys};
+    use millrace_proto::{api::ChatRequest, http1};
 
     fn workload(arguments: &str) -> anyhow::Result<Workload> {
         let words = format!("millrace-load --target http://127.0.0.1:1 {arguments}");
@@ -197,7 +219,25 @@ mod tests {
     }
 
     #[test]
+    fn slack_events_verify_under_the_account() {
+        let workload = workload("--workload slack --secret 8f742231b10e8888abcd99 --conversations 3").unwrap();
+        let wire = workload.request(7, 1_000);
+        let head = http1::parse(&wire).unwrap().unwrap();
+        assert_eq!(head.path(), "/hooks/slack/load");
+        let headers = head.header_pairs();
+        let body = &wire[head.head_bytes..];
+        let incoming = Incoming { method: "POST", path: head.path(), query: "", headers: &headers, body };
+        let ambient = Ambient { now_s: 1_000, keys: &NoKeys, entropy: [0; 16] };
+        let Ok(Decoded::Events { events, .. }) = channel::decode(&workload.slack, &incoming, &ambient) else {
+            panic!("it verifies")
+        };
+        assert_eq!((events.len(), events[0].chat.as_str()), (1, "D1"));
+        assert_ne!(workload.request(8, 1_000), wire);
+    }
+
+    #[test]
     fn what_cannot_work_is_refused_at_the_start() {
+        assert!(workload("--workload slack").is_err());
         assert!(workload("--workload webhook").is_err());
         assert!(workload("--workload webhook --secret whpk_x").is_err());
         assert!(workload("--workload webhook --secret whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw --account a/b").is_err());

@@ -18,7 +18,7 @@ fn turn(server: &Server, key: &str, user: &str, session: &str, text: &str) -> Va
 }
 
 /// The context that a message would get in a session.
-fn context(server: &Server, key: &str, user: &str, session: &str, text: &str) -> String {
+pub fn context(server: &Server, key: &str, user: &str, session: &str, text: &str) -> String {
     let text: String = text
         .bytes()
         .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })

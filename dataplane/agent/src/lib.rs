@@ -17,6 +17,9 @@
 //! [`Delivery`] is the second machine: it brings outbox jobs to their peers, in order per chat, and
 //! knows the difference between "not sent", "delivered" and "nobody can tell".
 //!
+//! [`People`] knows which users of different channels are one person, because they said so, and how each group wants
+//! to be answered; [`Command`] is how they say it.
+//!
 //! Invariants, each of them driven by random event sequences in `tests/`:
 //! - no answer without a durable question; exactly one terminal reply for every arrival;
 //! - at most one running turn per conversation, a bounded queue behind it, bounded hot conversations;
@@ -24,15 +27,18 @@
 //! - a channel message that was accepted ends in a reply, in a visible error, or in a dead letter.
 
 mod agent;
+mod command;
 mod config;
 mod context;
 mod conversation;
 mod delivery;
 mod effect;
 mod event;
+mod people;
 mod stats;
 
 pub use agent::Agent;
+pub use command::{Command, HELP};
 pub use config::{AgentConfig, ConfigError};
 pub use context::{Assembled, ContextInput, ContextTooLong, PromptMessage, Prompter, assemble};
 pub use delivery::{Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Permit, Verdict};
@@ -41,4 +47,5 @@ pub use event::{
     Arrival, ConversationKey, Event, Fact, Fault, Finish, GenerationOptions, Loaded, OpId, Output, RunId, Source,
     Ticket, Timings, TokenInfo, Usage,
 };
+pub use people::{CODE_CHARS, CODE_TTL_MS, Change, Listen, PageKey, People, Refused, Table};
 pub use stats::AgentStats;

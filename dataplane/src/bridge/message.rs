@@ -6,6 +6,7 @@
 use millrace_agent::{Arrival, Reply, Ticket};
 use millrace_proto::api::ApiError;
 use millrace_proto::id::{EffectKey, TenantId, UserId};
+use millrace_proto::record::OutboxJob;
 
 /// One message from another thread to a shard.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub enum ShardMessage {
         /// The user.
         user: UserId,
     },
+    /// The durable answer to a command in a chat that belongs to this shard.
+    Deliver(Box<OutboxJob>),
     /// A delivery is to be tried again.
     Resubmit {
         /// Who waits.

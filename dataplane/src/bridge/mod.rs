@@ -16,6 +16,7 @@ mod inlet;
 mod message;
 mod outbox;
 mod pace;
+mod people;
 mod prompt;
 mod recall;
 mod state;
@@ -39,6 +40,7 @@ use millrace_proto::toolcall::CallSyntax;
 pub use answers::Answers;
 pub use message::{Ingested, ShardMessage};
 pub use pace::Pace;
+pub use people::Registry;
 pub use prompt::ModelPrompter;
 pub use stream::{StreamEvent, TokenStream};
 pub use views::{ContextView, FactView, MessageView};
@@ -168,14 +170,24 @@ impl Bridge {
 
     /// Stores a channel event and returns when it is durable. Two copies of an event have one effect.
     pub async fn ingest(&self, account: &Account, event: InboundEvent) -> Result<Ingested, ApiError> {
-        if let Some(why) = ignored(&event) {
-            return Ok(Ingested::Ignored { why });
+        match self.judge(account, &event)? {
+            people::Verdict::Ignore(why) => return Ok(Ingested::Ignored { why }),
+            people::Verdict::Command(command) => {
+                let arrival = channel_arrival(account, event.clone(), Ticket(0));
+                return self.command(account, &event, command, arrival).await;
+            }
+            people::Verdict::Turn => {}
         }
+        let user = people::user_of(account, &event.user);
+        let person = self.shared.people.person(&self.shared.store, account.tenant, user).map_err(|error| {
+            tracing::error!(%error, "the links of a user cannot be read");
+            errors::storage_error(&millrace_agent::Fault::Io(String::new()))
+        })?;
         let waiter: Once<Result<Ingested, ApiError>> = Once::default();
         {
             let mut state = self.state.borrow_mut();
             let ticket = state.open_ticket(Waiter::Ingest(waiter.clone()))?;
-            state.send_ingest(channel_arrival(account, event, ticket))?;
+            state.send_ingest(Arrival { user: person, ..channel_arrival(account, event, ticket) })?;
         }
         waiter.await
     }
@@ -275,24 +287,7 @@ fn conversation_key(principal: &Principal, session: &str) -> ConversationKey {
     ConversationKey { tenant: principal.tenant, conversation: ConversationId::of(principal.tenant, &name) }
 }
 
-/// Events that are authentic and ask for no answer.
-fn ignored(event: &InboundEvent) -> Option<&'static str> {
-    match event.kind {
-        EventKind::Message | EventKind::Action | EventKind::Command if event.text.trim().is_empty() => {
-            Some("it has no text")
-        }
-        EventKind::Message | EventKind::Action | EventKind::Command if !event.mentioned => {
-            Some("it is not addressed to us")
-        }
-        EventKind::Message | EventKind::Action | EventKind::Command => None,
-        EventKind::StreamPoll => Some("it asks for a reply that is sent when it is finished"),
-        EventKind::Edited => Some("it is an edit of an earlier message"),
-        EventKind::DataChange => Some("no trigger listens to data changes"),
-    }
-}
-
-/// A channel event as a turn. Users and chats of an account are their own name space: what an outside
-/// system says about user names gives no access to anybody else's memory.
+/// A channel event as a turn of the user who sent it.
 fn channel_arrival(account: &Account, event: InboundEvent, ticket: Ticket) -> Arrival {
     let channel = account.kind.as_str();
     let scope = format!("{channel}/{}", account.name);
@@ -309,10 +304,9 @@ fn channel_arrival(account: &Account, event: InboundEvent, ticket: Ticket) -> Ar
         event.chat,
         event.thread.as_deref().unwrap_or_default()
     );
-    let user = format!("channel:{channel}:{}:{}:{}", account.name.len(), account.name, event.user);
     Arrival {
         key: ConversationKey { tenant: account.tenant, conversation: ConversationId::of(account.tenant, &unique) },
-        user: UserId::of(account.tenant, &user),
+        user: people::user_of(account, &event.user),
         name,
         text: event.text,
         ticket,

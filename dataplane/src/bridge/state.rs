@@ -202,7 +202,7 @@ impl State {
     }
 
     /// An answer to another shard is never dropped: it waits here while the mailbox is full.
-    fn send_answer(&mut self, shard: usize, message: ShardMessage) {
+    pub fn send_answer(&mut self, shard: usize, message: ShardMessage) {
         self.outgoing[shard].push_back(message);
         self.flush_outgoing();
     }
@@ -228,6 +228,7 @@ impl State {
             ShardMessage::Forgotten { tenant, user } => self.events.push_back(Event::Forgotten { tenant, user }),
             ShardMessage::Reply { ticket, reply } => self.tell(ticket, *reply),
             ShardMessage::Ingested { ticket, result } => self.ingested(ticket, result),
+            ShardMessage::Deliver(job) => self.deliver_new(*job),
             ShardMessage::Resubmit { ticket, tenant, key } => self.resubmit(ticket, tenant, key),
             ShardMessage::Resubmitted { ticket, result } => self.resubmitted(ticket, result),
         }

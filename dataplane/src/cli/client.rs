@@ -117,6 +117,26 @@ impl Client {
         })
     }
 
+    /// A request as it stands, without the key: status and body of the answer.
+    pub(super) fn raw(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<(u16, Vec<u8>), Trouble> {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method of a channel");
+        self.runtime.block_on(async {
+            let mut request = self.http.request(method, format!("{}{path}", self.base)).body(body);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let response = request.send().await.map_err(|error| self.broken(&error))?;
+            let status = response.status().as_u16();
+            Ok((status, self.body(response).await?))
+        })
+    }
+
     fn json(&self, method: reqwest::Method, path: &str, body: Option<&Value>) -> Result<Value, Trouble> {
         self.runtime.block_on(async {
             let response = self.send(method, path, body.map_or(Body::None, Body::Json)).await?;

@@ -6,6 +6,7 @@
 mod admin;
 mod bench;
 mod bench_memory;
+mod channel;
 mod chat;
 mod client;
 mod corpus;
@@ -50,6 +51,8 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Talk to a running server in the terminal
     Chat(chat::ChatArgs),
+    /// Set up, list, test and remove accounts of messengers
+    Channel(channel::ChannelArgs),
     /// Add, list, show and remove models
     Model(model::ModelArgs),
     /// Check this machine and its configuration; exit code 0 healthy, 1 warnings, 2 failures
@@ -149,6 +152,7 @@ fn run(command: Command) -> Result<ExitCode, Trouble> {
             let loaded = config::load(&args.settings.flags)?;
             if args.check { node::check(&loaded) } else { node::run(loaded, args.ready_json) }
         }
+        Command::Channel(args) => channel::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Doctor(args) => doctor::run(&args),

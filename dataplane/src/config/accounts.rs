@@ -5,6 +5,7 @@ use std::path::Path;
 
 use millrace_proto::channel::{Account, ChannelKind, Secret};
 use millrace_proto::id::TenantId;
+use zeroize::Zeroizing;
 
 use super::layers::RawTable;
 use super::{nearest, units};
@@ -15,16 +16,23 @@ const ACCOUNTS_MAX: usize = 256;
 /// Longest secret that a file may hold.
 const SECRET_BYTES_MAX: u64 = 4096;
 
-type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+/// Where references to secrets lead.
+#[derive(Clone, Copy)]
+pub(super) struct References<'a> {
+    /// `env:NAME`.
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// `sealed:NAME`: a secret that `millrace channel add` has put into the data folder; the error says why not.
+    pub sealed: &'a dyn Fn(&str) -> Result<Zeroizing<Vec<u8>>, String>,
+}
 
-pub(super) fn check(raws: &[RawTable], environment: Environment<'_>) -> Result<Vec<Account>, Trouble> {
+pub(super) fn check(raws: &[RawTable], references: References<'_>) -> Result<Vec<Account>, Trouble> {
     if let Some(raw) = raws.get(ACCOUNTS_MAX) {
         return Err(raw.trouble(raw.line, "is one too many", &format!("at most {ACCOUNTS_MAX} accounts are served")));
     }
     let mut seen = HashSet::new();
     let mut accounts = Vec::with_capacity(raws.len());
     for raw in raws {
-        let account = account(raw, environment)?;
+        let account = account(raw, references)?;
         if !seen.insert((account.kind, account.name.clone())) {
             return Err(raw.trouble(raw.line, "has a name that is taken", "kind and name together must be unique"));
         }
@@ -46,7 +54,7 @@ pub(super) fn corpora(raws: &[RawTable]) -> Result<HashMap<(String, String), Vec
     Ok(readable)
 }
 
-fn account(raw: &RawTable, environment: Environment<'_>) -> Result<Account, Trouble> {
+fn account(raw: &RawTable, references: References<'_>) -> Result<Account, Trouble> {
     let kinds = || ChannelKind::ALL.iter().map(|kind| kind.as_str());
     let (kind_text, line) = raw.required("kind")?;
     let kind = ChannelKind::ALL.iter().copied().find(|kind| kind.as_str() == kind_text).ok_or_else(|| {
@@ -69,21 +77,24 @@ fn account(raw: &RawTable, environment: Environment<'_>) -> Result<Account, Trou
     };
     let text = |key| Ok::<_, Trouble>(raw.one(key)?.map(|(text, _)| text.to_owned()));
     let mut account = Account::new(kind, name, tenant);
-    account.secrets = raw.secrets("secrets", environment)?;
-    account.encryption_keys = raw.secrets("encryption_keys", environment)?;
-    account.verify_token = raw.one_secret("verify_token", environment)?;
-    account.bot_token = raw.one_secret("bot_token", environment)?;
-    account.app_secret = raw.one_secret("app_secret", environment)?;
+    account.secrets = raw.secrets("secrets", references)?;
+    account.encryption_keys = raw.secrets("encryption_keys", references)?;
+    account.verify_token = raw.one_secret("verify_token", references)?;
+    account.bot_token = raw.one_secret("bot_token", references)?;
+    account.app_secret = raw.one_secret("app_secret", references)?;
     account.app_id = text("app_id")?;
     account.bot_id = text("bot_id")?;
     account.bot_username = text("bot_username")?;
     account.sender = text("sender")?;
     account.mode = text("mode")?;
-    account.topics = raw.values.get("topics").map_or_else(Vec::new, |(topics, _)| topics.clone());
+    let list = |key| raw.values.get(key).map_or_else(Vec::new, |(texts, _)| texts.clone());
+    account.topics = list("topics");
+    account.users = list("users");
+    account.operators = list("operators");
     account.public_url = raw.url("public_url")?;
     account.api_base = raw.url("api_base")?;
     account.keys_base = raw.keys_base()?;
-    account.reply_url = raw.url_or_secret("reply_url", environment)?;
+    account.reply_url = raw.url_or_secret("reply_url", references)?;
     account.stream = match raw.one("stream")? {
         None | Some(("true", _)) => true,
         Some(("false", _)) => false,
@@ -124,18 +135,21 @@ impl RawTable {
         Ok(Some(text.trim_end_matches('/').to_owned()))
     }
 
-    fn secret(&self, key: &str, text: &str, line: usize, environment: Environment<'_>) -> Result<Secret, Trouble> {
+    fn secret(&self, key: &str, text: &str, line: usize, references: References<'_>) -> Result<Secret, Trouble> {
         // The text itself is never repeated: it may be the secret that somebody pasted here.
         let value = if let Some(name) = text.strip_prefix("env:") {
-            environment(name).map(String::into_bytes).ok_or_else(|| {
+            (references.environment)(name).map(String::into_bytes).ok_or_else(|| {
                 let why = format!("the environment variable {name} is not set");
                 self.trouble(line, &format!("refers to a missing secret in `{key}`"), &why)
             })?
         } else if let Some(path) = text.strip_prefix("file:") {
             read_secret(Path::new(path))
                 .map_err(|why| self.trouble(line, &format!("refers to an unreadable secret in `{key}`"), &why))?
+        } else if let Some(name) = text.strip_prefix("sealed:") {
+            let unreadable = |why: String| self.trouble(line, &format!("refers to a missing secret in `{key}`"), &why);
+            (references.sealed)(name).map_err(unreadable)?.to_vec()
         } else {
-            let why = "secrets do not belong into this file; write env:NAME or file:PATH";
+            let why = "secrets do not belong into this file; write env:NAME or file:PATH, or let `millrace channel add` seal them";
             return Err(self.trouble(line, &format!("has a literal secret in `{key}`"), why));
         };
         if value.is_empty() {
@@ -148,23 +162,23 @@ impl RawTable {
         Ok(Secret::new(value))
     }
 
-    fn secrets(&self, key: &str, environment: Environment<'_>) -> Result<Vec<Secret>, Trouble> {
-        let Some((references, line)) = self.values.get(key) else { return Ok(Vec::new()) };
-        references.iter().map(|reference| self.secret(key, reference, *line, environment)).collect()
+    fn secrets(&self, key: &str, references: References<'_>) -> Result<Vec<Secret>, Trouble> {
+        let Some((texts, line)) = self.values.get(key) else { return Ok(Vec::new()) };
+        texts.iter().map(|text| self.secret(key, text, *line, references)).collect()
     }
 
-    fn one_secret(&self, key: &str, environment: Environment<'_>) -> Result<Option<Secret>, Trouble> {
+    fn one_secret(&self, key: &str, references: References<'_>) -> Result<Option<Secret>, Trouble> {
         let Some((reference, line)) = self.one(key)? else { return Ok(None) };
-        self.secret(key, reference, line, environment).map(Some)
+        self.secret(key, reference, line, references).map(Some)
     }
 
     /// An address that may itself be a secret: as it is, or by reference.
-    fn url_or_secret(&self, key: &str, environment: Environment<'_>) -> Result<Option<Secret>, Trouble> {
+    fn url_or_secret(&self, key: &str, references: References<'_>) -> Result<Option<Secret>, Trouble> {
         let Some((text, line)) = self.one(key)? else { return Ok(None) };
-        if !text.starts_with("env:") && !text.starts_with("file:") {
+        if !["env:", "file:", "sealed:"].iter().any(|start| text.starts_with(start)) {
             return Ok(self.url(key)?.map(Secret::new));
         }
-        let secret = self.secret(key, text, line, environment)?;
+        let secret = self.secret(key, text, line, references)?;
         if secret.text().is_none_or(|text| !is_url(text)) {
             let why = "the secret must be an http:// or https:// URL without user name and password";
             return Err(self.trouble(line, &format!("refers to something else than a URL in `{key}`"), why));

@@ -257,6 +257,8 @@ pub const CHANNEL_KEYS: &[&str] = &[
     "reply_url",
     "corpora",
     "stream",
+    "users",
+    "operators",
 ];
 
 /// The keys of one `[[issuer]]` table.

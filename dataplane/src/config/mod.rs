@@ -288,17 +288,54 @@ pub fn load_from(
     environment: &dyn Fn(&str) -> Option<String>,
     machine: &Machine,
 ) -> Result<Loaded, Trouble> {
+    let (mut loaded, raw) = load_settings(flags, environment, machine)?;
+    let storage = (loaded.config.data.clone(), loaded.config.storage.key_file.clone());
+    let sealed = |name: &str| sealed_secret(&storage.0, &storage.1, name);
+    loaded.config.channels = accounts::check(&raw.channels, accounts::References { environment, sealed: &sealed })?;
+    Ok(loaded)
+}
+
+/// Loads everything but the channel accounts, whose secrets may be at the server's hand only.
+pub fn load_without_channels(flags: &Flags) -> Result<Loaded, Trouble> {
+    Ok(load_settings(flags, &|name| std::env::var(name).ok(), &Machine::probe())?.0)
+}
+
+fn load_settings(
+    flags: &Flags,
+    environment: &dyn Fn(&str) -> Option<String>,
+    machine: &Machine,
+) -> Result<(Loaded, layers::RawFile), Trouble> {
     let file = locate(flags, environment);
     let raw = file.as_deref().map(layers::read_file).transpose()?;
     let settings = layers::settle(flags, environment, file.as_deref().zip(raw.as_ref()));
     let mut config = check::check(&settings, environment, machine)?;
-    if let Some(raw) = &raw {
-        config.channels = accounts::check(&raw.channels, environment)?;
-        config.issuers = issuers::check(&raw.issuers)?;
-        config.corpora.channels = accounts::corpora(&raw.channels)?;
-    }
-    let channels = raw.as_ref().map_or_else(String::new, |raw| format!("{:?}", raw.channels));
-    Ok(Loaded { config, settings, file, flags: flags.clone(), channels })
+    let raw = raw.unwrap_or_default();
+    config.issuers = issuers::check(&raw.issuers)?;
+    config.corpora.channels = accounts::corpora(&raw.channels)?;
+    let channels = format!("{:?}", raw.channels);
+    Ok((Loaded { config, settings, file, flags: flags.clone(), channels }, raw))
+}
+
+/// A line number and the plain values of a table.
+pub type ChannelTable = (usize, Vec<(String, String)>);
+
+/// The `[[channel]]` tables of a configuration text: line of each and its plain values, secrets as references. `path`
+/// only names the text in errors.
+pub fn channel_tables(text: &str, path: &Path) -> Result<Vec<ChannelTable>, Trouble> {
+    let values = |raw: layers::RawTable| {
+        let first = |(key, (texts, _)): (String, (Vec<String>, usize))| Some((key, texts.into_iter().next()?));
+        (raw.line, raw.values.into_iter().filter_map(first).collect())
+    };
+    Ok(layers::parse(text, path)?.channels.into_iter().map(values).collect())
+}
+
+/// Name of the file with the sealed secrets of channel accounts, in the data folder.
+pub const SEALED_FILE_NAME: &str = "channels.sealed";
+
+fn sealed_secret(data: &Path, key_file: &Path, name: &str) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+    let vault = millrace_storage::Vault::open(&data.join(SEALED_FILE_NAME), key_file, false);
+    let found = vault.and_then(|vault| vault.get(name)).map_err(|error| error.to_string())?;
+    found.ok_or_else(|| format!("there is no sealed secret {name}; `millrace channel add` makes them"))
 }
 
 /// The file to read: the one asked for, else `./millrace.toml`, else the one in the data folder.

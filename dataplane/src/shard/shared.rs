@@ -47,6 +47,8 @@ pub struct Shared {
     pub reloader: crate::reload::Reloader,
     /// Settings that may change while the node runs.
     pub live: super::live::Live,
+    /// Who is who across channels, and how chats want to be answered.
+    pub people: crate::bridge::Registry,
     /// What the shards' gateways share: the keys' epoch and rate meters.
     pub gateway: Arc<crate::gateway::Common>,
     /// Certificates of the TLS port, if there is one.

@@ -75,6 +75,10 @@ pub struct Account {
     pub reply_url: Option<Secret>,
     /// Whether replies are shown while they are written, where the platform can change messages.
     pub stream: bool,
+    /// The only users who are served; everybody when it is empty.
+    pub users: Vec<String>,
+    /// Users who may change the settings of groups.
+    pub operators: Vec<String>,
     /// Clock difference that is allowed, when it is not the usual one.
     pub skew_s: Option<u64>,
 }
@@ -102,6 +106,8 @@ impl Account {
             keys_base: None,
             reply_url: None,
             stream: true,
+            users: Vec::new(),
+            operators: Vec::new(),
             skew_s: None,
         }
     }

@@ -18,7 +18,7 @@ const HOSTS: [&str; 2] = ["oapi.dingtalk.com", "api.dingtalk.com"];
 const NEEDS: &[Need] = &[
     need("secrets", "AppSecret of the robot's application"),
     need("app_id", "AppKey, for access tokens"),
-    need("app_secret", "AppSecret once more, for access tokens"),
+    need("app_secret", "AppSecret once more, for access tokens").same_as("secrets"),
     option("sender", "robotCode, for answers after the session's address has ended"),
 ];
 static SPEC: Spec = Spec {
@@ -63,6 +63,7 @@ impl Platform for Adapter {
         event.message_id = Some(key);
         let private = value::text(&body, "/conversationType") == Some("1");
         event.mentioned = private || body["isInAtList"].as_bool() != Some(false);
+        event.private = private;
         let rich: String =
             value::list(&body, "/content/richText").iter().filter_map(|part| value::text(part, "/text")).collect();
         event.text = value::text(&body, "/text/content").unwrap_or(&rich).trim().to_owned();

@@ -51,7 +51,7 @@ impl Platform for Adapter {
 
     fn read(&self, request: &Request<'_>, plain: &[u8]) -> Result<Decoded, Reject> {
         let owner = request.account.app_id.as_deref().unwrap_or_default();
-        let sealed = envelope::seal(request, b"success", owner, Clock::Millis)?;
+        let sealed = envelope::seal_answer(request, b"success", owner, Clock::Millis)?;
         let ack = Answer::json(&json!({
             "msg_signature": sealed.signature, "timeStamp": sealed.timestamp, "nonce": sealed.nonce, "encrypt": sealed.envelope,
         }));

@@ -72,6 +72,8 @@ impl Platform for Adapter {
         let user = value::id(&body, "/member/user/id").map_or_else(|| value::needed(&body, "/user/id"), Ok)?;
         let mut event = InboundEvent::new(event_kind, key.clone(), user, value::needed(&body, "/channel_id")?);
         event.message_id = value::id(&body, "/message/id").or(Some(key));
+        // In a group of friends there is no guild either, but another context.
+        event.private = value::id(&body, "/guild_id").is_none() && body["context"].as_u64().unwrap_or(1) == 1;
         let app = app.or_else(|| request.account.app_id.clone());
         event.reply_handle =
             app.zip(value::id(&body, "/token")).map(|(app, token)| Secret::new(format!("{app}/{token}")));

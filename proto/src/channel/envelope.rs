@@ -110,28 +110,51 @@ pub(super) struct SealedAnswer {
 }
 
 /// Seals an answer under the account's current key and token. Randomness comes from the request's entropy.
-pub(super) fn seal(
+pub(super) fn seal_answer(
     request: &Request<'_>,
     message: &[u8],
     receiver: &str,
     clock: Clock,
 ) -> Result<SealedAnswer, Reject> {
-    let account = request.account;
+    seal(request.account, request.ambient.now_s, request.ambient.entropy, message, receiver, clock)
+}
+
+/// Seals a message under the account's current key and token.
+pub(super) fn seal(
+    account: &Account,
+    now_s: u64,
+    entropy: [u8; 16],
+    message: &[u8],
+    receiver: &str,
+    clock: Clock,
+) -> Result<SealedAnswer, Reject> {
     let key = Account::usable(&account.encryption_keys).find_map(aes_key);
     let key = key.ok_or(Reject::Misconfigured("no usable encryption key"))?;
     let token = Account::usable(&account.secrets).next().ok_or(Reject::Misconfigured("no usable secret"))?;
     let length = u32::try_from(message.len()).map_err(|_| Reject::TooLarge("answer"))?;
-    let mut plain = [&request.ambient.entropy[..], &length.to_be_bytes(), message, receiver.as_bytes()].concat();
-    let padding = PADDING_BLOCK - plain.len() % PADDING_BLOCK;
-    plain.resize(plain.len() + padding, padding as u8);
+    let mut plain = [&entropy[..], &length.to_be_bytes(), message, receiver.as_bytes()].concat();
+    pad(&mut plain, PADDING_BLOCK);
     let sealed = digest::aes256_cbc_encrypt(&key, &iv_of(&key), &plain).expect("padded to whole blocks");
     let envelope = digest::base64(&sealed);
-    let now_s = request.ambient.now_s;
     let timestamp = if clock == Clock::Millis { now_s.saturating_mul(1_000) } else { now_s }.to_string();
     // The nonce may be known; hashing keeps the random bytes of the plaintext to ourselves.
-    let nonce = digest::hex(&digest::sha256(&request.ambient.entropy)[..8]);
+    let nonce = digest::hex(&digest::sha256(&entropy)[..8]);
     let signature = sorted_sha1(token, &timestamp, &nonce, Some(&envelope));
     Ok(SealedAnswer { envelope, signature, timestamp, nonce })
+}
+
+/// PKCS#7: as many bytes as are missing to a whole block (a whole one when none is), each with their count.
+fn pad(plain: &mut Vec<u8>, block: usize) {
+    let padding = block - plain.len() % block;
+    plain.resize(plain.len() + padding, padding as u8);
+}
+
+/// Seals a Feishu envelope.
+pub(super) fn seal_feishu(key: &[u8], iv: &[u8; 16], message: &[u8]) -> String {
+    let mut plain = message.to_vec();
+    pad(&mut plain, 16);
+    let sealed = digest::aes256_cbc_encrypt(&digest::sha256(key), iv, &plain).expect("padded to whole blocks");
+    digest::base64(&[&iv[..], &sealed].concat())
 }
 
 /// Opens a Feishu envelope with any key of the account.

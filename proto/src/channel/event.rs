@@ -137,6 +137,8 @@ pub struct InboundEvent {
     pub kind: EventKind,
     /// Whether we were addressed: by mention, reply, command, or because the chat is private.
     pub mentioned: bool,
+    /// Whether nobody but this user reads the chat. Unknown is no.
+    pub private: bool,
 }
 
 impl InboundEvent {
@@ -161,6 +163,7 @@ impl InboundEvent {
             attachments: Vec::new(),
             kind,
             mentioned: true,
+            private: false,
         }
     }
 

@@ -182,7 +182,8 @@ fn message(request: &Request<'_>, body: &serde_json::Value, ack: Answer) -> Resu
     let content = value::text(event, "/message/content").unwrap_or("{}");
     let content = value::parse_object(content.as_bytes())?;
     let mut text = value::text(&content, "/text").unwrap_or_default().to_owned();
-    found.mentioned = value::text(event, "/message/chat_type") == Some("p2p");
+    found.private = value::text(event, "/message/chat_type") == Some("p2p");
+    found.mentioned = found.private;
     for mention in value::list(event, "/message/mentions") {
         let (Some(key), id) = (value::filled(mention, "/key"), value::id(mention, "/id/open_id")) else { continue };
         let ours = request.account.bot_id.is_some() && id == request.account.bot_id;

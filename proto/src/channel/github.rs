@@ -11,7 +11,7 @@ use crate::split::Unit;
 use std::borrow::Cow;
 
 const NEEDS: &[Need] = &[
-    need("secrets", "secret of the webhook"),
+    need("secrets", "secret of the webhook").ours(),
     option("reply_url", "where answers are posted as Standard Webhooks"),
     option("bot_token", "whsec_... secret that signs them"),
 ];

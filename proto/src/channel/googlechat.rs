@@ -92,6 +92,8 @@ impl Platform for Adapter {
         let mut event = InboundEvent::new(event_kind, key, user, value::needed(&body, "/space/name")?);
         event.thread = value::id(&body, "/message/thread/name");
         event.message_id = message;
+        event.private = value::text(&body, "/space/spaceType") == Some("DIRECT_MESSAGE")
+            || value::text(&body, "/space/type") == Some("DM");
         event.command = value::id(&body, "/message/slashCommand/commandId");
         event.text = match event_kind {
             EventKind::Action => value::text(&body, "/common/invokedFunction")

@@ -13,16 +13,47 @@ pub struct Need {
     pub what: &'static str,
     /// Whether the server refuses to start without it.
     pub required: bool,
+    /// Who makes it up.
+    pub origin: Origin,
+}
+
+/// Where the value of a setting comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The platform shows it.
+    Platform,
+    /// We choose it and tell the platform.
+    Ours,
+    /// It is the value of another setting once more.
+    Same(&'static str),
+}
+
+impl Need {
+    /// We choose this value and tell the platform.
+    pub(super) const fn ours(self) -> Self {
+        Self { origin: Origin::Ours, ..self }
+    }
+
+    /// The value of `key` once more.
+    pub(super) const fn same_as(self, key: &'static str) -> Self {
+        Self { origin: Origin::Same(key), ..self }
+    }
+
+    /// Whether the value must not be shown or written in clear. Addresses of incoming webhooks are such values: who knows
+    /// one may write there.
+    pub fn is_secret(&self) -> bool {
+        matches!(self.key, "secrets" | "encryption_keys" | "verify_token" | "bot_token" | "app_secret")
+    }
 }
 
 /// A setting without which the account cannot work.
 pub(super) const fn need(key: &'static str, what: &'static str) -> Need {
-    Need { key, what, required: true }
+    Need { key, what, required: true, origin: Origin::Platform }
 }
 
 /// A setting that adds something.
 pub(super) const fn option(key: &'static str, what: &'static str) -> Need {
-    Need { key, what, required: false }
+    Need { key, what, required: false, origin: Origin::Platform }
 }
 
 /// How a reply that is still being written can be shown.

@@ -119,6 +119,7 @@ fn event(one: &serde_json::Value, us: Option<&str>) -> Result<Option<InboundEven
     let ranges: Vec<(usize, usize)> =
         mentions.filter_map(|m| Some((number(m, "index")?, number(m, "length")?))).collect();
     event.mentioned = group.is_none() || !ranges.is_empty();
+    event.private = group.is_none();
     event.text = value::without_ranges(value::text(one, "/message/text").unwrap_or_default(), ranges);
     let media = value::text(one, "/message/type").filter(|kind| *kind != "text");
     if let (Some(kind), Some(reference)) = (media, event.message_id.clone()) {

@@ -72,6 +72,7 @@ impl Mail {
         let subject = self.subject.as_deref().unwrap_or_default().trim();
         event.reply_handle = message_id.as_ref().map(|id| Secret::new(format!("{id} {subject}")));
         event.message_id = message_id;
+        event.private = true;
         event.text = new_part(&self.text);
         event.attachments = self.attachments;
         Decoded::event(event, Answer::ok())

@@ -12,8 +12,8 @@ use serde_json::json;
 use std::borrow::Cow;
 
 const NEEDS: &[Need] = &[
-    need("secrets", "hs_token of the registration"),
-    need("bot_token", "as_token of the registration"),
+    need("secrets", "hs_token of the registration").ours(),
+    need("bot_token", "as_token of the registration").ours(),
     need("bot_id", "@bot:server, to recognise mentions and our own messages"),
     need("api_base", "address of the home server"),
     option("bot_username", "display name of the bot"),

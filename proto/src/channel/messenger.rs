@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 const NEEDS: &[Need] = &[
     need("secrets", "app secret (App settings, Basic)"),
-    need("verify_token", "the word that you type as verify token in the webhook form"),
+    need("verify_token", "the word that you type as verify token in the webhook form").ours(),
     need("bot_token", "page access token"),
     option("app_id", "page id: events of other pages are left out"),
 ];
@@ -95,6 +95,7 @@ fn event(message: &serde_json::Value) -> Result<Option<InboundEvent>, Reject> {
     let (sender, mid) = (value::needed(message, "/sender/id")?, value::needed(part, "/mid")?);
     let mut event = InboundEvent::new(event_kind, mid.clone(), sender.clone(), sender);
     event.message_id = Some(mid);
+    event.private = true;
     event.text = match event_kind {
         EventKind::Action => value::text(part, "/payload").unwrap_or_default().to_owned(),
         _ => value::text(part, "/text").unwrap_or_default().trim().to_owned(),

@@ -24,6 +24,7 @@ mod multipart;
 mod outbound;
 mod proof;
 pub mod rates;
+pub mod sample;
 mod value;
 pub mod vectors;
 mod xml;
@@ -63,7 +64,7 @@ mod tests;
 pub use account::{Account, Secret};
 pub use event::{Ambient, Answer, Attachment, Decoded, EventKind, InboundEvent, Incoming, Reject};
 pub use keys::{KeySet, KeySource, NoKeys};
-pub use kind::{ChannelKind, Need, Spec, Streaming};
+pub use kind::{ChannelKind, Need, Origin, Spec, Streaming};
 pub use outbound::{Answered, Button, Delivery, EncodeError, OutboundCall, Outgoing};
 
 use crate::record::{ChatAddress, OutboxJob};
@@ -154,6 +155,16 @@ pub fn verify<'a>(
     ambient: &Ambient<'a>,
 ) -> Result<Cow<'a, [u8]>, Reject> {
     open(&Request { account, incoming: *incoming, ambient: *ambient })
+}
+
+/// Reads only: what a plaintext means that [`verify`] gave for the same request. Nothing is verified here.
+pub fn read_verified(
+    account: &Account,
+    incoming: &Incoming<'_>,
+    ambient: &Ambient<'_>,
+    plain: &[u8],
+) -> Result<Decoded, Reject> {
+    account.kind.platform().read(&Request { account, incoming: *incoming, ambient: *ambient }, plain)
 }
 
 fn open<'a>(request: &Request<'a>) -> Result<Cow<'a, [u8]>, Reject> {

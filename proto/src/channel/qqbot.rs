@@ -22,7 +22,7 @@ const TOKEN: &str = "https://bots.qq.com/app/getAppAccessToken";
 const NEEDS: &[Need] = &[
     need("secrets", "AppSecret: events are signed with it"),
     need("app_id", "AppID of the bot"),
-    need("app_secret", "AppSecret once more, for access tokens"),
+    need("app_secret", "AppSecret once more, for access tokens").same_as("secrets"),
 ];
 static SPEC: Spec = Spec {
     id: "qqbot",
@@ -88,6 +88,7 @@ impl Platform for Adapter {
         let key = value::id(&body, "/id").map_or_else(|| value::needed(d, "/id"), Ok)?;
         let mut event = InboundEvent::new(EventKind::Message, key, value::needed(d, user)?, value::needed(d, chat)?);
         event.message_id = value::id(d, "/id");
+        event.private = kind == "users";
         let handle = format!("{kind}/{}", event.message_id.as_deref().unwrap_or_default());
         event.reply_handle = Some(Secret::new(handle));
         event.text = value::text(d, "/content").unwrap_or_default().trim().to_owned();
@@ -153,7 +154,7 @@ fn answered_message(handle: Option<&str>) -> (&str, &str) {
 }
 
 /// The secret, repeated to 32 bytes.
-fn seed(secret: &[u8]) -> [u8; 32] {
+pub(super) fn seed(secret: &[u8]) -> [u8; 32] {
     let mut seed = [0; 32];
     for (byte, from) in seed.iter_mut().zip(secret.iter().cycle()) {
         *byte = *from;

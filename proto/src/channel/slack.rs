@@ -206,6 +206,7 @@ fn message(request: &Request<'_>, body: &Value) -> Result<Decoded, Reject> {
     let mut found = InboundEvent::new(EventKind::Message, value::needed(body, "/event_id")?, user, chat);
     found.thread = value::id(event, "/thread_ts");
     found.message_id = value::id(event, "/ts");
+    found.private = value::text(event, "/channel_type") == Some("im");
     found.text = without_mention(value::text(event, "/text").unwrap_or_default(), bot);
     found.attachments = value::list(event, "/files")
         .iter()

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
 const NEEDS: &[Need] = &[
-    need("secrets", "whsec_... secret shared with the sender, or its whpk_... public key"),
+    need("secrets", "whsec_... secret shared with the sender, or its whpk_... public key").ours(),
     need("reply_url", "where answers are posted"),
 ];
 static SPEC: Spec = Spec {
@@ -196,6 +196,8 @@ fn event(account: &Account, id: &str, body: &[u8]) -> Result<InboundEvent, Rejec
     event.message_id = name(fields, "message_id")?;
     event.text = text.to_owned();
     event.mentioned = is_message;
+    // Only the sender knows who reads a conversation of its own.
+    event.private = fields.get("private").and_then(Value::as_bool) == Some(true);
     if !is_message {
         let change = object.get("type").and_then(Value::as_str).unwrap_or("change");
         event.change = Some((account.name.clone(), change.to_owned()));

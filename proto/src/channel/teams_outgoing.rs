@@ -91,6 +91,7 @@ pub(super) fn activity(body: &Value) -> Result<Option<InboundEvent>, Reject> {
     }
     let private = value::text(body, "/conversation/conversationType") == Some("personal");
     event.mentioned = mentioned || private || us.is_none() || pressed.is_some();
+    event.private = private;
     event.text = match pressed {
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),

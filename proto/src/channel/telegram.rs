@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 const NEEDS: &[Need] = &[
-    need("secrets", "the secret_token that you give to setWebhook"),
+    need("secrets", "the secret_token that you give to setWebhook").ours(),
     need("bot_token", "bot token of @BotFather"),
     option("bot_username", "the bot's name without @, to recognise mentions in groups"),
 ];
@@ -190,9 +190,6 @@ fn message_event(account: &Account, event_key: String, message: Message, kind: E
     let private = message.chat.kind == "private";
     // Without our own name we cannot recognise a mention; Telegram's privacy mode then decides what we get.
     let mentioned = private || addressed || reply_to_us || account.bot_username.is_none();
-    if !mentioned {
-        return Decoded::ignore("not addressed to us");
-    }
     if text.is_empty() {
         return Decoded::ignore("no text");
     }
@@ -201,6 +198,7 @@ fn message_event(account: &Account, event_key: String, message: Message, kind: E
     event.thread = thread(message.message_thread_id, message.is_topic_message);
     event.message_id = Some(message.message_id.to_string());
     event.text = text;
+    (event.mentioned, event.private) = (mentioned, private);
     Decoded::event(event, Answer::ok())
 }
 

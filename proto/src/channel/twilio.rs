@@ -86,6 +86,7 @@ impl Platform for Adapter {
         let event_kind = if pressed.is_some() { EventKind::Action } else { EventKind::Message };
         let mut event = InboundEvent::new(event_kind, sid, from, from);
         event.message_id = Some(sid.to_owned());
+        event.private = true;
         event.text = pressed.map_or_else(|| form.get("Body").unwrap_or_default().trim().to_owned(), str::to_owned);
         for index in 0..10 {
             if let Some(url) = form.get(&format!("MediaUrl{index}")) {
@@ -129,12 +130,7 @@ fn shared_key_algorithm(request: &Request<'_>) -> Result<bool, Reject> {
 fn signed_fields(request: &Request<'_>) -> Result<String, Reject> {
     let incoming = &request.incoming;
     if incoming.is_form() {
-        let form = Form::parse(incoming.body)?;
-        // Sorted by code point, which is the order of UTF-8 bytes; a repeated value counts once.
-        let mut fields: Vec<&(String, String)> = form.fields().iter().collect();
-        fields.sort_unstable();
-        fields.dedup();
-        return Ok(fields.iter().map(|(name, value)| format!("{name}{value}")).collect());
+        return form_to_sign(incoming.body);
     }
     let query = Form::parse(incoming.query.as_bytes())?;
     match query.single("bodySHA256")? {
@@ -146,6 +142,16 @@ fn signed_fields(request: &Request<'_>) -> Result<String, Reject> {
         None if incoming.body.is_empty() => Ok(String::new()),
         None => Err(Reject::Unauthorized("the body is not signed")),
     }
+}
+
+/// What of a form is signed: names and values in their order, without separators.
+pub(super) fn form_to_sign(body: &[u8]) -> Result<String, Reject> {
+    let form = Form::parse(body)?;
+    // Sorted by code point, which is the order of UTF-8 bytes; a repeated value counts once.
+    let mut fields: Vec<&(String, String)> = form.fields().iter().collect();
+    fields.sort_unstable();
+    fields.dedup();
+    Ok(fields.iter().map(|(name, value)| format!("{name}{value}")).collect())
 }
 
 /// Scheme, host with port, and the rest of an address.

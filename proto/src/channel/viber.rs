@@ -15,7 +15,7 @@ use std::borrow::Cow;
 const API: &str = "https://chatapi.viber.com";
 const NEEDS: &[Need] = &[
     need("secrets", "authentication token of the bot, with its dashes"),
-    need("bot_token", "the same token, for replies"),
+    need("bot_token", "the same token, for replies").same_as("secrets"),
     need("sender", "the bot's name as people see it"),
 ];
 static SPEC: Spec = Spec {
@@ -54,6 +54,7 @@ impl Platform for Adapter {
         let (key, user) = (value::needed(&body, "/message_token")?, value::needed(&body, "/sender/id")?);
         let mut event = InboundEvent::new(EventKind::Message, key.clone(), user.clone(), user);
         event.message_id = Some(key);
+        event.private = true;
         event.text = value::text(&body, "/message/text").unwrap_or_default().trim().to_owned();
         if let (Some(kind), Some(reference)) = (value::id(&body, "/message/type"), value::id(&body, "/message/media")) {
             event.attachments.push(super::Attachment { kind, reference });

@@ -19,7 +19,7 @@ use std::borrow::Cow;
 
 const API: &str = "https://api.weixin.qq.com";
 const NEEDS: &[Need] = &[
-    need("secrets", "Token of the server configuration"),
+    need("secrets", "Token of the server configuration").ours(),
     need("app_id", "AppID wx..."),
     need("app_secret", "AppSecret, for customer-service messages"),
     option("encryption_keys", "EncodingAESKey; with it only encrypted messages are taken"),
@@ -121,6 +121,7 @@ pub(super) fn event(plain: &[u8], ack: Answer) -> Result<Decoded, Reject> {
     let event_kind = if action { EventKind::Action } else { EventKind::Message };
     let mut event = InboundEvent::new(event_kind, key, from, from);
     event.message_id = message;
+    event.private = true;
     event.text = match action {
         true => document.get("EventKey").unwrap_or_default().to_owned(),
         false => document.get("Content").or_else(|| document.get("Recognition")).unwrap_or_default().trim().to_owned(),

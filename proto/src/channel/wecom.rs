@@ -17,8 +17,8 @@ use std::borrow::Cow;
 const API: &str = "https://qyapi.weixin.qq.com";
 pub(super) const CODES: Codes<'_> = Codes { token: &[40_001, 40_014, 42_001], busy: &[-1, 45_009, 45_011, 45_047] };
 const NEEDS: &[Need] = &[
-    need("secrets", "Token of the callback"),
-    need("encryption_keys", "EncodingAESKey of the callback"),
+    need("secrets", "Token of the callback").ours(),
+    need("encryption_keys", "EncodingAESKey of the callback").ours(),
     need("app_id", "corp id ww... (or suite id)"),
     need("app_secret", "Secret of the application"),
     need("sender", "AgentId of the application"),

@@ -15,8 +15,8 @@ use std::borrow::Cow;
 
 const HOST: &str = "qyapi.weixin.qq.com";
 const NEEDS: &[Need] = &[
-    need("secrets", "Token of the robot's callback"),
-    need("encryption_keys", "EncodingAESKey of the robot's callback"),
+    need("secrets", "Token of the robot's callback").ours(),
+    need("encryption_keys", "EncodingAESKey of the robot's callback").ours(),
     option("bot_username", "the robot's name, to cut its mention out"),
     option("app_id", "receive id; empty for robots of one's own company"),
 ];
@@ -68,6 +68,7 @@ impl Platform for Adapter {
         };
         let mut event = InboundEvent::new(event_kind, key.clone(), user, chat);
         event.message_id = Some(key);
+        event.private = value::text(&body, "/chattype") == Some("single");
         event.stream = value::id(&body, "/stream/id");
         event.reply_handle = value::id(&body, "/response_url").map(Secret::new);
         let text = value::text(&body, "/text/content").or_else(|| value::text(&body, "/voice/content"));

@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 const NEEDS: &[Need] = &[
     need("secrets", "app secret (App settings, Basic)"),
-    need("verify_token", "the word that you type as verify token in the webhook form"),
+    need("verify_token", "the word that you type as verify token in the webhook form").ours(),
     need("bot_token", "access token of a system user"),
     need("app_id", "phone number id"),
     option("api_base", "another Graph API version"),
@@ -105,6 +105,7 @@ fn event(message: &serde_json::Value) -> Result<InboundEvent, Reject> {
     let event_kind = if pressed.is_some() { EventKind::Action } else { EventKind::Message };
     let mut event = InboundEvent::new(event_kind, id.clone(), from.clone(), from);
     event.message_id = Some(id);
+    event.private = true;
     let media = ["image", "audio", "video", "document", "sticker"];
     for name in media.into_iter().filter(|name| message.get(name).is_some()) {
         if let Some(reference) = value::id(&message[name], "/id") {

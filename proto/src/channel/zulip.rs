@@ -63,6 +63,8 @@ impl Platform for Adapter {
         };
         let mut event = InboundEvent::new(EventKind::Message, key.clone(), user, chat);
         event.message_id = Some(key);
+        // The bot and one person.
+        event.private = event.chat.starts_with("dm:") && value::list(&body, "/message/display_recipient").len() <= 2;
         event.thread = value::id(&body, "/message/subject").filter(|_| event.chat.starts_with("stream:"));
         let text = value::text(&body, "/message/content").or_else(|| value::text(&body, "/data")).unwrap_or_default();
         event.text = without_mention(text, value::text(&body, "/bot_full_name"));

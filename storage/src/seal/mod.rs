@@ -22,6 +22,7 @@ mod keyring;
 mod measure;
 mod slots;
 mod source;
+mod vault;
 
 pub(crate) use data_key::{DataKey, Header, NonceSource, OpenFailure, Stamp};
 pub(crate) use find::{find_kek, no_random};
@@ -30,6 +31,7 @@ pub(crate) use keyring::{KeyRing, NO_USER, NODE, Owner, TenantKeys, has_user_key
 pub use measure::measure_seal;
 pub(crate) use slots::{SLOTS_FILE, Slots};
 pub use source::KeySource;
+pub use vault::{VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError};
 
 /// The algorithms that seal a tenant's data. Recorded with each key, so a change holds for new keys only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
