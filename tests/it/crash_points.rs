@@ -2,7 +2,6 @@
 //! outside: every event that was acknowledged has its reply, and no reply reached a chat twice.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use millrace_tests::client::ANSWER_WITHIN;
 use millrace_tests::{Platform, Seen, Server, eventually};

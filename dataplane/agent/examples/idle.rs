@@ -94,7 +94,10 @@ fn run(agent: &mut Agent, conversation: u64, turn: u64) {
                 }
                 Effect::Embed { op, .. } => events.push(Event::Embedded { op, result: Ok(Vec::new()) }),
                 Effect::Recall { op, .. } => events.push(Event::Recalled { op, result: Ok(Vec::new()) }),
-                Effect::StopGeneration { .. } | Effect::Reply { .. } | Effect::Deliver { .. } => {}
+                Effect::StopGeneration { .. }
+                | Effect::Reply { .. }
+                | Effect::Deliver { .. }
+                | Effect::Draft { .. } => {}
             }
         }
     }

@@ -32,7 +32,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use millrace_agent::{Arrival, ConversationKey, Event, Source, Ticket};
 use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest};
-use millrace_proto::channel::{Account, EventKind, InboundEvent};
+use millrace_proto::channel::{Account, InboundEvent};
 use millrace_proto::id::{ConversationId, TenantId, UserId};
 use millrace_proto::record::{ChatAddress, SCOPE_ADMIN, SCOPE_IMPERSONATE};
 use millrace_proto::toolcall::CallSyntax;

@@ -42,7 +42,7 @@ pub enum Route {
 
 impl Route {
     /// Every route, in label order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Health,
         Self::Console,
         Self::Chat,

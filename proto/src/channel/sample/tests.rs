@@ -30,7 +30,7 @@ fn account(kind: ChannelKind) -> Account {
             "sender" => account.sender = text,
             "public_url" => account.public_url = Some("https://bot.example".to_owned()),
             "api_base" => account.api_base = Some("https://chat.example".to_owned()),
-            "reply_url" => account.reply_url = Some("https://chat.example/in".to_owned()),
+            "reply_url" => account.reply_url = Some(Secret::new("https://chat.example/in")),
             "topics" => account.topics = vec!["topic".to_owned()],
             other => panic!("{kind} needs {other}, which this test does not know"),
         }
