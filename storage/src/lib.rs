@@ -45,7 +45,9 @@ pub use memory::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter, SpaceHit, Spa
 pub use pool::{READ_QUEUE_MAX, READ_THREADS};
 pub use queue::{RECEIPT_TTL_MS, Receipt};
 pub use rotate::{RotateError, RotationDone};
-pub use seal::{KeySource, Suite, VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError, measure_seal};
+pub use seal::{
+    KeySource, Suite, VAULT_FILE, VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError, measure_seal,
+};
 pub use session::USER_SESSIONS_MAX;
 pub use stats::StatsSnapshot;
 pub use store::{BackendKind, Store, StoreOptions};

@@ -7,7 +7,7 @@ use crate::backend::{Cf, KvOp, ScanRange};
 use crate::error::{CommitError, OpenError, ReadError};
 use crate::layout::{self, ctl};
 use crate::reseal::{Reseal, Sweep};
-use crate::seal::{self, Kek, KeySource, NO_USER, Suite};
+use crate::seal::{self, Kek, KeySource, NO_USER, Suite, VaultError};
 use crate::store::{BackendKind, Inner, Store};
 use millrace_proto::id::TenantId;
 use std::ops::ControlFlow;
@@ -33,6 +33,9 @@ pub enum RotateError {
     /// The new keys could not be written.
     #[error("the new keys cannot be written")]
     Write(#[source] CommitError),
+    /// The sealed secrets beside the store could not be brought to the new key.
+    #[error("the sealed secrets cannot be brought to the new key")]
+    Secrets(#[source] VaultError),
     /// The thread could not be started.
     #[error("the rotation cannot start")]
     Thread(#[source] std::io::Error),
@@ -146,11 +149,14 @@ fn renew_master(inner: &Inner) -> Result<RotationDone, RotateError> {
             )));
         }
     };
-    let keys = inner.shared.keys.rewrap(&*inner.shared.kv, new).map_err(RotateError::Write)?;
+    // The secrets open under both keys until the new one has taken its place, whatever happens between.
+    seal::admit_key(&options.path, &inner.shared.keys.master(), &new).map_err(RotateError::Secrets)?;
+    let keys = inner.shared.keys.rewrap(&*inner.shared.kv, new.clone()).map_err(RotateError::Write)?;
     if options.key_source == KeySource::File {
         let failed = |source| OpenError::io("put the new key in the place of", &options.key_file, source);
         seal::publish_next(&options.key_file).map_err(|source| RotateError::Key(failed(source)))?;
     }
+    seal::keep_key(&options.path, &new).map_err(RotateError::Secrets)?;
     tracing::info!(keys, "the store was brought to a new key of keys");
     Ok(RotationDone { keys })
 }

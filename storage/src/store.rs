@@ -320,9 +320,17 @@ fn open_keys(options: &StoreOptions, kv: &dyn KvStore) -> Result<KeyRing, OpenEr
     if check.is_none() {
         kv.apply(&[KvOp::Put(Cf::Ctl, ctl::KEY_CHECK.to_vec(), keys.check_value())], true).map_err(failed)?;
     }
+    let secrets = |error: seal::VaultError| {
+        let source = std::io::Error::other(error.to_string());
+        OpenError::io("bring to the key of keys", &options.path.join(seal::VAULT_FILE), source)
+    };
     if let Some(new) = found.rewrap_to {
+        seal::admit_key(&options.path, &keys.master(), &new).map_err(secrets)?;
         let count = keys.rewrap(kv, new).map_err(unfinished)?;
         tracing::info!(keys = count, "the store was brought to a new key of keys");
+    }
+    if options.backend != BackendKind::Memory {
+        seal::keep_key(&options.path, &keys.master()).map_err(secrets)?;
     }
     Ok(keys)
 }

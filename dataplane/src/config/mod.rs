@@ -289,8 +289,8 @@ pub fn load_from(
     machine: &Machine,
 ) -> Result<Loaded, Trouble> {
     let (mut loaded, raw) = load_settings(flags, environment, machine)?;
-    let storage = (loaded.config.data.clone(), loaded.config.storage.key_file.clone());
-    let sealed = |name: &str| sealed_secret(&storage.0, &storage.1, name);
+    let (data, storage) = (loaded.config.data.clone(), loaded.config.storage.clone());
+    let sealed = |name: &str| sealed_secret(&data, &storage, name);
     loaded.config.channels = accounts::check(&raw.channels, accounts::References { environment, sealed: &sealed })?;
     Ok(loaded)
 }
@@ -329,11 +329,8 @@ pub fn channel_tables(text: &str, path: &Path) -> Result<Vec<ChannelTable>, Trou
     Ok(layers::parse(text, path)?.channels.into_iter().map(values).collect())
 }
 
-/// Name of the file with the sealed secrets of channel accounts, in the data folder.
-pub const SEALED_FILE_NAME: &str = "channels.sealed";
-
-fn sealed_secret(data: &Path, key_file: &Path, name: &str) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
-    let vault = millrace_storage::Vault::open(&data.join(SEALED_FILE_NAME), key_file, false);
+fn sealed_secret(data: &Path, storage: &StorageOptions, name: &str) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+    let vault = millrace_storage::Vault::open(data, &storage.key_source, &storage.key_file, false);
     let found = vault.and_then(|vault| vault.get(name)).map_err(|error| error.to_string())?;
     found.ok_or_else(|| format!("there is no sealed secret {name}; `millrace channel add` makes them"))
 }

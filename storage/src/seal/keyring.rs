@@ -356,6 +356,11 @@ impl KeyRing {
         Ok(ops.len() - 1)
     }
 
+    /// The key of keys that wraps now.
+    pub fn master(&self) -> Kek {
+        self.kek.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Whether this is the key of keys that wraps now.
     pub fn is_master(&self, kek: &Kek) -> bool {
         let now = self.kek.read().unwrap_or_else(PoisonError::into_inner);

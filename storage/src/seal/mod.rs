@@ -31,7 +31,8 @@ pub(crate) use keyring::{KeyRing, NO_USER, NODE, Owner, TenantKeys, has_user_key
 pub use measure::measure_seal;
 pub(crate) use slots::{SLOTS_FILE, Slots};
 pub use source::KeySource;
-pub use vault::{VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError};
+pub use vault::{VAULT_FILE, VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError};
+pub(crate) use vault::{admit_key, keep_key};
 
 /// The algorithms that seal a tenant's data. Recorded with each key, so a change holds for new keys only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -10,14 +10,14 @@ use std::process::ExitCode;
 
 use clap::Args;
 use millrace_proto::channel::{ChannelKind, Need, Origin};
-use millrace_storage::Vault;
+use millrace_storage::{VAULT_FILE, Vault};
 use zeroize::Zeroizing;
 
 use super::{file, kind_of, probe, sealed_trouble, steps};
 use crate::cli::FolderFlags;
 use crate::cli::client::{Client, ServerArgs};
 use crate::cli::print::{note, out};
-use crate::config::{self, FILE_NAME, Loaded, SEALED_FILE_NAME};
+use crate::config::{self, FILE_NAME, Loaded};
 use crate::trouble::Trouble;
 
 #[derive(Debug, Args)]
@@ -88,7 +88,7 @@ pub(super) fn run(args: &AddArgs) -> Result<ExitCode, Trouble> {
         )
     })?;
     file::replace(&path, &file::with(&text, kind.as_str(), &args.name, &settings))?;
-    note(&format!("{kind}/{} is in {}; its secrets are sealed in {SEALED_FILE_NAME}", args.name, path.display()));
+    note(&format!("{kind}/{} is in {}; its secrets are sealed in {VAULT_FILE}", args.name, path.display()));
     let base = url.unwrap_or_else(|| "https://YOUR.HOST".to_owned());
     let address = format!("{}/hooks/{kind}/{}", base.trim_end_matches('/'), args.name);
     out(&steps::text(kind, &address, &made));
@@ -102,7 +102,7 @@ fn vault(loaded: &Loaded) -> Result<Vault, Trouble> {
         Trouble::new(format!("{} cannot be made", data.display()), error.to_string(), "give another --data")
     })?;
     let store_exists = data.join("db").exists();
-    Vault::open(&data.join(SEALED_FILE_NAME), &storage.key_file, !store_exists).map_err(sealed_trouble)
+    Vault::open(data, &storage.key_source, &storage.key_file, !store_exists).map_err(sealed_trouble)
 }
 
 /// Values of `--set`, checked against what the platform knows.

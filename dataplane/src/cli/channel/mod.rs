@@ -16,7 +16,7 @@ use serde_json::json;
 use super::FolderFlags;
 use super::client::ServerArgs;
 use super::print::{note, out, table};
-use crate::config::{self, SEALED_FILE_NAME};
+use crate::config;
 use crate::trouble::Trouble;
 
 #[derive(Debug, Args)]
@@ -174,9 +174,9 @@ fn rm(id: &str, folders: &FolderFlags) -> Result<ExitCode, Trouble> {
     };
     file::replace(path, &file::without(&text, path, entry)?)?;
     let storage = &loaded.config.storage;
-    let sealed_file = loaded.config.data.join(SEALED_FILE_NAME);
-    let forgotten = if sealed_file.exists() {
-        let vault = millrace_storage::Vault::open(&sealed_file, &storage.key_file, false);
+    let data = &loaded.config.data;
+    let forgotten = if data.join(millrace_storage::VAULT_FILE).exists() {
+        let vault = millrace_storage::Vault::open(data, &storage.key_source, &storage.key_file, false);
         vault
             .and_then(|mut vault| vault.remove_all(&add::secret_prefix(&entry.kind, &entry.name)))
             .map_err(sealed_trouble)?
