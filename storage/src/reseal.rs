@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Families whose values are sealed, and where the sealed part starts.
-const SEALED: [(Cf, usize); 11] = [
+const SEALED: [(Cf, usize); 12] = [
     (Cf::Ctl, 0),
     (Cf::Sess, 0),
     (Cf::Msg, 0),
@@ -27,6 +27,7 @@ const SEALED: [(Cf, usize); 11] = [
     (Cf::Mem, 0),
     (Cf::Vec, 0),
     (Cf::Space, 0),
+    (Cf::Corpus, 0),
 ];
 /// Rows looked at in one step; the engine's view is held no longer than copying them takes.
 const STEP_ROWS: usize = 256;

@@ -77,6 +77,7 @@ fn a_key_that_could_not_be_written_is_not_used() {
     assert!(matches!(keys.find_or_make(&kv, T5), Err(CommitError::NoSpace { .. })));
     assert!(keys.opened((T5, NO_USER)).is_none());
     kv.inject(Fault::None);
+    kv.recover().unwrap();
     keys.find_or_make(&kv, T5).unwrap();
     kv.inject(Fault::NoSpace);
     assert!(matches!(keys.find_or_make_user(&kv, T5, ALICE), Err(CommitError::NoSpace { .. })));
