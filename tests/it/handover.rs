@@ -50,6 +50,7 @@ fn no_request_fails_while_the_program_is_replaced() {
         // An answer that runs when the hand-over begins is finished.
         let mut body = chat("Count slowly.", 24);
         body["stream"] = json!(true);
+        body["ignore_eos"] = json!(true);
         let stream = server.stream("/v1/chat/completions", &body);
         server.signal("USR2");
         let events = stream.finish().expect("the stream ends");
