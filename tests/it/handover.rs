@@ -9,11 +9,12 @@ use millrace_tests::{Server, client, eventually};
 use serde_json::json;
 
 /// How long a request may take while one image ends and the next one starts.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(110);
 
 #[test]
 fn no_request_fails_while_the_program_is_replaced() {
-    let server = Server::start_default();
+    // A busy machine may take long over the answer that is under way.
+    let server = Server::builder().env("MILLRACE_DRAIN_TIMEOUT", "60s").start();
     let (address, key) = (server.http, server.key.clone());
     let pid = server.pid();
     let stop = Arc::new(AtomicBool::new(false));
@@ -48,12 +49,13 @@ fn no_request_fails_while_the_program_is_replaced() {
     more(100);
     for round in 1..=3 {
         // An answer that runs when the hand-over begins is finished.
-        let mut body = chat("Count slowly.", 24);
+        let mut body = chat("Count slowly.", 12);
         body["stream"] = json!(true);
+        body["ignore_eos"] = json!(true);
         let stream = server.stream("/v1/chat/completions", &body);
         server.signal("USR2");
         let events = stream.finish().expect("the stream ends");
-        assert!(events.len() > 10, "{events:?}");
+        assert!(events.len() > 5, "{events:?}");
         eventually("the next image is ready", PATIENCE, || {
             (server.log().matches(" ready").count() > round).then_some(())
         });

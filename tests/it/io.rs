@@ -17,7 +17,14 @@ fn serves(server: &Server, backend: &str) {
     assert!(events.len() > 2, "{events:?}");
     assert_eq!(server.post("/v1/chat/completions", &json!({})).status, 400);
     assert_eq!(client::request(server.http, "GET", "/v1/models", "", &[], b"").expect("an answer").status, 401);
-    println!("{}", python("ws_chat.py", &[&server.http.to_string(), &server.key]));
+    let checks = [
+        "a_wrong_key_is_refused",
+        "closing_is_answered",
+        "broken_utf8_closes_with_1007",
+        "a_message_that_is_too_large_closes_with_1009",
+    ];
+    let address = server.http.to_string();
+    println!("{}", python("ws_chat.py", &[&[address.as_str(), &server.key], &checks[..]].concat()));
     println!("{}", python("http2_abuse.py", &[&server.http.to_string(), &server.key]));
 }
 
