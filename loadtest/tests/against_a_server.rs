@@ -219,7 +219,8 @@ fn idle_connections_are_reused_and_lost_ones_replaced() {
     let seen = Arc::clone(&connections);
     // The server closes after every fifth answer without saying so.
     let address = serve(move |n, _, _, stream| {
-        seen.lock().unwrap().insert(stream.peer_addr().unwrap());
+        // A client that is gone has no address any more.
+        stream.peer_addr().map(|peer| seen.lock().unwrap().insert(peer))?;
         answer(stream, 200, "{}")?;
         if n % 5 == 0 { stream.shutdown(std::net::Shutdown::Both) } else { Ok(()) }
     });
@@ -229,7 +230,8 @@ fn idle_connections_are_reused_and_lost_ones_replaced() {
     // A request may reach the server just before it closes and be counted there without an answer; then the
     // fifths come sooner. Every loss is one new connection in any case.
     assert!(report.reconnects >= 9, "{report}");
-    assert_eq!(connections.lock().unwrap().len() as u64, report.reconnects + 1);
+    let connections = connections.lock().unwrap().len() as u64;
+    assert!((10..=report.reconnects + 1).contains(&connections), "{connections} connections; {report}");
 }
 
 #[test]
