@@ -102,7 +102,7 @@ fn groups_are_answered_as_their_operators_wish() {
     let telegram = Platform::telegram();
     let config = format!(
         "[[channel]]\nkind = \"telegram\"\nname = \"bot\"\nsecrets = [\"env:TELEGRAM_SECRET\"]\nbot_token = \"env:TELEGRAM_BOT_TOKEN\"\n\
-         api_base = \"{}\"\nbot_username = \"our_bot\"\noperators = [\"7\"]\nusers = [\"7\", \"8\", \"4711\"]\n",
+         stream = false\napi_base = \"{}\"\nbot_username = \"our_bot\"\noperators = [\"7\"]\nusers = [\"7\", \"8\", \"4711\"]\n",
         telegram.url()
     );
     let server = Server::builder()

@@ -199,7 +199,7 @@ fn account(row: &Row, fake: &Platform) -> String {
     let secrets = if row.secret.is_empty() { String::new() } else { format!("secrets = [\"env:{name}_SECRET\"]\n") };
     let settings = row.settings.replace("FAKE", &name);
     format!(
-        "[[channel]]\nkind = \"{}\"\nname = \"main\"\n{secrets}bot_token = \"env:FAKE_TOKEN\"\napi_base = \"{}\"\n{settings}\n",
+        "[[channel]]\nkind = \"{}\"\nname = \"main\"\n{secrets}stream = false\nbot_token = \"env:FAKE_TOKEN\"\napi_base = \"{}\"\n{settings}\n",
         row.kind,
         fake.url()
     )
@@ -324,7 +324,7 @@ fn events_signed_by_the_platforms_own_sdks_are_taken_and_answered() {
         let token =
             if kind == "github" || kind == "standard_webhooks" { "" } else { "bot_token = \"env:SDK_TOKEN\"\n" };
         config.push_str(&format!(
-            "[[channel]]\nkind = \"{kind}\"\nname = \"main\"\nsecrets = [\"env:{variable}\"]\napi_base = \"{}\"\n{token}{settings}{reply}\n",
+            "[[channel]]\nkind = \"{kind}\"\nname = \"main\"\nstream = false\nsecrets = [\"env:{variable}\"]\napi_base = \"{}\"\n{token}{settings}{reply}\n",
             fake.url()
         ));
         builder = builder.env(&variable, secrets["secret"].as_str().expect("a secret"));

@@ -349,7 +349,7 @@ fn encode(rows: &BTreeMap<Row, Row>) -> Vec<u8> {
 
 fn parse(bytes: &[u8]) -> Option<BTreeMap<Row, Row>> {
     let (version, rows) = bytes.split_first()?;
-    if *version != PAGE_VERSION || rows.len() % ROW_BYTES != 0 || rows.len() / ROW_BYTES > PAGE_ROWS_MAX {
+    if *version != PAGE_VERSION || !rows.len().is_multiple_of(ROW_BYTES) || rows.len() / ROW_BYTES > PAGE_ROWS_MAX {
         return None;
     }
     let row = |bytes: &[u8]| Some((bytes[..16].try_into().ok()?, bytes[16..].try_into().ok()?));

@@ -42,7 +42,7 @@ impl Need {
     /// Whether the value must not be shown or written in clear. Addresses of incoming webhooks are such values: who knows
     /// one may write there.
     pub fn is_secret(&self) -> bool {
-        matches!(self.key, "secrets" | "encryption_keys" | "verify_token" | "bot_token" | "app_secret")
+        matches!(self.key, "secrets" | "encryption_keys" | "verify_token" | "bot_token" | "app_secret" | "reply_url")
     }
 }
 

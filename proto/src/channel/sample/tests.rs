@@ -150,6 +150,7 @@ fn no_secret_shows_in_what_debug_and_errors_print() {
         account.verify_token = Some(canary("verify"));
         account.bot_token = Some(canary("bot"));
         account.app_secret = Some(canary("app"));
+        account.reply_url = Some(canary("reply"));
         let mut shown = format!("{account:?}");
         match sample(&account, "Hello", 1) {
             Ok(request) => shown.push_str(&format!("{:?}", receive(&account, &request).map(|_| "taken"))),
