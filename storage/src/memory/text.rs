@@ -95,7 +95,9 @@ pub(crate) fn search(
     for word in counts(text).keys().take(QUERY_WORDS_MAX) {
         let term = term(keys, user, word);
         let postings = index.postings(term, || postings(kv, tenant, user, term))?;
-        let (all, with) = (index.docs() as f32, postings.len() as f32);
+        // Numbers of memories that were written again or forgotten are still in the list, and count no more.
+        let live = postings.iter().filter(|(number, _)| index.numbered(*number).is_some()).count();
+        let (all, with) = (index.docs() as f32, live as f32);
         // The `1 +` keeps a word that is in most memories from counting against them.
         let rarity = (1.0 + (all - with + 0.5).max(0.0) / (with + 0.5)).ln();
         asked += rarity;
