@@ -204,7 +204,7 @@ fn a_bad_chat_request_is_refused_with_the_reason() {
         refused("max_tokens 0", json!({"max_tokens": 0}), 400, Some("max_tokens")),
         refused("max_tokens 1.5", json!({"max_tokens": 1.5}), 400, Some("max_tokens")),
         refused("max_tokens 1e30", json!({"max_tokens": 1e30}), 400, Some("max_tokens")),
-        refused("n 2", json!({"n": 2}), 400, Some("n")),
+        refused("n 33", json!({"n": 33}), 400, Some("n")),
         refused("100 stop strings", json!({"stop": vec!["x"; 100]}), 400, Some("stop")),
         refused("a stop that is a number", json!({"stop": 5}), 400, Some("stop")),
         refused("top_logprobs without logprobs", json!({"top_logprobs": 3}), 400, Some("top_logprobs")),
@@ -238,7 +238,7 @@ fn other_routes_refuse_bad_input_as_clearly() {
     let server = Server::start_default();
     for (what, path, body, status, param) in [
         ("no prompt", "/v1/completions", json!({"model": "default"}), 400, "prompt"),
-        ("best_of", "/v1/completions", json!({"model": "default", "prompt": "x", "n": 3}), 400, "n"),
+        ("best_of", "/v1/completions", json!({"model": "default", "prompt": "x", "n": 3, "best_of": 5}), 400, "best_of"),
         ("no input", "/v1/embeddings", json!({"model": "default"}), 400, "input"),
         ("empty input", "/v1/embeddings", json!({"model": "default", "input": ""}), 400, "input"),
         ("10 000 inputs", "/v1/embeddings", json!({"model": "default", "input": vec!["x"; 10_000]}), 400, "input"),
