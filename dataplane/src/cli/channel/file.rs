@@ -118,7 +118,7 @@ mod tests {
     use proptest::prelude::*;
 
     const TEXT: &str = "listen = \"127.0.0.1:1\"\n\n[[channel]]\nkind = \"telegram\"\nname = \"a\"\nsecrets = [\n  \"env:A\",\n]\n\n\
-                        # the shop\n[[channel]]\nkind = \"slack\"\nname = \"b\"\n\n[agent]\nrecall = true\n";
+                        # the shop\n[[channel]]\nkind = \"slack\"\nname = \"b\"\n\n[agent]\nreply_tokens_max = 5\n";
 
     fn path() -> &'static Path {
         Path::new("millrace.toml")
@@ -132,7 +132,7 @@ mod tests {
         assert!(first.contains("# the shop\n[[channel]]\nkind = \"slack\"") && !first.contains("telegram"), "{first}");
         let second = without(TEXT, path(), &entries[1]).unwrap();
         assert!(
-            second.contains("[agent]\nrecall = true") && second.contains("env:A") && !second.contains("slack"),
+            second.contains("[agent]\nreply_tokens_max = 5") && second.contains("env:A") && !second.contains("slack"),
             "{second}"
         );
     }

@@ -28,6 +28,7 @@ fn account(kind: ChannelKind) -> Account {
             "app_id" => account.app_id = text,
             "bot_id" => account.bot_id = text,
             "sender" => account.sender = text,
+            "mode" => account.mode = Some("project_number".to_owned()),
             "public_url" => account.public_url = Some("https://bot.example".to_owned()),
             "api_base" => account.api_base = Some("https://chat.example".to_owned()),
             "reply_url" => account.reply_url = Some(Secret::new("https://chat.example/in")),

@@ -16,8 +16,7 @@ fn group(text: &str, entities: &str, extra: &str) -> Result<String, &'static str
     match update(Some("Corp_Bot"), &body) {
         Ok(Decoded::Events { events, .. }) => {
             assert_eq!(events.len(), 1);
-            assert!(events[0].mentioned);
-            Ok(events[0].text.clone())
+            if events[0].mentioned { Ok(events[0].text.clone()) } else { Err("not addressed to us") }
         }
         Ok(Decoded::Ignore { why, .. }) => Err(why),
         other => panic!("{other:?}"),
