@@ -1,7 +1,7 @@
 //! HTTP/3 and `millrace/1` on the real binary, judged by clients that were not written here or from the published
 //! specification alone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use millrace_tests::tools::python;
@@ -14,7 +14,7 @@ fn secure(builder: ServerBuilder) -> (Server, String, PathBuf) {
     (server, address, certificate)
 }
 
-fn run(script: &str, server: &Server, address: &str, certificate: &PathBuf) {
+fn run(script: &str, server: &Server, address: &str, certificate: &Path) {
     println!("{}", python(script, &[address, certificate.to_str().expect("a path"), &server.key]));
     assert_eq!(server.get("/healthz").status, 200, "the server goes on");
     assert!(!server.log().contains("panicked"), "{}", server.log());

@@ -108,7 +108,7 @@ impl Bench {
             history.push(id);
             guide.accept(id);
             if !guide.goes_on(&stats) {
-                guide.look_at(&guess(&history, &guide.forced().to_vec()));
+                guide.look_at(&guess(&history, guide.forced()));
                 work.try_recv().expect("the guide hands its parser over").run();
             }
         }

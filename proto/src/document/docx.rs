@@ -101,11 +101,12 @@ impl Body<'_> {
             Step::Close("t") => self.in_text = false,
             Step::Text(text) if self.in_text => self.run.push_str(text),
             Step::Open("tab", _) => self.run.push(' '),
-            Step::Open("br", tag) if attribute(tag, "type").as_deref() == Some("page") => {
-                if !self.drawn && self.tables == 0 {
-                    self.paragraph()?;
-                    self.next_page()?;
-                }
+            // A break that Word has drawn is marked again as rendered.
+            Step::Open("br", tag)
+                if attribute(tag, "type").as_deref() == Some("page") && !self.drawn && self.tables == 0 =>
+            {
+                self.paragraph()?;
+                self.next_page()?;
             }
             Step::Open("lastRenderedPageBreak", _) if self.tables == 0 => {
                 self.paragraph()?;

@@ -14,7 +14,7 @@ pub(super) fn read(bytes: &[u8], sink: &mut Sink, depth: usize) -> Result<(), Do
     }
     let mail = MessageParser::default()
         .parse(bytes)
-        .filter(|mail| mail.headers().len() > 0)
+        .filter(|mail| !mail.headers().is_empty())
         .ok_or_else(|| DocumentError::damaged(KIND, "it has no mail headers"))?;
     sink.heading(1, mail.subject().unwrap_or("(no subject)"))?;
     let people = |list: Option<&Address<'_>>| {

