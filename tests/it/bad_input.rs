@@ -238,7 +238,13 @@ fn other_routes_refuse_bad_input_as_clearly() {
     let server = Server::start_default();
     for (what, path, body, status, param) in [
         ("no prompt", "/v1/completions", json!({"model": "default"}), 400, "prompt"),
-        ("best_of", "/v1/completions", json!({"model": "default", "prompt": "x", "n": 3, "best_of": 5}), 400, "best_of"),
+        (
+            "best_of",
+            "/v1/completions",
+            json!({"model": "default", "prompt": "x", "n": 3, "best_of": 5}),
+            400,
+            "best_of",
+        ),
         ("no input", "/v1/embeddings", json!({"model": "default"}), 400, "input"),
         ("empty input", "/v1/embeddings", json!({"model": "default", "input": ""}), 400, "input"),
         ("10 000 inputs", "/v1/embeddings", json!({"model": "default", "input": vec!["x"; 10_000]}), 400, "input"),

@@ -199,7 +199,7 @@ fn deliver(server: &millrace_tests::Server, event: &Event) -> bool {
         Kind::Webhook => tell_webhook(server, &format!("evt_{}", event.number), &message(&conversation, &text)),
         Kind::Qq => tell_qq(server, &conversation, &format!("evt-{}", event.number), &text),
         Kind::Matrix => {
-            let path = format!("/hooks/matrix/home/_matrix/app/v1/transactions/t{}", event.number);
+            let path = format!("/hooks/matrix/team/_matrix/app/v1/transactions/t{}", event.number);
             let bearer = format!("Bearer {HS_TOKEN}");
             let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
             let body = matrix_message(&conversation, &format!("$e{}", event.number), &text);

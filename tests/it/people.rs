@@ -30,8 +30,9 @@ fn last_text(platform: &Platform, count: usize) -> String {
 
 /// The code in a message.
 fn code(text: &str) -> String {
-    let word = text.split_whitespace().find(|word| word.len() == 9 && word.as_bytes()[4] == b'-');
-    word.unwrap_or_else(|| panic!("no code in {text:?}")).trim_end_matches('.').to_owned()
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    let mut codes = words.filter(|word| word.len() == 9 && word.as_bytes()[4] == b'-');
+    codes.next().unwrap_or_else(|| panic!("no code in {text:?}")).to_owned()
 }
 
 fn remembers(server: &Server, user: &str, question: &str, fact: &str) -> bool {
@@ -81,12 +82,18 @@ fn a_code_from_one_channel_typed_in_another_joins_two_memories_until_it_is_undon
     assert!(!server.log().contains(&shown[..4]), "the log holds no code");
 }
 
-/// A group message of a Telegram user.
+/// A group message of a Telegram user, with what Telegram marks in it.
 fn group(update_id: u64, user: u64, text: &str) -> String {
+    let kind = if text.starts_with('/') { "bot_command" } else { "mention" };
+    let length = text.find(' ').unwrap_or(text.len());
+    let marked = text.starts_with(['@', '/']);
+    let entities: Vec<Value> =
+        marked.then(|| json!({"type": kind, "offset": 0, "length": length})).into_iter().collect();
     json!({
         "update_id": update_id,
         "message": {
             "message_id": update_id, "date": 1, "text": text, "chat": {"id": -100, "type": "group", "title": "Team"},
+            "entities": entities,
             "from": {"id": user, "is_bot": false, "first_name": "Test"},
         }
     })

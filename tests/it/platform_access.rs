@@ -62,7 +62,7 @@ fn a_matrix_server_puts_transactions_and_each_is_answered_once() {
     let mut server = serve(&account, &[("HS", HS_TOKEN), ("AS", "as-token")]);
     let bearer = format!("Bearer {HS_TOKEN}");
     let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
-    let base = "/hooks/matrix/home/_matrix/app/v1";
+    let base = "/hooks/matrix/team/_matrix/app/v1";
 
     let ping = post(&server, "POST", &format!("{base}/ping"), &headers, r#"{"transaction_id":"p"}"#);
     assert_eq!((ping.status, ping.text().as_str()), (200, "{}"));
@@ -88,7 +88,7 @@ fn a_matrix_server_puts_transactions_and_each_is_answered_once() {
     let other = post(&server, "DELETE", &format!("{base}/transactions/t0"), &headers, "");
     assert_eq!(other.status, 405, "{}", other.text());
     // The longer address is Matrix' alone.
-    let elsewhere = post(&server, "PUT", "/hooks/telegram/home/transactions/t0", &headers, "{}");
+    let elsewhere = post(&server, "PUT", "/hooks/telegram/team/transactions/t0", &headers, "{}");
     assert_eq!(elsewhere.status, 404, "{}", elsewhere.text());
 
     let path = format!("{base}/transactions/t%2F1");
@@ -109,7 +109,7 @@ fn a_matrix_server_puts_transactions_and_each_is_answered_once() {
     });
     server.kill();
     server.restart();
-    let legacy = "/hooks/matrix/home/transactions/t%2F1";
+    let legacy = "/hooks/matrix/team/transactions/t%2F1";
     assert_eq!(
         post(&server, "PUT", legacy, &headers, &matrix_message("!room:example.org", "$1", "Who are you?")).status,
         200

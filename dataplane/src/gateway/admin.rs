@@ -211,6 +211,7 @@ impl Gateway {
             },
             "inbox": {"open": inbox_open},
             "outbox": {
+                "delivered": metrics.delivered_total(),
                 "pending": count(DeliveryState::Pending),
                 "sending": count(DeliveryState::Sending),
                 "unknown": count(DeliveryState::Unknown),

@@ -435,10 +435,10 @@ mod tests {
     fn segments_are_cut_out() {
         let Found::Row(row, segments) = find("POST", "/hooks/telegram/main") else { panic!() };
         assert_eq!((row.endpoint, segments.get(0), segments.get(1)), (Endpoint::Hook, "telegram", "main"));
-        let Found::Row(row, segments) = find("PUT", "/hooks/matrix/home/_matrix/app/v1/transactions/t%2F1") else {
+        let Found::Row(row, segments) = find("PUT", "/hooks/matrix/team/_matrix/app/v1/transactions/t%2F1") else {
             panic!()
         };
-        assert_eq!((row.endpoint, segments.get(1), segments.get(2)), (Endpoint::Hook, "home", "t%2F1"));
+        assert_eq!((row.endpoint, segments.get(1), segments.get(2)), (Endpoint::Hook, "team", "t%2F1"));
         let Found::Row(row, segments) = find("HEAD", "/v1/models/org/name") else { panic!() };
         assert_eq!((row.endpoint, segments.get(0), segments.get(1)), (Endpoint::Model, "org/name", ""));
     }

@@ -477,6 +477,11 @@ impl Metrics {
         self.shards.iter().map(ShardMetrics::connections_open).sum()
     }
 
+    /// Replies that reached their platforms since the start.
+    pub fn delivered_total(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.delivered.load(Relaxed)).sum()
+    }
+
     /// The whole registry as Prometheus text (version 0.0.4).
     pub fn render(&self, health: &super::Health) -> String {
         self.scrapes.fetch_add(1, Relaxed);

@@ -81,6 +81,7 @@ pub(super) fn test(
     };
     let mark = if request.query.is_empty() { "" } else { "?" };
     let target = format!("{}{}{mark}{}", path_of(account), request.path_tail, request.query);
+    let before = if sample.wait_s == 0 { 0 } else { delivered(&client)? };
     let began = Instant::now();
     let headers: Vec<(&str, &str)> = request.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let (status, body) = client.raw(request.method, &target, &headers, request.body)?;
@@ -94,7 +95,7 @@ pub(super) fn test(
     } else {
         out(&format!("{id}: accepted and durable: status {status} in {taken_ms:.1} ms, body {said:?}\n"));
     }
-    if sample.wait_s == 0 { Ok(ExitCode::SUCCESS) } else { watch(&client, account, sample.wait_s, json) }
+    if sample.wait_s == 0 { Ok(ExitCode::SUCCESS) } else { watch(&client, account, sample.wait_s, before, json) }
 }
 
 /// The sender of a refused event learns a status only; its owner may know what it stands for.
@@ -138,9 +139,15 @@ fn unsigned(account: &Account, client: &Client, id: &str, json: bool) -> Result<
     }
 }
 
-/// Watches the outbox for the reply. A reply that is not there any more was delivered.
-fn watch(client: &Client, account: &Account, wait_s: u64, json: bool) -> Result<ExitCode, Trouble> {
+/// Replies that the server has delivered since its start, all accounts together.
+fn delivered(client: &Client) -> Result<u64, Trouble> {
     client.require_key()?;
+    Ok(client.get("/v1/admin/status")?["outbox"]["delivered"].as_u64().unwrap_or(0))
+}
+
+/// Watches the outbox for the reply. A reply that is not there any more was delivered; one that came and went between
+/// two looks shows in the number of those that were, of which there were `before`.
+fn watch(client: &Client, account: &Account, wait_s: u64, before: u64, json: bool) -> Result<ExitCode, Trouble> {
     let ends = Instant::now() + Duration::from_secs(wait_s);
     let ours = |row: &&Value| row["channel"] == account.kind.as_str() && row["account"] == account.name.as_str();
     let id = format!("{}/{}", account.kind, account.name);
@@ -149,7 +156,7 @@ fn watch(client: &Client, account: &Account, wait_s: u64, json: bool) -> Result<
         let list = client.get("/v1/admin/outbox?limit=1000")?;
         let rows: Vec<Value> = list["data"].as_array().into_iter().flatten().filter(ours).cloned().collect();
         let newest = rows.iter().max_by_key(|row| row["created_ms"].as_u64());
-        seen |= newest.is_some();
+        seen |= newest.is_some() || delivered(client)? > before;
         let state = newest.and_then(|row| row["state"].as_str()).unwrap_or(if seen { "delivered" } else { "thinking" });
         match state {
             "delivered" | "dead" | "unknown" => {
