@@ -34,6 +34,9 @@ const STEP_ROWS: usize = 256;
 /// Bytes copied in one step.
 const STEP_BYTES: usize = 1 << 20;
 
+/// Key and value.
+type Row = (Vec<u8>, Vec<u8>);
+
 /// A row that was sealed again.
 pub(crate) struct Reseal {
     cf: Cf,
@@ -109,7 +112,7 @@ impl Sweep<'_> {
         Ok(swept)
     }
 
-    fn page(&self, cf: Cf, from: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CommitError> {
+    fn page(&self, cf: Cf, from: &[u8]) -> Result<Vec<Row>, CommitError> {
         let (mut rows, mut bytes) = (Vec::new(), 0);
         let to = layout::prefix_end(&[u8::MAX]);
         self.kv.scan(cf, ScanRange::forward(from, &to), &mut |key, value| {

@@ -16,13 +16,16 @@ const ACCOUNTS_MAX: usize = 256;
 /// Longest secret that a file may hold.
 const SECRET_BYTES_MAX: u64 = 4096;
 
+/// A sealed secret by name.
+type Sealed<'a> = &'a dyn Fn(&str) -> Result<Zeroizing<Vec<u8>>, String>;
+
 /// Where references to secrets lead.
 #[derive(Clone, Copy)]
 pub(super) struct References<'a> {
     /// `env:NAME`.
     pub environment: &'a dyn Fn(&str) -> Option<String>,
     /// `sealed:NAME`: a secret that `millrace channel add` has put into the data folder; the error says why not.
-    pub sealed: &'a dyn Fn(&str) -> Result<Zeroizing<Vec<u8>>, String>,
+    pub sealed: Sealed<'a>,
 }
 
 pub(super) fn check(raws: &[RawTable], references: References<'_>) -> Result<Vec<Account>, Trouble> {

@@ -37,6 +37,9 @@ const PASSAGE_TOKENS_MARGIN: usize = 4;
 /// How long passages may wait for their vectors. The background class gets an eighth of a busy engine.
 const EMBED_WITHIN: Duration = Duration::from_secs(600);
 
+/// Tokens of a text.
+type Counter = Box<dyn Fn(&str) -> usize>;
+
 /// What is to be done.
 #[derive(Debug)]
 pub enum Task {
@@ -348,7 +351,7 @@ impl Inner {
     }
 
     /// Room of a passage and how it is measured.
-    fn counter(&self) -> (usize, Box<dyn Fn(&str) -> usize>) {
+    fn counter(&self) -> (usize, Counter) {
         match &self.embedder {
             Some(embedder) => {
                 let encoder = Arc::clone(embedder.encoder());

@@ -236,7 +236,7 @@ mod tests {
         }
         graph.remove(&named(EDGES / 2, u64::from(EDGES / 2)));
         let mut again = graph.walk(&[thing], as_of);
-        let sort = |found: &mut Vec<(Vertex, f32)>| found.sort_by(|a, b| a.0.cmp(&b.0));
+        let sort = |found: &mut Vec<(Vertex, f32)>| found.sort_by_key(|(vertex, _)| *vertex);
         sort(&mut found);
         sort(&mut again);
         assert_ne!(found, again, "new edges are walked");

@@ -195,7 +195,7 @@ fn sorted_passage(id: u64, embedding: Vec<f32>) -> SpaceWrite {
     let mut tags = vec![format!("doc:{}", id / 40)];
     tags.extend((id % 100 == 7).then(|| "rare".to_owned()));
     tags.extend((id % 10 == 3).then(|| "some".to_owned()));
-    tags.extend((id % 2 == 0).then(|| "half".to_owned()));
+    tags.extend(id.is_multiple_of(2).then(|| "half".to_owned()));
     let owner = (id % 5 == 4).then(|| user(T1, if id % 10 == 4 { "ada" } else { "bob" }));
     let (text, space) = (format!("passage {id}"), "handbook".to_owned());
     SpaceWrite { tenant: T1, space, id, text, embedding, owner, tags, at_ms: id }
