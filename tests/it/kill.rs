@@ -81,7 +81,7 @@ impl Platforms {
 
     fn serve(&self) -> millrace_tests::ServerBuilder {
         let more = format!(
-            "[[channel]]\nkind = \"matrix\"\nname = \"home\"\nsecrets = [\"env:HS\"]\nbot_token = \"env:AS\"\nbot_id = \"@bot:example.org\"\napi_base = \"{}\"\nstream = false\n\n[[channel]]\nkind = \"qqbot\"\nname = \"bot\"\nsecrets = [\"env:QQ\"]\napp_secret = \"env:QQ\"\napp_id = \"1024\"\napi_base = \"{}\"\n",
+            "[[channel]]\nkind = \"matrix\"\nname = \"team\"\nsecrets = [\"env:HS\"]\nbot_token = \"env:AS\"\nbot_id = \"@bot:example.org\"\napi_base = \"{}\"\nstream = false\n\n[[channel]]\nkind = \"qqbot\"\nname = \"bot\"\nsecrets = [\"env:QQ\"]\napp_secret = \"env:QQ\"\napp_id = \"1024\"\napi_base = \"{}\"\n",
             self.matrix.url(),
             self.qq.url()
         );

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millrace_tests::{Platform, Seen, Server, client};
+use millrace_tests::{Platform, Seen, Server, client, eventually};
 use serde_json::{Value, json};
 
 use super::channels::{BOT_TOKEN, TELEGRAM_SECRET, WEBHOOK_SECRET, tell_telegram, tell_webhook, update, with_channels};
@@ -66,18 +66,18 @@ fn a_code_from_one_channel_typed_in_another_joins_two_memories_until_it_is_undon
     server.kill();
     server.restart();
     say_in_shop(&server, "m5", "The spare key of the boat lies under the blue flower pot.");
-    webhook.wait("a reply", 5, REPLY_WITHIN, |_| true);
     let (key_question, key_fact) = ("Where is the spare key of the boat?", "blue flower pot");
-    assert!(remembers(&server, ON_TELEGRAM, key_question, key_fact), "one memory");
+    eventually("one memory", REPLY_WITHIN, || remembers(&server, ON_TELEGRAM, key_question, key_fact).then_some(()));
     assert!(!remembers(&server, IN_THE_SHOP, key_question, key_fact), "and not a copy");
 
     say_in_shop(&server, "m6", "/unlink");
-    assert!(webhook.wait("the end", 6, REPLY_WITHIN, |_| true)[5].text().contains("ended"));
+    // After a crash the platform may get an earlier reply once more: replies are told apart by what they say.
+    webhook.wait("the end", 1, REPLY_WITHIN, |one| one.text().contains("ended"));
     say_in_shop(&server, "m7", "The alarm code of the warehouse is seven three nine.");
-    webhook.wait("a reply", 7, REPLY_WITHIN, |_| true);
     let (alarm_question, alarm_fact) = ("What is the alarm code of the warehouse?", "seven three nine");
+    let known = || remembers(&server, IN_THE_SHOP, alarm_question, alarm_fact).then_some(());
+    eventually("its own memory again", REPLY_WITHIN, known);
     assert!(!remembers(&server, ON_TELEGRAM, alarm_question, alarm_fact), "unlinked again");
-    assert!(remembers(&server, IN_THE_SHOP, alarm_question, alarm_fact));
     assert_eq!(telegram.seen().len(), 2, "{:#?}", telegram.seen());
     assert!(!server.log().contains(&shown[..4]), "the log holds no code");
 }

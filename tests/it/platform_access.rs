@@ -56,7 +56,7 @@ pub fn matrix_message(room: &str, event: &str, text: &str) -> String {
 fn a_matrix_server_puts_transactions_and_each_is_answered_once() {
     let home = Platform::start(|_, earlier| Answer::new(200, format!(r#"{{"event_id":"$sent{earlier}"}}"#)));
     let account = format!(
-        "kind = \"matrix\"\nname = \"home\"\nsecrets = [\"env:HS\"]\nbot_token = \"env:AS\"\nbot_id = \"@bot:example.org\"\napi_base = \"{}\"\nstream = false",
+        "kind = \"matrix\"\nname = \"team\"\nsecrets = [\"env:HS\"]\nbot_token = \"env:AS\"\nbot_id = \"@bot:example.org\"\napi_base = \"{}\"\nstream = false",
         home.url()
     );
     let mut server = serve(&account, &[("HS", HS_TOKEN), ("AS", "as-token")]);
