@@ -9,7 +9,7 @@
 //! A set is served while its successor is fetched, and never beyond its life: a platform that cannot be
 //! reached for that long makes requests fail closed. One fetch runs for each address at a time; after a
 //! failure the next one waits. A key id that a set does not hold lets the set be fetched again, but not more
-//! often than [`REFETCH_PAUSE_S`](super::keys::REFETCH_PAUSE_S), so that forged ids cause no traffic.
+//! often than [`REFETCH_PAUSE_S`], so that forged ids cause no traffic.
 
 use super::keys::{KEYS_TTL_S, KeySet, REFETCH_PAUSE_S};
 use std::collections::HashMap;
