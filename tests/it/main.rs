@@ -1,6 +1,7 @@
 //! What Millrace promises, proved from outside on the real binary with real models.
 
 mod access;
+mod asked;
 mod bad_input;
 mod browser;
 mod channels;

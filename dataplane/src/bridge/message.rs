@@ -5,8 +5,11 @@
 
 use millrace_agent::{Arrival, Reply, Ticket};
 use millrace_proto::api::ApiError;
+use millrace_proto::channel::ChannelKind;
 use millrace_proto::id::{EffectKey, TenantId, UserId};
 use millrace_proto::record::OutboxJob;
+
+use super::state::Progress;
 
 /// One message from another thread to a shard.
 #[derive(Debug)]
@@ -60,6 +63,20 @@ pub enum ShardMessage {
         ticket: Ticket,
         /// How it went.
         result: Result<(), ApiError>,
+    },
+    /// A platform asks for the text of a reply of a conversation of this shard.
+    Progress {
+        /// Who waits.
+        ticket: Ticket,
+        /// Kind and name of the account, and the platform's name of the reply.
+        stream: (ChannelKind, String, String),
+    },
+    /// The answer to [`ShardMessage::Progress`].
+    Progressed {
+        /// Who waits.
+        ticket: Ticket,
+        /// The text so far.
+        progress: Progress,
     },
 }
 

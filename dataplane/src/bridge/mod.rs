@@ -42,6 +42,7 @@ pub use message::{Ingested, ShardMessage};
 pub use pace::Pace;
 pub use people::Registry;
 pub use prompt::ModelPrompter;
+pub use state::Progress;
 pub use stream::{StreamEvent, TokenStream};
 pub use views::{ContextView, FactView, MessageView};
 

@@ -38,8 +38,10 @@ pub(super) fn split_reply(address: &ChatAddress, text: &str) -> Vec<String> {
 /// A job with what is known about its peer.
 pub(super) fn job_event(job: OutboxJob) -> DeliveryEvent {
     let kind = ChannelKind::parse(&job.address.channel);
-    // The delivery has to know before the first call is made.
-    let idempotent = kind.is_some_and(|kind| channel::recognises_repetition(kind, &job.address));
+    // The delivery has to know before the first call is made. What a platform asks for may be told again.
+    let repeatable =
+        |kind| channel::recognises_repetition(kind, &job.address) || channel::stream_of(kind, &job.address).is_some();
+    let idempotent = kind.is_some_and(repeatable);
     DeliveryEvent::Job { job: Box::new(job), idempotent }
 }
 
@@ -132,14 +134,17 @@ impl State {
         }
     }
 
-    /// Makes the call; the event comes at once when it cannot be made.
     /// Whether a job may go out now: its account is there, its token is good, its buckets are not empty.
-    pub fn permit(&self, job: &OutboxJob) -> DeliveryEvent {
+    pub fn permit(&mut self, job: &OutboxJob) -> DeliveryEvent {
         DeliveryEvent::Permit { key: job.key, permit: self.permission(job).unwrap_or_else(|refused| refused) }
     }
 
-    fn permission(&self, job: &OutboxJob) -> Result<Permit, Permit> {
-        let account = self.account(job).map_err(|why| Permit::Never { why })?;
+    fn permission(&mut self, job: &OutboxJob) -> Result<Permit, Permit> {
+        let shared = Arc::clone(&self.shared);
+        let account = account(&shared, job).map_err(|why| Permit::Never { why })?;
+        if let Some(permit) = self.permit_to_tell(account, job) {
+            return Ok(permit);
+        }
         if self.draft_is_busy(job) {
             return Ok(Permit::Later { after_ms: DRAFT_LOOK_MS, why: String::new() });
         }
@@ -180,13 +185,18 @@ impl State {
         }
     }
 
+    /// Makes the call; the event comes at once when it cannot be made, or when the platform has asked.
     pub fn call_peer(&mut self, job: &OutboxJob) -> Option<DeliveryEvent> {
         let key = job.key;
         let answer = |verdict| Some(DeliveryEvent::Called { key, verdict });
-        let account = match self.account(job) {
+        let shared = Arc::clone(&self.shared);
+        let account = match account(&shared, job) {
             Ok(account) => account,
             Err(why) => return answer(Verdict::Dead { why }),
         };
+        if let Some(event) = self.tell_finished(account, job) {
+            return Some(event);
+        }
         let (call, token) = match self.encoded(account, job) {
             Ok(encoded) => encoded,
             // The token ended between the question and the call: nothing has left.
@@ -233,16 +243,6 @@ impl State {
     pub fn draft_gone(&mut self, key: EffectKey, why: String) {
         self.draft_is_lost(&key);
         self.called(key, Verdict::Retry { after_ms: None, why });
-    }
-
-    fn account(&self, job: &OutboxJob) -> Result<&Account, String> {
-        let address = &job.address;
-        account_of(&self.shared, job.tenant, address).ok_or_else(|| {
-            format!(
-                "the account {:?} of channel {:?} is not configured any more; configure it and resubmit",
-                address.account, address.channel
-            )
-        })
     }
 
     /// Gives a dead or unknown delivery another chance.
@@ -297,6 +297,16 @@ impl State {
         }
         self.answer_resubmit(ticket, result.map_err(|fault| storage_error(&fault)));
     }
+}
+
+fn account<'a>(shared: &'a Shared, job: &OutboxJob) -> Result<&'a Account, String> {
+    let address = &job.address;
+    account_of(shared, job.tenant, address).ok_or_else(|| {
+        format!(
+            "the account {:?} of channel {:?} is not configured any more; configure it and resubmit",
+            address.account, address.channel
+        )
+    })
 }
 
 /// The configured account of an address.

@@ -110,7 +110,7 @@ impl Bridge {
         match event.kind {
             EventKind::Message | EventKind::Action | EventKind::Command => {}
             EventKind::StreamPoll => {
-                return Ok(Verdict::Ignore("it asks for a reply that is sent when it is finished"));
+                return Ok(Verdict::Ignore("questions for a reply are answered, not stored"));
             }
             EventKind::Edited => return Ok(Verdict::Ignore("it is an edit of an earlier message")),
             EventKind::DataChange => return Ok(Verdict::Ignore("no trigger listens to data changes")),

@@ -24,9 +24,11 @@ use crate::shard::Shared;
 
 mod drafts;
 mod generation;
+mod polls;
 
 pub(super) use drafts::DraftAnswer;
 pub(super) use generation::Submission;
+pub use polls::Progress;
 
 /// Requests of this shard's connections that may wait for something at the same time.
 const WAITERS_MAX: usize = 16_384;
@@ -46,6 +48,7 @@ pub(super) enum Waiter {
     Stream(StreamSender),
     Ingest(Once<Result<Ingested, ApiError>>),
     Resubmit(Once<Result<(), ApiError>>),
+    Progress(Once<Progress>),
 }
 
 /// A generation that the engine works on.
@@ -92,6 +95,8 @@ pub(super) struct State {
     resubmitting: usize,
     /// Replies that are shown while they are written.
     drafts: HashMap<EffectKey, drafts::Draft>,
+    /// Replies that their platforms ask for.
+    polls: HashMap<polls::StreamName, polls::Polled>,
     /// Messages for other shards whose mailbox was full. Every one answers something that the other shard
     /// waits for, and it bounds what it waits for.
     outgoing: Vec<VecDeque<ShardMessage>>,
@@ -132,6 +137,7 @@ impl State {
             storing_tickets: HashMap::new(),
             resubmitting: 0,
             drafts: HashMap::new(),
+            polls: HashMap::new(),
             outgoing,
             next_id: 0,
             clock_jump_told: false,
@@ -231,6 +237,8 @@ impl State {
             ShardMessage::Deliver(job) => self.deliver_new(*job),
             ShardMessage::Resubmit { ticket, tenant, key } => self.resubmit(ticket, tenant, key),
             ShardMessage::Resubmitted { ticket, result } => self.resubmitted(ticket, result),
+            ShardMessage::Progress { ticket, stream } => self.asked(ticket, stream),
+            ShardMessage::Progressed { ticket, progress } => self.progressed(ticket, progress),
         }
         self.drive();
     }
@@ -253,6 +261,7 @@ impl State {
             self.events.push_back(Event::Tick);
         }
         self.tick_drafts(now_ms);
+        self.tick_polls(now_ms);
         if self.delivery.next_deadline_ms().is_some_and(|at| at <= now_ms) {
             self.deliver(DeliveryEvent::Tick);
         }

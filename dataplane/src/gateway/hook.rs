@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use millrace_proto::channel::{
-    self, Account, Ambient, Answer, ChannelKind, Decoded, InboundEvent, Incoming, OutboundCall, Reject,
+    self, Account, Ambient, Answer, ChannelKind, Decoded, EventKind, InboundEvent, Incoming, OutboundCall, Reject,
+    StreamPart,
 };
 use millrace_proto::http1::{BodyFraming, RequestHead};
 use millrace_proto::limits::WEBHOOK_BODY_BYTES_MAX;
@@ -78,6 +79,9 @@ impl Gateway {
         let started = Instant::now();
         let Some(account) = self.hook_account(row, request.head.path()) else { return plain(404) };
         match self.decode(account, request).await {
+            Ok(Decoded::Events { mut events, .. }) if events[0].kind == EventKind::StreamPoll => {
+                self.tell_progress(account, events.swap_remove(0)).await
+            }
             Ok(Decoded::Events { .. }) if self.channel_is_full(account) => {
                 self.net.metrics().rejected(Rejection::RateLimited);
                 self.net.metrics().channel(account.kind, ChannelOutcome::Overloaded);
@@ -152,17 +156,49 @@ impl Gateway {
         }
     }
 
+    /// Answers a platform that asks for the text of a reply of ours.
+    async fn tell_progress(&self, account: &Account, event: InboundEvent) -> Response {
+        let id = event.stream.clone().unwrap_or_default();
+        let progress = match self.bridge.progress(account, event).await {
+            Ok(progress) => progress,
+            Err(_) => {
+                self.net.metrics().channel(account.kind, ChannelOutcome::Overloaded);
+                return come_back();
+            }
+        };
+        self.net.metrics().channel(account.kind, ChannelOutcome::Asked);
+        let mut entropy = [0; 16];
+        if getrandom::fill(&mut entropy).is_err() {
+            return come_back();
+        }
+        // What does not fit comes with the finished reply.
+        let text = channel::split_text(account.kind, &progress.text).into_iter().next().unwrap_or_default();
+        let part = StreamPart { id: &id, text: &text, finished: progress.finished };
+        match channel::stream_part(account, &part, unix_ms() / 1_000, entropy) {
+            Some(Ok(answer)) => respond(answer),
+            Some(Err(_)) | None => come_back(),
+        }
+    }
+
     /// Stores the events in their order. All of them are durable before the platform hears of success; a
     /// repetition after a failure half-way meets the dedup keys of those that were stored.
     async fn ingest(&self, account: &Account, events: Vec<InboundEvent>, ack: Answer, started: Instant) -> Response {
         let metrics = self.net.metrics();
+        let mut promised = false;
         for event in events {
+            promised |= event.stream.is_some();
             match self.bridge.ingest(account, event).await {
                 Ok(Ingested::Accepted) => {
                     metrics.webhook_accepted(started.elapsed());
                     metrics.channel(account.kind, ChannelOutcome::Accepted);
                 }
-                Ok(Ingested::Ignored { why }) => self.ignore_event(account, why),
+                Ok(Ingested::Ignored { why }) => {
+                    self.ignore_event(account, why);
+                    if promised {
+                        // The acknowledgement would promise a reply that never comes.
+                        return respond(Answer::ok());
+                    }
+                }
                 Ok(Ingested::Duplicate) => {
                     metrics.rejected(Rejection::Duplicate);
                     metrics.channel(account.kind, ChannelOutcome::Duplicate);

@@ -16,6 +16,8 @@ pub enum ChannelOutcome {
     Duplicate,
     /// The platform tested the address.
     Handshake,
+    /// The platform asked for the text of a reply that is being written.
+    Asked,
     /// No signature or a wrong one.
     Signature,
     /// A wrong word where the platform expects 403.
@@ -38,11 +40,12 @@ pub enum ChannelOutcome {
 
 impl ChannelOutcome {
     /// Every outcome, in label order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Accepted,
         Self::Ignored,
         Self::Duplicate,
         Self::Handshake,
+        Self::Asked,
         Self::Signature,
         Self::Forbidden,
         Self::Stale,
@@ -61,6 +64,7 @@ impl ChannelOutcome {
             Self::Ignored => "ignored",
             Self::Duplicate => "duplicate",
             Self::Handshake => "handshake",
+            Self::Asked => "asked",
             Self::Signature => "signature",
             Self::Forbidden => "forbidden",
             Self::Stale => "stale",
@@ -75,7 +79,7 @@ impl ChannelOutcome {
 
     /// Whether nothing of the request was taken.
     pub const fn is_reject(self) -> bool {
-        !matches!(self, Self::Accepted | Self::Ignored | Self::Duplicate | Self::Handshake)
+        !matches!(self, Self::Accepted | Self::Ignored | Self::Duplicate | Self::Handshake | Self::Asked)
     }
 }
 

@@ -65,7 +65,7 @@ pub use account::{Account, Secret};
 pub use event::{Ambient, Answer, Attachment, Decoded, EventKind, InboundEvent, Incoming, Reject};
 pub use keys::{KeySet, KeySource, NoKeys};
 pub use kind::{ChannelKind, Need, Origin, Spec, Streaming};
-pub use outbound::{Answered, Button, Delivery, EncodeError, OutboundCall, Outgoing};
+pub use outbound::{Answered, Button, Delivery, EncodeError, OutboundCall, Outgoing, StreamPart};
 
 use crate::record::{ChatAddress, OutboxJob};
 use crate::split;
@@ -109,6 +109,22 @@ trait Platform: Sync {
     /// Whether a message to this address that is sent twice is recognised.
     fn recognises_repetition(&self, _address: &ChatAddress) -> bool {
         self.spec().recognises_repetition
+    }
+
+    /// The name under which the platform asks for the text of a reply to this address; `None` where it never asks.
+    fn stream_of<'a>(&self, _address: &'a ChatAddress) -> Option<&'a str> {
+        None
+    }
+
+    /// The answer to such a question; `None` where the platform never asks.
+    fn stream_part(
+        &self,
+        _account: &Account,
+        _part: &StreamPart<'_>,
+        _now_s: u64,
+        _entropy: [u8; 16],
+    ) -> Option<Result<Answer, Reject>> {
+        None
     }
 
     /// How to get an access token, for platforms with short-lived ones.
@@ -242,6 +258,23 @@ pub fn typing(out: &Outgoing<'_>) -> Option<Result<OutboundCall, EncodeError>> {
 /// the first call is made; it says the same as [`OutboundCall::idempotent`] of that call.
 pub fn recognises_repetition(kind: ChannelKind, address: &ChatAddress) -> bool {
     kind.platform().recognises_repetition(address)
+}
+
+/// The name under which the platform asks for the text of a reply to this address (see [`Streaming::Polled`]);
+/// `None` when it does not ask.
+pub fn stream_of<'a>(kind: ChannelKind, address: &'a ChatAddress) -> Option<&'a str> {
+    kind.platform().stream_of(address)
+}
+
+/// The answer to a question for the text so far, `None` where the platform never asks. `now_s` is Unix time in
+/// seconds; `entropy` is fresh for every answer.
+pub fn stream_part(
+    account: &Account,
+    part: &StreamPart<'_>,
+    now_s: u64,
+    entropy: [u8; 16],
+) -> Option<Result<Answer, Reject>> {
+    account.kind.platform().stream_part(account, part, now_s, entropy)
 }
 
 /// What the platform's answer means.

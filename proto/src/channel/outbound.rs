@@ -93,6 +93,17 @@ pub struct Button {
     pub value: String,
 }
 
+/// What a platform is told when it asks for the text of a reply that is being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamPart<'a> {
+    /// The name of the reply.
+    pub id: &'a str,
+    /// The whole text so far.
+    pub text: &'a str,
+    /// Whether nothing will follow. The platform asks no more.
+    pub finished: bool,
+}
+
 /// Something to say, with all that an adapter may need to say it.
 #[derive(Clone, Copy)]
 pub struct Outgoing<'a> {

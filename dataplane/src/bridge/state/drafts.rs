@@ -85,6 +85,7 @@ impl State {
             }
             DraftPart::Ended => {
                 let now_ms = self.clock.now_ms();
+                self.draft_was_asked_for(key);
                 if let Some(draft) = self.drafts.get_mut(&key) {
                     (draft.ended, draft.ended_ms) = (true, now_ms);
                     self.forget_empty_draft(key);
@@ -94,8 +95,10 @@ impl State {
     }
 
     fn draft_begun(&mut self, tenant: TenantId, key: EffectKey, address: ChatAddress) {
-        let Some(account) = account_of(&self.shared, tenant, &address) else { return };
+        let shared = Arc::clone(&self.shared);
+        let Some(account) = account_of(&shared, tenant, &address) else { return };
         let now_ms = self.clock.now_ms();
+        self.draft_is_asked_for(key, account, &address);
         let mut cadence = Cadence::new(account.kind.spec().streaming, now_ms);
         // A turn that begins again after a crash goes on in the message of its first beginning.
         let shown = self.drafts.remove(&key).map_or(Shown::Nothing, |draft| draft.shown);
