@@ -86,7 +86,7 @@ models() {
 }
 
 clients() {
-    need_packages chromium nghttp2-client openssl slowhttptest
+    need_packages chromium nghttp2-client openssl slowhttptest libfaketime
     python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
     local venv=$cache/clients wanted=$here/tests/py/requirements.txt
     local stamp=$venv/.installed

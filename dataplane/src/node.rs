@@ -477,8 +477,10 @@ impl Node {
             Some(Secure { listeners, quic, tls }) => (Some(listeners), quic, Some(tls)),
             None => (None, None, None),
         };
+        let settings = Settings::of(&config);
+        let pace = Pace::new(settings.accounts());
         let shared = Arc::new(Shared {
-            live: Live::new(Settings::of(&config)),
+            live: Live::new(settings),
             store: parts.store,
             engine,
             model: parts.chat.model,
@@ -486,7 +488,7 @@ impl Node {
             template: parts.chat.template,
             embedder,
             platforms: Platforms::new(control.clone()),
-            pace: Pace::new(&config.channels),
+            pace,
             config,
             control,
             corpora,
@@ -499,7 +501,7 @@ impl Node {
             tls,
             mailboxes: senders,
         });
-        shared.platforms.warm(&shared.config.channels);
+        shared.platforms.warm(shared.live.now().accounts());
         let shards =
             Shards::start(&shared, receivers, doors.plain, secure, quic, &options).map_err(|error| in_parts(&error))?;
         tracing::info!(io = %probe.backend, shards = shared.shard_count(), "reactors run");

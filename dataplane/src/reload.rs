@@ -17,6 +17,7 @@ use crate::trouble::Trouble;
 
 /// Settings that take effect at once. Everything else was used to build the node.
 const LIVE: &[&str] = &[
+    "agent.corpora",
     "cors_origins",
     "drain_timeout",
     "limits.address_requests_per_minute",
@@ -81,6 +82,7 @@ impl Reloader {
                     // Tokens of an issuer that is no longer trusted must not be remembered as good.
                     shared.gateway.keys_changed();
                 }
+                "channel" => running.channels.clone_from(&fresh.channels),
                 "log_level" => obs::logs::set_level(&loaded.config.log_level),
                 _ => {}
             }
@@ -88,7 +90,12 @@ impl Reloader {
                 running.settings.insert(key, text.clone());
             }
         }
-        shared.live.replace(Settings::of(&loaded.config));
+        let settings = Settings::of(&loaded.config);
+        // Before the first event of a new account: its rates are kept and its keys are on their way.
+        shared.pace.keep(settings.accounts());
+        shared.platforms.keep(settings.accounts());
+        shared.platforms.warm(settings.accounts());
+        shared.live.replace(settings);
         Ok(report)
     }
 }
@@ -113,7 +120,7 @@ fn compare(running: &mut Running, loaded: &Loaded) -> Report {
         if LIVE.contains(name) { &mut report.applied } else { &mut report.restart_needed }.push((*name).to_owned());
     }
     if running.channels != fresh.channels {
-        report.restart_needed.push("channel".into());
+        report.applied.push("channel".into());
     }
     if running.issuers != fresh.issuers {
         report.applied.push("issuer".into());
@@ -148,6 +155,13 @@ mod tests {
         assert_eq!(report.applied, ["limits.requests_per_minute", "log_level", "issuer"]);
         assert_eq!(report.restart_needed, ["listen"]);
         assert_eq!(compare(&mut running, &next), report, "named again until it holds");
+        let secret = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(secret.path(), "word").expect("written");
+        let channel = format!(
+            "listen = \"127.0.0.1:9000\"\n[[channel]]\nkind = \"slack\"\nname = \"a\"\nsecrets = [\"file:{path}\"]\nbot_token = \"file:{path}\"\n",
+            path = secret.path().display()
+        );
+        assert_eq!(compare(&mut running, &loaded(&channel)).applied, ["channel"]);
     }
 
     #[test]

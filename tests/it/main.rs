@@ -14,6 +14,7 @@ mod forgetting;
 mod handover;
 mod io;
 mod kill;
+mod late;
 mod limits;
 mod metrics;
 mod oauth;

@@ -140,16 +140,15 @@ impl State {
     }
 
     fn permission(&mut self, job: &OutboxJob) -> Result<Permit, Permit> {
-        let shared = Arc::clone(&self.shared);
-        let account = account(&shared, job).map_err(|why| Permit::Never { why })?;
-        if let Some(permit) = self.permit_to_tell(account, job) {
+        let account = account(&self.shared, job).map_err(|why| Permit::Never { why })?;
+        if let Some(permit) = self.permit_to_tell(&account, job) {
             return Ok(permit);
         }
         if self.draft_is_busy(job) {
             return Ok(Permit::Later { after_ms: DRAFT_LOOK_MS, why: String::new() });
         }
-        let (call, _) = self.encoded(account, job)?;
-        match self.shared.pace.admit(account, &job.address.chat) {
+        let (call, _) = self.encoded(&account, job)?;
+        match self.shared.pace.admit(&account, &job.address.chat) {
             Ok(()) => Ok(Permit::Now { idempotent: call.idempotent }),
             Err(wait) => {
                 let after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
@@ -189,15 +188,14 @@ impl State {
     pub fn call_peer(&mut self, job: &OutboxJob) -> Option<DeliveryEvent> {
         let key = job.key;
         let answer = |verdict| Some(DeliveryEvent::Called { key, verdict });
-        let shared = Arc::clone(&self.shared);
-        let account = match account(&shared, job) {
+        let account = match account(&self.shared, job) {
             Ok(account) => account,
             Err(why) => return answer(Verdict::Dead { why }),
         };
-        if let Some(event) = self.tell_finished(account, job) {
+        if let Some(event) = self.tell_finished(&account, job) {
             return Some(event);
         }
-        let (call, token) = match self.encoded(account, job) {
+        let (call, token) = match self.encoded(&account, job) {
             Ok(encoded) => encoded,
             // The token ended between the question and the call: nothing has left.
             Err(Permit::Later { after_ms, why }) => {
@@ -299,7 +297,7 @@ impl State {
     }
 }
 
-fn account<'a>(shared: &'a Shared, job: &OutboxJob) -> Result<&'a Account, String> {
+fn account(shared: &Shared, job: &OutboxJob) -> Result<Arc<Account>, String> {
     let address = &job.address;
     account_of(shared, job.tenant, address).ok_or_else(|| {
         format!(
@@ -309,11 +307,9 @@ fn account<'a>(shared: &'a Shared, job: &OutboxJob) -> Result<&'a Account, Strin
     })
 }
 
-/// The configured account of an address.
-pub(super) fn account_of<'a>(shared: &'a Shared, tenant: TenantId, address: &ChatAddress) -> Option<&'a Account> {
-    shared.config.channels.iter().find(|account| {
-        account.kind.as_str() == address.channel && account.name == address.account && account.tenant == tenant
-    })
+/// The account of an address, as it is configured now.
+pub(super) fn account_of(shared: &Shared, tenant: TenantId, address: &ChatAddress) -> Option<Arc<Account>> {
+    shared.live.now().account_of(tenant, address).cloned()
 }
 
 fn retry_after(reply: &HttpReply) -> Option<&str> {

@@ -5,7 +5,7 @@
 //! bucket is the same as none.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use millrace_proto::channel::{Account, ChannelKind, rates};
@@ -22,7 +22,7 @@ const CROWDED: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Pace {
     started: Instant,
-    accounts: Vec<(Key, Mutex<Buckets>)>,
+    accounts: RwLock<Vec<(Key, Arc<Mutex<Buckets>>)>>,
 }
 
 type Key = (ChannelKind, TenantId, String);
@@ -35,9 +35,21 @@ struct Buckets {
 
 impl Pace {
     /// Full buckets for these accounts.
-    pub fn new(accounts: &[Account]) -> Self {
-        let buckets = |account: &Account| (key(account), Mutex::default());
-        Self { started: Instant::now(), accounts: accounts.iter().map(buckets).collect() }
+    pub fn new<'a>(accounts: impl IntoIterator<Item = &'a Account>) -> Self {
+        let pace = Self { started: Instant::now(), accounts: RwLock::default() };
+        pace.keep(accounts);
+        pace
+    }
+
+    /// From here on these accounts have buckets; those that had some keep theirs as they are.
+    pub fn keep<'a>(&self, accounts: impl IntoIterator<Item = &'a Account>) {
+        let mut known = self.accounts.write().unwrap_or_else(PoisonError::into_inner);
+        let buckets = |account: &Account| {
+            let key = key(account);
+            let kept = known.iter().find(|(name, _)| *name == key).map(|(_, buckets)| Arc::clone(buckets));
+            (key, kept.unwrap_or_default())
+        };
+        *known = accounts.into_iter().map(buckets).collect();
     }
 
     /// Takes one message to a chat out of its buckets, or says how long to wait. A refusal takes nothing.
@@ -56,7 +68,8 @@ impl Pace {
 
     fn admit_at(&self, account: &Account, chat: &str, spare: u32, now_ns: u64) -> Result<(), Duration> {
         let key = key(account);
-        let Some((_, buckets)) = self.accounts.iter().find(|(known, _)| *known == key) else { return Ok(()) };
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        let Some((_, buckets)) = accounts.iter().find(|(known, _)| *known == key) else { return Ok(()) };
         let rates = rates::of(account.kind);
         let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.chats.len() >= CHATS_MAX && !buckets.chats.contains_key(chat) {
@@ -125,14 +138,25 @@ mod tests {
             now += SECOND;
             pace.admit_at(&account, &chat.to_string(), 0, now).expect("slowly enough");
         }
-        assert!(pace.accounts[0].1.lock().expect("a lock").chats.len() <= CHATS_MAX);
+        assert!(pace.accounts.read().expect("a lock")[0].1.lock().expect("a lock").chats.len() <= CHATS_MAX);
+    }
+
+    #[test]
+    fn an_account_that_stays_keeps_what_it_has_used() {
+        let account = Account::new(ChannelKind::Slack, "a", TenantId(1));
+        let other = Account::new(ChannelKind::Slack, "b", TenantId(1));
+        let pace = Pace::new([&account]);
+        while pace.admit_at(&account, "C1", 0, SECOND).is_ok() {}
+        pace.keep([&other, &account]);
+        pace.admit_at(&account, "C1", 0, SECOND).expect_err("its bucket is as empty as before");
+        pace.admit_at(&other, "C1", 0, SECOND).expect("a full bucket");
     }
 
     #[test]
     fn an_account_that_is_not_configured_has_no_bucket() {
         let account = Account::new(ChannelKind::Slack, "other", TenantId(1));
         for _ in 0..1_000 {
-            Pace::new(&[]).admit_at(&account, "C1", 0, 0).expect("the delivery itself refuses it");
+            Pace::new([]).admit_at(&account, "C1", 0, 0).expect("the delivery itself refuses it");
         }
     }
 }

@@ -368,8 +368,9 @@ impl State {
             Effect::Embed { op, text } => self.embed_for_agent(op, text),
             Effect::Recall { op, key, user, channel, text, embedding, limit } => {
                 self.shared.metrics.shard(self.index).recall();
-                let corpora = &self.shared.config.corpora;
-                let passages = recall::passages_query(corpora, &channel, key.tenant, &text, embedding.as_ref(), limit);
+                let live = self.shared.live.now();
+                let passages =
+                    recall::passages_query(&live.corpora, &channel, key.tenant, &text, embedding.as_ref(), limit);
                 let query = RecallQuery {
                     tenant: key.tenant,
                     user,

@@ -156,8 +156,9 @@ impl Bridge {
         };
         let waiter: Once<Result<Vec<Fact>, String>> = Once::default();
         {
-            let corpora = &self.shared.config.corpora;
-            let passages = recall::passages_query(corpora, &None, principal.tenant, text, embedding.as_ref(), limit);
+            let live = self.shared.live.now();
+            let passages =
+                recall::passages_query(&live.corpora, &None, principal.tenant, text, embedding.as_ref(), limit);
             let store = self.shared.store.clone();
             let mut state = self.state.borrow_mut();
             let (call, inlet) = (state.id(), Arc::clone(&state.inlet));

@@ -93,7 +93,7 @@ impl Platforms {
     }
 
     /// Fetches what the accounts are going to need, so that the first event does not wait for it.
-    pub fn warm(&self, accounts: &[Account]) {
+    pub fn warm<'a>(&self, accounts: impl IntoIterator<Item = &'a Account>) {
         for account in accounts {
             if let Some(url) = keys::known_address(account) {
                 self.key_set(account, url);
@@ -102,6 +102,11 @@ impl Platforms {
                 let _ = self.token(account);
             }
         }
+    }
+
+    /// Forgets the tokens of accounts that are not served any more.
+    pub fn keep<'a>(&self, accounts: impl IntoIterator<Item = &'a Account>) {
+        self.tokens().keep(accounts);
     }
 
     /// The keys as an adapter asks for them.

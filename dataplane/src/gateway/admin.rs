@@ -217,7 +217,7 @@ impl Gateway {
                 "unknown": count(DeliveryState::Unknown),
                 "dead": count(DeliveryState::Dead),
             },
-            "channels": self.shared.config.channels.iter()
+            "channels": self.shared.live.now().accounts()
                 .filter(|account| scope_of(principal).is_none_or(|tenant| tenant == account.tenant))
                 .map(|account| json!({"channel": account.kind.as_str(), "account": account.name}))
                 .collect::<Vec<_>>(),

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_proto::channel::{
@@ -59,7 +60,7 @@ impl Gateway {
             BodyFraming::Chunked | BodyFraming::UntilClose => cap,
         };
         if length > cap {
-            self.refuse_event(account, &Reject::TooLarge("webhook body"));
+            self.refuse_event(&account, &Reject::TooLarge("webhook body"));
             // The body is still on its way: the connection cannot be used for another request.
             return Err(refused(plain(413).closing()));
         }
@@ -78,6 +79,7 @@ impl Gateway {
     pub(super) async fn hook(&self, request: &Request<'_>, row: &Row) -> Response {
         let started = Instant::now();
         let Some(account) = self.hook_account(row, request.head.path()) else { return plain(404) };
+        let account = &*account;
         match self.decode(account, request).await {
             Ok(Decoded::Events { mut events, .. }) if events[0].kind == EventKind::StreamPoll => {
                 self.tell_progress(account, events.swap_remove(0)).await
@@ -247,15 +249,14 @@ impl Gateway {
     }
 
     /// The account of an address. The longer addresses exist for Matrix alone.
-    fn hook_account(&self, row: &Row, path: &str) -> Option<&Account> {
+    fn hook_account(&self, row: &Row, path: &str) -> Option<Arc<Account>> {
         let segments: Segments<'_> = routes::segments(row, path);
         let kind = ChannelKind::parse(segments.get(0))?;
         let plain_address = row.path == routes::HOOK_PATH;
         if !plain_address && kind != ChannelKind::Matrix {
             return None;
         }
-        let name = segments.get(1);
-        self.shared.config.channels.iter().find(|account| account.kind == kind && account.name == name)
+        self.shared.live.now().account(kind, segments.get(1)).cloned()
     }
 }
 

@@ -5,7 +5,11 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 
-use crate::config::Config;
+use millrace_proto::channel::{Account, ChannelKind};
+use millrace_proto::id::TenantId;
+use millrace_proto::record::ChatAddress;
+
+use crate::config::{Config, Corpora};
 use crate::gateway::rates::Rates;
 
 /// One state of them.
@@ -17,6 +21,10 @@ pub struct Settings {
     pub cors_origins: Vec<String>,
     /// How long running answers may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// The channel accounts that are served.
+    pub channels: Vec<Arc<Account>>,
+    /// What answers may draw on.
+    pub corpora: Corpora,
 }
 
 impl Settings {
@@ -26,7 +34,26 @@ impl Settings {
             rates: Rates::of(&config.limits),
             cors_origins: config.cors_origins.clone(),
             drain_timeout: config.drain_timeout,
+            channels: config.channels.iter().cloned().map(Arc::new).collect(),
+            corpora: config.corpora.clone(),
         }
+    }
+
+    /// The account of a webhook's address.
+    pub fn account(&self, kind: ChannelKind, name: &str) -> Option<&Arc<Account>> {
+        self.channels.iter().find(|account| account.kind == kind && account.name == name)
+    }
+
+    /// The account from which a chat is answered.
+    pub fn account_of(&self, tenant: TenantId, address: &ChatAddress) -> Option<&Arc<Account>> {
+        self.channels.iter().find(|account| {
+            account.kind.as_str() == address.channel && account.name == address.account && account.tenant == tenant
+        })
+    }
+
+    /// The accounts as a list without owners.
+    pub fn accounts(&self) -> impl Iterator<Item = &Account> {
+        self.channels.iter().map(|account| &**account)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::{Account, ChannelKind, EncodeError, OutboundCall, Secret, value};
 use crate::id::TenantId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Longest life that is believed.
 const LIFE_S_MAX: u64 = 24 * 3_600;
@@ -56,8 +56,12 @@ pub fn parse(status: u16, body: &[u8]) -> Result<Fetched, String> {
 
 type Key = (ChannelKind, TenantId, String);
 
+/// What tokens are made from. A token of other credentials is another application's.
+type Credentials = (Option<String>, Option<Secret>);
+
 #[derive(Default)]
 struct Entry {
+    of: Credentials,
     token: Option<Secret>,
     renew_s: u64,
     ends_s: u64,
@@ -86,6 +90,9 @@ impl Tokens {
     /// The token of an account. At most one caller at a time is told to fetch.
     pub fn get(&mut self, account: &Account, now_s: u64) -> Lookup {
         let entry = self.0.entry(key(account)).or_default();
+        if entry.of != credentials(account) {
+            *entry = Entry { of: credentials(account), ..Entry::default() };
+        }
         let token = entry.token.clone().filter(|_| now_s < entry.ends_s);
         let wanted = token.is_none() || now_s >= entry.renew_s;
         let fetch = wanted && !entry.fetching && now_s >= entry.retry_s;
@@ -94,9 +101,11 @@ impl Tokens {
         Lookup { token, fetch, retry_s }
     }
 
-    /// How a fetch went.
+    /// How a fetch went. That of credentials that were replaced meanwhile is of no use any more.
     pub fn fetched(&mut self, account: &Account, result: Result<Fetched, String>, now_s: u64) {
-        let entry = self.0.entry(key(account)).or_default();
+        let Some(entry) = self.0.get_mut(&key(account)).filter(|entry| entry.of == credentials(account)) else {
+            return;
+        };
         entry.fetching = false;
         match result {
             Ok(Fetched { token, life_s }) => {
@@ -125,6 +134,12 @@ impl Tokens {
         }
     }
 
+    /// Forgets the tokens of accounts that are not served any more.
+    pub fn keep<'a>(&mut self, accounts: impl IntoIterator<Item = &'a Account>) {
+        let served: HashSet<Key> = accounts.into_iter().map(key).collect();
+        self.0.retain(|known, _| served.contains(known));
+    }
+
     /// What the last failed fetch said; empty after a success.
     pub fn error(&self, account: &Account) -> &str {
         self.0.get(&key(account)).map_or("", |entry| &entry.error)
@@ -133,6 +148,10 @@ impl Tokens {
 
 fn key(account: &Account) -> Key {
     (account.kind, account.tenant, account.name.clone())
+}
+
+fn credentials(account: &Account) -> Credentials {
+    (account.app_id.clone(), account.app_secret.clone())
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl fmt::Debug for Secret {
 
 /// One configured account of a channel. Which fields a platform uses, and what for, is in its
 /// [`Spec::needs`](super::Spec::needs).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     /// The platform.
     pub kind: ChannelKind,

@@ -95,10 +95,9 @@ impl State {
     }
 
     fn draft_begun(&mut self, tenant: TenantId, key: EffectKey, address: ChatAddress) {
-        let shared = Arc::clone(&self.shared);
-        let Some(account) = account_of(&shared, tenant, &address) else { return };
+        let Some(account) = account_of(&self.shared, tenant, &address) else { return };
         let now_ms = self.clock.now_ms();
-        self.draft_is_asked_for(key, account, &address);
+        self.draft_is_asked_for(key, &account, &address);
         let mut cadence = Cadence::new(account.kind.spec().streaming, now_ms);
         // A turn that begins again after a crash goes on in the message of its first beginning.
         let shown = self.drafts.remove(&key).map_or(Shown::Nothing, |draft| draft.shown);
@@ -166,8 +165,8 @@ impl State {
     fn show_typing(&mut self, key: EffectKey) {
         let Some(draft) = self.drafts.get(&key) else { return };
         let Some(account) = account_of(&self.shared, draft.tenant, &draft.address) else { return };
-        let Ok(Some(call)) = self.authorised(account, |token| {
-            channel::typing(&outgoing(account, draft, &key, "", token, self.clock.now_ms())).transpose()
+        let Ok(Some(call)) = self.authorised(&account, |token| {
+            channel::typing(&outgoing(&account, draft, &key, "", token, self.clock.now_ms())).transpose()
         }) else {
             return;
         };
@@ -179,8 +178,8 @@ impl State {
     fn announce_draft(&mut self, key: EffectKey, now_ms: u64) {
         let Some(draft) = self.drafts.get(&key) else { return };
         let Some(account) = account_of(&self.shared, draft.tenant, &draft.address) else { return };
-        let editable = self.authorised(account, |token| {
-            let out = outgoing(account, draft, &key, "x", token, now_ms);
+        let editable = self.authorised(&account, |token| {
+            let out = outgoing(&account, draft, &key, "x", token, now_ms);
             Ok(channel::shows_growth(&out))
         });
         match editable {
@@ -189,7 +188,7 @@ impl State {
             Ok(false) | Err(None) => return self.with_cadence(key, Cadence::only_typing),
             Err(Some(after_ms)) => return self.with_cadence(key, |cadence| cadence.postpone(now_ms + after_ms)),
         }
-        if let Err(wait) = self.shared.pace.admit_extra(account, &draft.address.chat) {
+        if let Err(wait) = self.shared.pace.admit_extra(&account, &draft.address.chat) {
             let at = now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)).saturating_add(1);
             return self.with_cadence(key, |cadence| cadence.postpone(at));
         }
@@ -213,13 +212,13 @@ impl State {
         let Some(draft) = self.drafts.get(&key) else { return };
         let Some(account) = account_of(&self.shared, draft.tenant, &draft.address) else { return };
         let Shown::Message(id) = &draft.shown else { return self.with_cadence(key, Cadence::only_typing) };
-        if let Err(wait) = self.shared.pace.admit_extra(account, &draft.address.chat) {
+        if let Err(wait) = self.shared.pace.admit_extra(&account, &draft.address.chat) {
             let after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
             return self.with_cadence(key, |cadence| cadence.done(false, Some(after_ms), now_ms));
         }
-        let text = first_part(account, &draft.text);
-        let call = self.authorised(account, |token| {
-            channel::edit(&outgoing(account, draft, &key, &text, token, now_ms), id).transpose()
+        let text = first_part(&account, &draft.text);
+        let call = self.authorised(&account, |token| {
+            channel::edit(&outgoing(&account, draft, &key, &text, token, now_ms), id).transpose()
         });
         match call {
             Ok(Some(call)) => self.show(key, account.kind, call, DraftAnswer::Edited),
@@ -286,9 +285,9 @@ impl State {
         crash::point("draft.before_send");
         let Some(draft) = self.drafts.get(&key) else { return };
         let Some(account) = account_of(&self.shared, draft.tenant, &draft.address) else { return };
-        let text = first_part(account, &draft.text);
-        let call = self.authorised(account, |token| {
-            channel::send(&outgoing(account, draft, &key, &text, token, now_ms)).map(Some)
+        let text = first_part(&account, &draft.text);
+        let call = self.authorised(&account, |token| {
+            channel::send(&outgoing(&account, draft, &key, &text, token, now_ms)).map(Some)
         });
         match call {
             Ok(Some(call)) if !draft.ended => self.show(key, account.kind, call, DraftAnswer::Sent),

@@ -152,7 +152,7 @@ impl State {
     pub(super) fn draft_was_asked_for(&mut self, key: EffectKey) {
         let Some(draft) = self.drafts.get(&key) else { return };
         let Some(account) = account_of(&self.shared, draft.tenant, &draft.address) else { return };
-        let Some(name) = stream_name(account, &draft.address) else { return };
+        let Some(name) = stream_name(&account, &draft.address) else { return };
         let text = draft.text.trim_end().to_owned();
         if let Some(polled) = self.polls.get_mut(&name) {
             polled.text = text;

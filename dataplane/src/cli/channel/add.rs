@@ -375,7 +375,7 @@ fn try_out(args: &AddArgs, loaded: &Loaded, kind: ChannelKind) -> Result<ExitCod
     let answers = loaded.config.listen.port() != 0
         && Client::new(&server).and_then(|client| client.page("/healthz")).is_ok_and(|(status, _)| status == 200);
     note(&if answers {
-        format!("restart the server so that it serves the account, then: millrace channel test {id}")
+        format!("`millrace reload` makes the server serve the account; then: millrace channel test {id}")
     } else {
         format!("start the server (`millrace serve`), then: millrace channel test {id}")
     });

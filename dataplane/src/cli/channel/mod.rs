@@ -184,7 +184,7 @@ fn rm(id: &str, folders: &FolderFlags) -> Result<ExitCode, Trouble> {
         0
     };
     note(&format!(
-        "{}/{} is removed, {forgotten} sealed secret(s) forgotten; restart the server",
+        "{}/{} is removed, {forgotten} sealed secret(s) forgotten; `millrace reload` tells a running server",
         entry.kind, entry.name
     ));
     note("the platform still calls the webhook and gets 404: remove it in its console as well");

@@ -103,9 +103,9 @@ fn refused(id: &str, status: u16, account: &Account) -> Trouble {
     let (why, next) = match status {
         401 | 403 => (
             "the server does not know the secret that this configuration has, or its clock differs",
-            "restart the server so that it reads the configuration; its log names the reason",
+            "`millrace reload` makes it read the configuration; its log names the reason",
         ),
-        404 => ("the server has no such account", "restart the server so that it reads the configuration"),
+        404 => ("the server has no such account", "`millrace reload` makes it read the configuration"),
         503 => ("the server is overloaded, or cannot verify yet", "look at `millrace status` and the log"),
         _ => ("", "the server's log names the reason"),
     };
