@@ -42,7 +42,7 @@ setup: ## install what is missing to build and run: packages, default models
 	@deploy/setup.sh native
 	@deploy/setup.sh models
 
-setup-test: setup ## and what only the tests need: a browser, Python clients
+setup-test: setup ## and what only the tests need: a browser, Python and Node clients
 	@deploy/setup.sh clients
 
 build: setup ## build the product in release mode

@@ -5,7 +5,7 @@
 #   deploy/setup.sh system    compilers and libraries of the native parts
 #   deploy/setup.sh native    RocksDB as a static library, built once and kept
 #   deploy/setup.sh models    the default models, pinned by SHA-256
-#   deploy/setup.sh clients   what only the tests need: a browser and the Python clients
+#   deploy/setup.sh clients   what only the tests need: a browser, Python and Node clients
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -96,6 +96,16 @@ clients() {
         python3 -m venv "$venv"
         "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$wanted" </dev/null
         cp "$wanted" "$stamp"
+    fi
+    command -v npm >/dev/null || need_packages nodejs npm
+    local node=$cache/clients/node sdks=$here/tests/js/package.json
+    if ! cmp -s "$sdks" "$node/.installed"; then
+        say "installing the Node test clients"
+        rm -rf "$node"
+        mkdir -p "$node"
+        cp "$sdks" "$node/package.json"
+        (cd "$node" && npm install --silent --no-audit --no-fund --no-package-lock --ignore-scripts </dev/null)
+        cp "$sdks" "$node/.installed"
     fi
 }
 

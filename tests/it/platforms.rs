@@ -1,12 +1,15 @@
 //! Fake platforms that behave as their documents say: busy first, with a pause to keep, then a success in their own
 //! form. One row of a table for each; the events come from `millrace channel test`, which signs as the platform would.
 
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use millrace_tests::platform::Answer;
-use millrace_tests::tools::{binary, printable, python};
+use millrace_tests::tools::{binary, node, printable, python};
 use millrace_tests::{Platform, Seen, Server, eventually};
 use serde_json::{Value, json};
 
@@ -34,6 +37,7 @@ struct Row {
 }
 
 const TOKEN: &str = "token-of-our-bot";
+const REPLY_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 const ROWS: &[Row] = &[
     Row {
@@ -276,8 +280,54 @@ fn busy_platforms_get_each_reply_once_after_the_pause_they_asked_for() {
     }
 }
 
+/// An RSA key with a certificate, as openssl makes them, for the side of SNS.
+struct Certificate(tempfile::TempDir);
+
+impl Certificate {
+    /// Where SNS would publish it.
+    const URL: &str = "https://sns.eu-west-1.amazonaws.com/SimpleNotificationService-test.pem";
+
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=sns.amazonaws.com"])
+            .args(["-keyout", "key.pem", "-out", "certificate.pem"])
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("openssl runs");
+        assert!(made.status.success(), "{}", printable(&made));
+        Self(folder)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    fn pem(&self) -> String {
+        std::fs::read_to_string(self.file("certificate.pem")).expect("the certificate")
+    }
+}
+
+/// A P-256 key: what signs, and what the account is given, both base64 of DER.
+fn sendgrid_key() -> (String, String) {
+    let made = Command::new("openssl")
+        .args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-outform", "DER"])
+        .output()
+        .expect("openssl runs");
+    let mut public = Command::new("openssl")
+        .args(["pkey", "-inform", "DER", "-pubout", "-outform", "DER"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("openssl runs");
+    public.stdin.take().expect("its input").write_all(&made.stdout).expect("written");
+    let public = public.wait_with_output().expect("it ends");
+    (BASE64.encode(&made.stdout), BASE64.encode(&public.stdout))
+}
+
 /// What the SDK of a platform needs to sign, and what the account has.
-fn sdk_case(kind: &str) -> (Value, &'static str) {
+fn sdk_case(kind: &str, sns: &Certificate) -> (Value, &'static str) {
     match kind {
         "discord" => (
             // The pair of RFC 8032, test 1.
@@ -299,54 +349,105 @@ fn sdk_case(kind: &str) -> (Value, &'static str) {
             "encryption_keys = [\"env:SDK_AES\"]\napp_id = \"wx1\"\napp_secret = \"env:SDK_AES\"\n",
         ),
         "standard_webhooks" => (json!({"secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}), ""),
+        "feishu" => (
+            json!({"secret": "", "encryption_key": AES_KEY, "verify_token": AES_KEY, "app_id": "cli_1"}),
+            "encryption_keys = [\"env:SDK_AES\"]\nverify_token = \"env:SDK_AES\"\napp_id = \"cli_1\"\napp_secret = \"env:SDK_AES\"\n",
+        ),
+        "email_sns" => (
+            json!({"secret": "", "topic": "arn:aws:sns:eu-west-1:1:mail", "certificate_url": Certificate::URL,
+                "key_file": sns.file("key.pem"), "certificate_file": sns.file("certificate.pem")}),
+            "topics = [\"arn:aws:sns:eu-west-1:1:mail\"]\n",
+        ),
+        "email_sendgrid" => {
+            let (key, public) = sendgrid_key();
+            (json!({"secret": public, "key": key}), "sender = \"bot@mail.example\"\n")
+        }
         _ => (json!({"secret": "8f742231b10e8888abcd99e1a2b3c4d5"}), ""),
     }
 }
 
 #[test]
 fn events_signed_by_the_platforms_own_sdks_are_taken_and_answered() {
-    let kinds = ["slack", "line", "twilio", "viber", "github", "discord", "wecom", "wechat_mp", "standard_webhooks"];
-    let fake = Platform::start(|_, _| {
+    let kinds = [
+        "slack",
+        "line",
+        "twilio",
+        "viber",
+        "github",
+        "discord",
+        "wecom",
+        "wechat_mp",
+        "standard_webhooks",
+        "email_sendgrid",
+        "feishu",
+        "email_sns",
+    ];
+    let sns = Certificate::new();
+    let pem = sns.pem();
+    let fake = Platform::start(move |one, _| match one.path.ends_with(".pem") {
+        true => Answer::new(200, &pem),
         // A success in the words of all of them.
-        Answer::new(200, r#"{"ok":true,"status":0,"errcode":0,"code":0,"id":"1","sid":"1"}"#)
+        false => Answer::new(200, r#"{"ok":true,"status":0,"errcode":0,"code":0,"id":"1","sid":"1"}"#),
     });
-    let mut builder =
-        Server::builder().env("SDK_AES", AES_KEY).env("SDK_TOKEN", TOKEN).env("MILLRACE_AGENT_REPLY_TOKENS_MAX", "8");
+    let mut builder = Server::builder()
+        .env("SDK_AES", AES_KEY)
+        .env("SDK_TOKEN", TOKEN)
+        .env("SDK_REPLIES", REPLY_SECRET)
+        .env("MILLRACE_AGENT_REPLY_TOKENS_MAX", "8");
     let mut config = String::new();
-    for kind in kinds {
-        let (secrets, settings) = sdk_case(kind);
+    let cases: Vec<(&str, Value, &str)> = kinds
+        .iter()
+        .map(|kind| {
+            let (secrets, settings) = sdk_case(kind, &sns);
+            (*kind, secrets, settings)
+        })
+        .collect();
+    for (kind, secrets, settings) in &cases {
         let variable = format!("SDK_{}", kind.to_uppercase());
-        let reply = if kind == "standard_webhooks" {
-            format!("reply_url = \"{}/replies\"\n", fake.url())
-        } else {
-            String::new()
+        // What has no API of its own is answered by a Standard Webhook.
+        let more = match *kind {
+            "github" => String::new(),
+            "standard_webhooks" => format!("reply_url = \"{}/replies\"\n", fake.url()),
+            "email_sns" => format!(
+                "reply_url = \"{0}/replies\"\nkeys_base = \"{0}\"\nbot_token = \"env:SDK_REPLIES\"\n",
+                fake.url()
+            ),
+            _ => "bot_token = \"env:SDK_TOKEN\"\n".to_owned(),
         };
-        let token =
-            if kind == "github" || kind == "standard_webhooks" { "" } else { "bot_token = \"env:SDK_TOKEN\"\n" };
+        let secret = secrets["secret"].as_str().expect("a secret");
+        let proof = if secret.is_empty() { String::new() } else { format!("secrets = [\"env:{variable}\"]\n") };
         config.push_str(&format!(
-            "[[channel]]\nkind = \"{kind}\"\nname = \"main\"\nstream = false\nsecrets = [\"env:{variable}\"]\napi_base = \"{}\"\n{token}{settings}{reply}\n",
+            "[[channel]]\nkind = \"{kind}\"\nname = \"main\"\nstream = false\n{proof}api_base = \"{}\"\n{more}{settings}\n",
             fake.url()
         ));
-        builder = builder.env(&variable, secrets["secret"].as_str().expect("a secret"));
+        builder = builder.env(&variable, secret);
     }
     let server = builder.config(&config).start();
     let mut answered = 0;
-    for (number, kind) in kinds.iter().enumerate() {
-        let (secrets, _) = sdk_case(kind);
+    for (number, (kind, secrets, _)) in cases.iter().enumerate() {
         let case = json!({"kind": kind, "url": format!("{}/hooks/{kind}/main", server.url()), "secrets": secrets,
             "text": "Hello, who are you?", "number": number + 1});
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), case.to_string()).expect("written");
-        let told: Value =
-            serde_json::from_str(&python("channel_sdks.py", &[&file.path().to_string_lossy()])).expect("JSON");
+        let path = file.path().to_string_lossy().into_owned();
+        let told = match *kind {
+            "feishu" | "email_sns" => node("channel_sdks.cjs", &[&path]),
+            _ => python("channel_sdks.py", &[&path]),
+        };
+        let told: Value = serde_json::from_str(&told).expect("JSON");
         assert_eq!(told["status"], 200, "{kind}: {told}");
         // GitHub reports changes; nobody answers it.
         if *kind != "github" {
             answered += 1;
-            fake.wait(kind, answered, REPLY_WITHIN, says_something);
+            fake.wait(kind, answered, REPLY_WITHIN, is_reply);
         }
     }
     eventually("all are delivered", REPLY_WITHIN, || outbox(&server, "pending").is_empty().then_some(()));
     assert!(outbox(&server, "dead").is_empty(), "{:?}", outbox(&server, "dead"));
-    assert_eq!(fake.seen().iter().filter(|one| says_something(one)).count(), answered);
+    assert_eq!(fake.seen().iter().filter(|one| is_reply(one)).count(), answered);
+}
+
+/// Typing signs and the certificate are no replies.
+fn is_reply(one: &Seen) -> bool {
+    says_something(one) && !one.path.ends_with(".pem")
 }

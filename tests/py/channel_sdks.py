@@ -116,6 +116,23 @@ def wechat_mp(url, secrets, text, number):
     return post(f"{url}?{query}", body, {"Content-Type": "text/xml"})
 
 
+def email_sendgrid(url, secrets, text, number):
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from sendgrid.helpers.eventwebhook import EventWebhook
+    key = serialization.load_der_private_key(base64.b64decode(secrets["key"]), None)
+    envelope = json.dumps({"to": ["bot@mail.example"], "from": "ann@mail.example"})
+    headers = f"From: ann@mail.example\nSubject: A question\nMessage-ID: <q{number}@mail.example>\n"
+    fields = {"headers": headers, "from": "ann@mail.example", "subject": "A question", "text": text, "envelope": envelope,
+              "SPF": "pass", "dkim": "{@mail.example : pass}"}
+    request = requests.Request("POST", url, files={name: (None, value) for name, value in fields.items()}).prepare()
+    stamp = str(NOW)
+    signature = base64.b64encode(key.sign(stamp.encode() + request.body, ec.ECDSA(hashes.SHA256()))).decode()
+    assert EventWebhook(secrets["secret"]).verify_signature(request.body.decode(), signature, stamp)
+    return post(url, request.body, {"Content-Type": request.headers["Content-Type"], "X-Twilio-Email-Event-Webhook-Signature": signature,
+                                    "X-Twilio-Email-Event-Webhook-Timestamp": stamp})
+
+
 def standard_webhooks(url, secrets, text, number):
     from datetime import datetime, timezone
     from standardwebhooks.webhooks import Webhook
@@ -126,7 +143,7 @@ def standard_webhooks(url, secrets, text, number):
     return post(url, body, headers)
 
 
-SENDERS = [slack, line, twilio, viber, github, discord, wecom, wechat_mp, standard_webhooks]
+SENDERS = [slack, line, twilio, viber, github, discord, wecom, wechat_mp, email_sendgrid, standard_webhooks]
 
 case = json.load(open(sys.argv[1]))
 sender = {one.__name__: one for one in SENDERS}[case["kind"]]

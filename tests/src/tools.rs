@@ -77,17 +77,31 @@ pub fn random_seed(test: &str) -> u64 {
 /// # Panics
 /// When the script does not end with status 0.
 pub fn python(script: &str, arguments: &[&str]) -> String {
-    let clients = std::env::var_os("MILLRACE_CLIENTS").map_or_else(|| cache().join("clients"), PathBuf::from);
-    let interpreter = clients.join("bin/python");
+    let (interpreter, path) = python_script(script);
     assert!(interpreter.is_file(), "no {}: run `make setup-test`", interpreter.display());
-    let path = repository().join("tests/py").join(script);
-    let output = Command::new(interpreter)
-        .arg(&path)
-        .args(arguments)
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .stdin(Stdio::null())
-        .output()
-        .expect("Python starts");
+    let mut python = Command::new(interpreter);
+    python.arg(path).args(arguments).env("PYTHONDONTWRITEBYTECODE", "1");
+    run(python, script, arguments)
+}
+
+/// Runs a script of `tests/js` with the Node clients that `make setup-test` installed, like [`python`].
+///
+/// # Panics
+/// When the script does not end with status 0.
+pub fn node(script: &str, arguments: &[&str]) -> String {
+    let modules = clients().join("node/node_modules");
+    assert!(modules.is_dir(), "no {}: run `make setup-test`", modules.display());
+    let mut node = Command::new("node");
+    node.arg(repository().join("tests/js").join(script)).args(arguments).env("NODE_PATH", modules);
+    run(node, script, arguments)
+}
+
+fn clients() -> PathBuf {
+    std::env::var_os("MILLRACE_CLIENTS").map_or_else(|| cache().join("clients"), PathBuf::from)
+}
+
+fn run(mut program: Command, script: &str, arguments: &[&str]) -> String {
+    let output = program.stdin(Stdio::null()).output().expect("the interpreter starts");
     let text = printable(&output);
     assert!(output.status.success(), "{script} {} failed:\n{text}", arguments.join(" "));
     text
@@ -95,8 +109,7 @@ pub fn python(script: &str, arguments: &[&str]) -> String {
 
 /// The Python interpreter with the clients, and the path of a script of `tests/py`.
 pub fn python_script(script: &str) -> (PathBuf, PathBuf) {
-    let clients = std::env::var_os("MILLRACE_CLIENTS").map_or_else(|| cache().join("clients"), PathBuf::from);
-    (clients.join("bin/python"), repository().join("tests/py").join(script))
+    (clients().join("bin/python"), repository().join("tests/py").join(script))
 }
 
 /// Both outputs of a program, for a failure message.
