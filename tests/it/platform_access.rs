@@ -231,13 +231,17 @@ fn tell_qq_forged(server: &Server) -> Reply {
 struct Issuer {
     key: RsaKeyPair,
     jwk: Value,
+    /// The key as files of service accounts hold it.
+    pem: String,
 }
 
 impl Issuer {
     fn new() -> Self {
         let made: Value = serde_json::from_str(&python("rsa_key.py", &[])).expect("JSON");
-        let der = STANDARD.decode(made["pkcs8"].as_str().expect("a key")).expect("base64");
-        Self { key: RsaKeyPair::from_pkcs8(&der).expect("a key"), jwk: made["jwk"].clone() }
+        let text = made["pkcs8"].as_str().expect("a key");
+        let der = STANDARD.decode(text).expect("base64");
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
+        Self { key: RsaKeyPair::from_pkcs8(&der).expect("a key"), jwk: made["jwk"].clone(), pem }
     }
 
     fn token(&self, claims: &Value, key_id: &str) -> String {
@@ -335,6 +339,72 @@ fn published_keys_are_fetched_once_and_without_them_the_platform_is_told_to_come
     let stranger = Issuer::new();
     assert_eq!(tell_teams(&server, &stranger, &teams.url(), "forged", "test-key").status, 401);
     assert_eq!(fetched.lock().expect("a lock").len(), 2);
+}
+
+// ---- A service account: Google Chat ----------------------------------------------------------------------
+
+/// Google and a Chat space: publishes its key, exchanges assertions for tokens, takes messages.
+fn google(jwk: Value, assertions: Arc<Mutex<Vec<String>>>) -> Platform {
+    Platform::start(move |request, _| match request.path.split('?').next().unwrap_or_default() {
+        "/service_accounts/v1/jwk/chat@system.gserviceaccount.com" => {
+            Answer::new(200, json!({"keys": [jwk]}).to_string())
+        }
+        "/token" => {
+            let form = request.text();
+            let assertion = form.split('&').find_map(|field| field.strip_prefix("assertion=")).unwrap_or_default();
+            assertions.lock().expect("a lock").push(assertion.to_owned());
+            Answer::new(200, r#"{"access_token":"chat-token","expires_in":3599,"token_type":"Bearer"}"#)
+        }
+        "/v1/spaces/S1/messages" => Answer::new(200, r#"{"name":"spaces/S1/messages/m1"}"#),
+        _ => Answer::new(404, "{}"),
+    })
+}
+
+#[test]
+fn a_google_chat_app_answers_with_the_token_of_its_service_account() {
+    let (chat, service) = (Issuer::new(), Issuer::new());
+    let assertions: Arc<Mutex<Vec<String>>> = Arc::default();
+    let google = google(chat.jwk.clone(), Arc::clone(&assertions));
+    let account = format!(
+        "kind = \"googlechat\"\nname = \"bot\"\napp_id = \"1234567890\"\nmode = \"project_number\"\nstream = false\napp_secret = \"env:SERVICE\"\napi_base = \"{0}\"\nkeys_base = \"{0}\"",
+        google.url()
+    );
+    let file = json!({"type": "service_account", "client_email": "bot@project.iam.gserviceaccount.com", "private_key": service.pem});
+    let server = serve(&account, &[("SERVICE", &file.to_string())]);
+    let tell = |audience: &str, number: u64| {
+        let now = unix_seconds();
+        let claims =
+            json!({"iss": "chat@system.gserviceaccount.com", "aud": audience, "iat": now - 5, "exp": now + 3_600});
+        let bearer = format!("Bearer {}", chat.token(&claims, "test-key"));
+        let body = json!({
+            "type": "MESSAGE", "eventTime": "2026-01-01T00:00:00Z",
+            "message": {"name": format!("spaces/S1/messages/q{number}"), "text": "Hello?", "argumentText": "Hello?"},
+            "user": {"name": "users/7", "type": "HUMAN"}, "space": {"name": "spaces/S1", "spaceType": "DIRECT_MESSAGE"},
+        });
+        let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
+        post(&server, "POST", "/hooks/googlechat/bot", &headers, &body.to_string()).status
+    };
+    assert_eq!(tell("another-project", 1), 401);
+    assert_eq!([tell("1234567890", 1), tell("1234567890", 1)], [200, 200], "a repetition is welcome");
+    let replies = |seen: &Seen| seen.path.starts_with("/v1/spaces/S1/messages");
+    let sent = google.wait("the reply", 1, REPLY_WITHIN, replies).remove(0);
+    assert_eq!(sent.header("authorization"), "Bearer chat-token");
+    assert!(sent.path.contains("requestId=") && !sent.json()["text"].as_str().unwrap_or_default().is_empty());
+    eventually("it is delivered", REPLY_WITHIN, || {
+        crate::channels::outbox(&server, "pending").is_empty().then_some(())
+    });
+    assert_eq!(google.seen().iter().filter(|one| replies(one)).count(), 1, "one effect");
+
+    // What Google would check, by a library that is not ours.
+    let assertions = assertions.lock().expect("a lock").clone();
+    assert_eq!(assertions.len(), 1, "one token is enough");
+    let case = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(case.path(), json!({"token": assertions[0], "jwk": service.jwk}).to_string()).expect("written");
+    let claims: Value =
+        serde_json::from_str(&python("jwt_claims.py", &[&case.path().to_string_lossy()])).expect("JSON");
+    assert_eq!(claims["iss"], "bot@project.iam.gserviceaccount.com");
+    assert_eq!(claims["aud"], "https://oauth2.googleapis.com/token");
+    assert_eq!(claims["scope"], "https://www.googleapis.com/auth/chat.bot");
 }
 
 // ---- Caps ------------------------------------------------------------------------------------------------
