@@ -196,18 +196,23 @@ fn message(request: &Request<'_>, body: &Value) -> Result<Decoded, Reject> {
     if value::text(event, "/subtype").is_some_and(|kind| kind != "file_share" && kind != "thread_broadcast") {
         return Decoded::ignore("a message of a kind that is not handled");
     }
-    match (value::text(event, "/type"), value::text(event, "/channel_type")) {
-        // Slack sends a mention in a channel as `app_mention` and again as `message`: only one of them counts.
-        (Some("app_mention"), _) | (Some("message"), Some("im")) => {}
-        (Some("message"), _) => return Decoded::ignore("not addressed to us"),
+    let text = value::text(event, "/text").unwrap_or_default();
+    let mentioned = match (value::text(event, "/type"), value::text(event, "/channel_type")) {
+        (Some("app_mention"), _) | (Some("message"), Some("im")) => true,
+        // Slack sends a mention in a channel as `app_mention` and again as `message`: only the first of them counts.
+        (Some("message"), _) if bot.is_none_or(|bot| mentions(text, bot)) => {
+            return Decoded::ignore("it comes as app_mention if it is for us");
+        }
+        (Some("message"), _) => false,
         _ => return Decoded::ignore("an event of a kind that is not handled"),
-    }
+    };
     let (user, chat) = (value::needed(event, "/user")?, value::needed(event, "/channel")?);
     let mut found = InboundEvent::new(EventKind::Message, value::needed(body, "/event_id")?, user, chat);
     found.thread = value::id(event, "/thread_ts");
     found.message_id = value::id(event, "/ts");
     found.private = value::text(event, "/channel_type") == Some("im");
-    found.text = without_mention(value::text(event, "/text").unwrap_or_default(), bot);
+    found.mentioned = mentioned;
+    found.text = without_mention(text, bot);
     found.attachments = value::list(event, "/files")
         .iter()
         .filter_map(|file| {
@@ -216,6 +221,11 @@ fn message(request: &Request<'_>, body: &Value) -> Result<Decoded, Reject> {
         })
         .collect();
     Decoded::event(found, Answer::ok())
+}
+
+/// Whether a text has `<@U...>` of this user.
+fn mentions(text: &str, user: &str) -> bool {
+    text.split("<@").skip(1).any(|rest| rest.strip_prefix(user).is_some_and(|rest| rest.starts_with(['>', '|'])))
 }
 
 /// Cuts `<@U...>` of us; when our id is not known, the mention that the text starts with.
@@ -235,4 +245,39 @@ fn without_mention(text: &str, bot: Option<&str>) -> String {
     }
     kept.push_str(rest);
     xml::unescape_html(kept.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{Account, Ambient, ChannelKind, Incoming, NoKeys, read_verified};
+    use crate::id::TenantId;
+
+    fn read(event: Value) -> Decoded {
+        let account = Account::new(ChannelKind::Slack, "a", TenantId(1));
+        let incoming = Incoming { method: "POST", path: "", query: "", headers: &[], body: b"" };
+        let ambient = Ambient { now_s: 0, keys: &NoKeys, entropy: [0; 16] };
+        let body = json!({"type": "event_callback", "event_id": "Ev1", "authorizations": [{"user_id": "UBOT"}], "event": event});
+        read_verified(&account, &incoming, &ambient, body.to_string().as_bytes()).expect("readable")
+    }
+
+    fn in_channel(kind: &str, text: &str) -> Value {
+        json!({"type": kind, "channel_type": "channel", "channel": "C1", "user": "U1", "ts": "1.0", "text": text})
+    }
+
+    #[test]
+    fn what_is_said_in_a_channel_is_read_once_and_addresses_us_only_by_mention() {
+        for (event, mentioned) in [
+            (in_channel("app_mention", "<@UBOT> hello"), true),
+            (in_channel("message", "hello everybody"), false),
+            (in_channel("message", "<@UBOTHER> hello"), false),
+        ] {
+            let Decoded::Events { events, .. } = read(event) else { panic!("an event") };
+            assert_eq!((events.len(), events[0].mentioned), (1, mentioned));
+        }
+        for text in ["<@UBOT> hello", "hello <@UBOT|bot>"] {
+            let twin = read(in_channel("message", text));
+            assert!(matches!(twin, Decoded::Ignore { .. }), "{text}: it comes as app_mention as well: {twin:?}");
+        }
+    }
 }
