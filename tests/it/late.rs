@@ -13,7 +13,7 @@ const REPLY_WITHIN: Duration = Duration::from_secs(120);
 /// Sets the clock of one process, and leaves its timers alone.
 const LATER: [&str; 4] = [
     "env",
-    "LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+    "LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
     "FAKETIME_DONT_FAKE_MONOTONIC=1",
     "FAKETIME=+2h",
 ];
