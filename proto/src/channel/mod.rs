@@ -262,7 +262,7 @@ pub fn recognises_repetition(kind: ChannelKind, address: &ChatAddress) -> bool {
 
 /// The name under which the platform asks for the text of a reply to this address (see [`Streaming::Polled`]);
 /// `None` when it does not ask.
-pub fn stream_of<'a>(kind: ChannelKind, address: &'a ChatAddress) -> Option<&'a str> {
+pub fn stream_of(kind: ChannelKind, address: &ChatAddress) -> Option<&str> {
     kind.platform().stream_of(address)
 }
 

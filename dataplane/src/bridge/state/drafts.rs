@@ -39,10 +39,10 @@ const LOOK_AGAIN_MS: u64 = 500;
 
 /// One reply in the making.
 pub(in crate::bridge) struct Draft {
-    tenant: TenantId,
-    address: ChatAddress,
+    pub(super) tenant: TenantId,
+    pub(super) address: ChatAddress,
     created_ms: u64,
-    text: String,
+    pub(super) text: String,
     cadence: Cadence,
     shown: Shown,
     busy: bool,
