@@ -12,7 +12,7 @@ use std::sync::mpsc;
 /// What one accepted channel message writes: its inbox record, its dedup key, and the session's message.
 fn accepted_message(n: u64) -> Batch {
     let mut record = inbox_record();
-    record.turn = n;
+    record.number = n;
     record.event_key = n.to_string();
     let mut batch = Batch::new();
     batch.put_dedup(

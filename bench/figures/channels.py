@@ -65,16 +65,26 @@ def environment(**more):
     return {"LOAD_SECRET": SECRET, "MILLRACE_AGENT_REPLY_TOKENS_MAX": "1", "LOG_LEVEL": "error", "MAX_WORKERS": "1", **more}
 
 
+def take_notice(name, report, note):
+    """What the load generator saw besides acknowledgements."""
+    if report["ok"] != report["requests"]:
+        note(f"{name}: of {report['requests']} events only {report['ok']} were acknowledged: {report['errors']}")
+
+
 def durable(show, wanted, note):
-    """Signed Slack events, as fast as the server takes them. What counts is the processor time of the threads that verify,
-    commit and acknowledge; the engine, which answers the messages meanwhile on what is left, is not among them."""
+    """Signed Slack events of people who have written before, as fast as the server takes them. What counts is the processor
+    time of the threads that verify, commit and acknowledge, those of the database included; the engine, which answers
+    the messages meanwhile on what is left, is not among them."""
     if not wanted("channels.slack.durable_per_s"):
         return
-    with servers.millrace(environment(MILLRACE_AGENT_SESSIONS_HOT_MAX="20000"), CONFIG) as server:
-        load(server, "--closed", "32", "--requests", "200", "--duration", "5s")
+    with servers.millrace(environment(), CONFIG) as server:
+        # The first message of a person makes the keys that seal what they say.
+        fresh = load(server, "--closed", "256", "--conversations", "4000", "--requests", "4000", "--duration", "20s")
         before, began = thread_seconds(server.process.pid), time.perf_counter()
-        report = load(server, "--closed", "256", "--conversations", "4000", "--requests", "4000", "--duration", "20s")
+        report = load(server, "--closed", "256", "--conversations", "4000", "--requests", "200000", "--duration", "10s")
         took, after = time.perf_counter() - began, thread_seconds(server.process.pid)
+    take_notice("channels.slack", report, note)
+    note(f"channels.slack: first messages of {fresh['ok']} people in {fresh['elapsed_s']:.2f} s")
     spent = {name: after[name] - before.get(name, 0) for name in after if after[name] - before.get(name, 0) > 0.005}
     ours = sum(seconds for name, seconds in spent.items() if not name.startswith(ENGINE))
     note(f"channels.slack: {report['ok']} of {report['requests']} acknowledged in {took:.2f} s; seconds by thread: {spent}")
@@ -85,12 +95,14 @@ def busy(show, wanted, note):
     """Acknowledgements at 70 % of the rate that the busy server sustains, while the engine has more than it can do."""
     if not wanted("channels.ack.busy_p99_ms"):
         return
-    with servers.millrace(environment(MILLRACE_AGENT_SESSIONS_HOT_MAX="20000", MILLRACE_AGENT_REPLY_TOKENS_MAX="64"), CONFIG) as server:
-        # The queue of the engine fills and stays full: every message wants 64 tokens.
-        full = load(server, "--closed", "64", "--conversations", "4000", "--requests", "1500", "--duration", "10s")
+    with servers.millrace(environment(MILLRACE_AGENT_REPLY_TOKENS_MAX="64"), CONFIG) as server:
+        # The engine is full from here on: every message wants 64 tokens, and far more wait than it can answer.
+        load(server, "--closed", "64", "--conversations", "4000", "--requests", "4000", "--duration", "10s")
+        full = load(server, "--closed", "64", "--conversations", "4000", "--duration", "4s")
         rate = 0.7 * full["ok"] / max(full["elapsed_s"], 1e-9)
-        report = load(server, "--rate", f"{min(rate, 300):.1f}", "--conversations", "4000", "--duration", "6s")
-    note(f"channels.ack.busy: sustained {full['ok'] / max(full['seconds'], 1e-9):.0f}/s, offered {min(rate, 300):.0f}/s, "
+        report = load(server, "--rate", f"{rate:.1f}", "--conversations", "4000", "--duration", "6s")
+    take_notice("channels.ack.busy", report, note)
+    note(f"channels.ack.busy: sustained {full['ok'] / max(full['elapsed_s'], 1e-9):.0f}/s, offered {rate:.0f}/s, "
          f"{report['ok']} of {report['requests']} acknowledged")
     show("channels.ack.busy_p99_ms", report["latency_ms"]["p99"], "ms", 10, better=-1)
 

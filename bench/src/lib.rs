@@ -42,7 +42,7 @@ pub fn inbox_record() -> InboxRecord {
         tenant,
         user: UserId::of(tenant, "ada"),
         conversation: ConversationId::of(tenant, "telegram/shop/1111111"),
-        turn: 42,
+        number: 42,
         address: ChatAddress {
             channel: "telegram".into(),
             account: "shop".into(),

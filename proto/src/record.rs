@@ -116,8 +116,8 @@ pub struct InboxRecord {
     pub user: UserId,
     /// Where it belongs.
     pub conversation: ConversationId,
-    /// The turn that it starts.
-    pub turn: u64,
+    /// Its place among the waiting messages of its conversation: later messages have higher numbers.
+    pub number: u64,
     /// Where the answer goes.
     pub address: ChatAddress,
     /// The text.
@@ -352,7 +352,7 @@ mod tests {
         #[test]
         fn damaged_bytes_never_panic(text in ".{0,60}", at in address(), flip in any::<(usize, u8)>(), cut in any::<usize>(), noise in proptest::collection::vec(any::<u8>(), 0..200)) {
             let record = InboxRecord {
-                tenant: TenantId(1), user: UserId([1; 16]), conversation: ConversationId([2; 16]), turn: 3, address: at,
+                tenant: TenantId(1), user: UserId([1; 16]), conversation: ConversationId([2; 16]), number: 3, address: at,
                 text, event_key: "k".into(), received_ms: 1, deadline_ms: 2, attempt: 0,
             };
             let mut bytes = record.to_bytes();

@@ -159,16 +159,16 @@ impl Batch {
         self.put(tenant, Cf::Msg, layout::msg(tenant, conversation, message.seq), message.to_bytes());
     }
 
-    /// Accepts an inbound message: its turn is open until [`Batch::close_inbox`].
+    /// Accepts an inbound message: it is open until [`Batch::close_inbox`].
     pub fn put_inbox(&mut self, record: &InboxRecord) {
         self.users.push((record.tenant, record.conversation, record.user));
-        let key = layout::inbox(record.tenant, record.conversation, record.turn);
+        let key = layout::inbox(record.tenant, record.conversation, record.number);
         self.put(record.tenant, Cf::Inbox, key, record.to_bytes());
     }
 
-    /// The turn is finished.
-    pub fn close_inbox(&mut self, tenant: TenantId, conversation: ConversationId, turn: u64) {
-        self.push(0, Op::Delete { cf: Cf::Inbox, key: layout::inbox(tenant, conversation, turn) });
+    /// The message of this number is answered.
+    pub fn close_inbox(&mut self, tenant: TenantId, conversation: ConversationId, number: u64) {
+        self.push(0, Op::Delete { cf: Cf::Inbox, key: layout::inbox(tenant, conversation, number) });
     }
 
     /// Remembers that an event was seen, until `expires_ms` (Unix milliseconds).

@@ -181,9 +181,16 @@ pub(crate) fn msg(tenant: TenantId, conversation: ConversationId, seq: u64) -> V
     Key::conversation(tenant, conversation).u64(seq).0
 }
 
-// inbox: shard2 tenant4 conversation16 turn8
-pub(crate) fn inbox(tenant: TenantId, conversation: ConversationId, turn: u64) -> Vec<u8> {
-    Key::conversation(tenant, conversation).u64(turn).0
+// inbox: shard2 tenant4 conversation16 number8
+pub(crate) fn inbox(tenant: TenantId, conversation: ConversationId, number: u64) -> Vec<u8> {
+    Key::conversation(tenant, conversation).u64(number).0
+}
+
+/// Tenant, conversation and number of an inbox row.
+pub(crate) fn inbox_parts(key: &[u8]) -> Option<(TenantId, ConversationId, u64)> {
+    let key: &[u8; 30] = key.try_into().ok()?;
+    let tenant = TenantId(u32::from_be_bytes(*key[2..].first_chunk()?));
+    Some((tenant, ConversationId(*key[6..].first_chunk()?), u64::from_be_bytes(*key.last_chunk()?)))
 }
 
 // idem: shard2 tenant4 blind16
@@ -389,6 +396,8 @@ mod tests {
         assert_eq!(sess(T, c).len(), 22);
         assert_eq!(user_sess(T, u, c).len(), 38);
         assert_eq!(msg(T, c, 1).len(), 30);
+        assert_eq!(inbox_parts(&inbox(T, c, 9)), Some((T, c, 9)));
+        assert_eq!(inbox_parts(&sess(T, c)), None);
         assert_eq!(idem(T, [0; 16]).len(), 22);
         assert_eq!(effect(T, &effect_key).len(), 34);
         assert_eq!(timer(1, T, c, 1).len(), 36);

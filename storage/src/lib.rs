@@ -43,7 +43,7 @@ pub use error::{Busy, CommitError, KvError, OpenError, ReadError};
 pub use memory::{RECALL_LIMIT_MAX, RELEVANCE_MIN, RecallQuery, Recalled, Why};
 pub use memory::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter, SpaceHit, SpaceQuery, SpaceStats};
 pub use pool::{READ_QUEUE_MAX, READ_THREADS};
-pub use queue::{RECEIPT_TTL_MS, Receipt};
+pub use queue::{InboxFirst, RECEIPT_TTL_MS, Receipt};
 pub use rotate::{RotateError, RotationDone};
 pub use seal::{
     KeySource, Suite, VAULT_FILE, VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError, measure_seal,

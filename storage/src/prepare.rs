@@ -64,8 +64,7 @@ pub(crate) fn prepare(shared: &Shared, batch: Batch) -> Result<Result<Prepared, 
 pub(crate) fn prepare_with_new_keys(shared: &Shared, batch: Batch) -> Result<Prepared, CommitError> {
     let forgotten = shared.keys.forgotten();
     let owners = owners(shared, &batch)?;
-    let make = |(tenant, user): &Owner| shared.keys.find_or_make_user(&*shared.kv, *tenant, *user);
-    let keys = owners.all.iter().map(make).collect::<Result<_, _>>()?;
+    let keys = shared.keys.find_or_make_all(&*shared.kv, &owners.all)?;
     build(shared, batch, &owners, keys, forgotten)
 }
 

@@ -4,7 +4,7 @@ use crate::backend::{Cf, ScanRange};
 use crate::error::ReadError;
 use crate::layout;
 use crate::store::{Shared, Store, decode};
-use millrace_proto::id::{EffectKey, TenantId};
+use millrace_proto::id::{ConversationId, EffectKey, TenantId};
 use millrace_proto::record::{DeliveryState, InboxRecord, OutboxJob, Timer};
 use std::ops::ControlFlow;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -57,6 +57,15 @@ pub(crate) fn expired(value: &[u8], now_ms: u64) -> bool {
     })
 }
 
+/// The answer to [`Store::inbox_first`].
+#[derive(Debug, Default)]
+pub struct InboxFirst {
+    /// The message; none when the conversation has none that opens.
+    pub record: Option<InboxRecord>,
+    /// Numbers of messages before it whose keys are gone: their users were forgotten.
+    pub forgotten: Vec<u64>,
+}
+
 impl Store {
     /// Whether an event was seen and has not expired.
     pub fn dedup_seen(&self, tenant: TenantId, scope: &str, key: &str, now_ms: u64) -> Result<bool, ReadError> {
@@ -67,7 +76,7 @@ impl Store {
         Ok(row.is_some_and(|value| !expired(&value, now_ms)))
     }
 
-    /// Every accepted message whose turn is not finished, by conversation and turn.
+    /// Every accepted message that is not answered, by conversation and number.
     pub fn inbox_open(&self) -> Result<Vec<InboxRecord>, ReadError> {
         let mut records = Vec::new();
         self.shared().scan_sealed(Cf::Inbox, &[], usize::MAX, |plain| {
@@ -75,6 +84,48 @@ impl Store {
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(records)
+    }
+
+    /// Owner, conversation and number of every accepted message that is not answered, in that order within a virtual
+    /// shard, until `each` breaks. Nothing is opened, so this is quick where there are many.
+    pub fn inbox_places(
+        &self,
+        each: &mut dyn FnMut(TenantId, ConversationId, u64) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let to = layout::prefix_end(&[u8::MAX]);
+        self.shared().kv.scan(
+            Cf::Inbox,
+            ScanRange::forward(&[], &to),
+            &mut |key, _| match layout::inbox_parts(key) {
+                Some((tenant, conversation, number)) => each(tenant, conversation, number),
+                None => ControlFlow::Continue(()),
+            },
+        )?;
+        Ok(())
+    }
+
+    /// The oldest accepted message of a conversation that is not answered. Rows before it that do not open are
+    /// passed over: those of forgotten users are named, so that the caller removes them; damaged ones stay.
+    pub fn inbox_first(&self, tenant: TenantId, conversation: ConversationId) -> Result<InboxFirst, ReadError> {
+        let shared = self.shared();
+        let prefix = layout::sess(tenant, conversation);
+        let to = layout::prefix_end(&prefix);
+        let mut found = InboxFirst::default();
+        shared.kv.scan(Cf::Inbox, ScanRange::forward(&prefix, &to), &mut |key, sealed| {
+            let opened = shared.open(tenant, Cf::Inbox, key, sealed.to_vec());
+            match opened.and_then(|plain| decode::<InboxRecord>(Cf::Inbox, &plain)) {
+                Ok(record) => {
+                    found.record = Some(record);
+                    return ControlFlow::Break(());
+                }
+                Err(ReadError::Forgotten { .. } | ReadError::KeyGone { .. }) => {
+                    found.forgotten.extend(layout::tail_u64(key))
+                }
+                Err(error) => tracing::error!(%error, "an accepted message cannot be read; it stays where it is"),
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
     }
 
     /// Every effect that is `Pending` or `Sending`, by conversation, turn and step.

@@ -2,6 +2,7 @@
 
 mod access;
 mod asked;
+mod backlog;
 mod bad_input;
 mod browser;
 mod channels;

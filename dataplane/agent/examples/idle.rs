@@ -7,11 +7,10 @@
 use std::sync::Arc;
 
 use millrace_agent::{
-    Agent, AgentConfig, Arrival, ConversationKey, Effect, Event, Finish, Loaded, Output, PromptMessage, Prompter,
-    Source, Ticket, Timings, Usage,
+    Agent, AgentConfig, Effect, Event, Finish, Inbound, Loaded, Output, PromptMessage, Prompter, Ticket, Timings, Usage,
 };
 use millrace_proto::id::{ConversationId, TenantId, UserId};
-use millrace_proto::record::ChatAddress;
+use millrace_proto::record::{ChatAddress, InboxRecord};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -55,32 +54,38 @@ fn main() {
 fn run(agent: &mut Agent, conversation: u64, turn: u64) {
     let now_ms = 1_767_225_600_000 + conversation * 1_000 + turn * 100;
     let name = format!("slack/team/D{conversation}");
-    let arrival = Arrival {
-        key: ConversationKey { tenant: TenantId(1), conversation: ConversationId::of(TenantId(1), &name) },
-        user: UserId::of(TenantId(1), &name),
-        name,
-        text: format!("Case {conversation}-{turn}. My laptop asks for the password again and again. What should I do?"),
-        ticket: Ticket(conversation * 1_000 + turn),
-        source: Source::Channel {
-            address: ChatAddress {
-                channel: "slack".into(),
-                account: "team".into(),
-                chat: format!("D{conversation}"),
-                thread: None,
-                reply_to: Some(format!("{now_ms}.000{turn}")),
-            },
-            event_key: format!("Ev{conversation}x{turn}"),
-            dedup_scope: "slack/team".into(),
+    let tenant = TenantId(1);
+    let record = InboxRecord {
+        tenant,
+        user: UserId::of(tenant, &name),
+        conversation: ConversationId::of(tenant, &name),
+        number: 0,
+        address: ChatAddress {
+            channel: "slack".into(),
+            account: "team".into(),
+            chat: format!("D{conversation}"),
+            thread: None,
+            reply_to: Some(format!("{now_ms}.000{turn}")),
         },
+        text: format!("Case {conversation}-{turn}. My laptop asks for the password again and again. What should I do?"),
+        event_key: format!("Ev{conversation}x{turn}"),
+        received_ms: 0,
+        deadline_ms: 0,
+        attempt: 0,
     };
-    let mut events = vec![Event::Arrived(Box::new(arrival))];
+    let ticket = Ticket(conversation * 1_000 + turn);
+    let message = Inbound { record, dedup_scope: "slack/team".into(), ticket };
+    // The last event is taken first.
+    let mut events = vec![Event::Flush, Event::Received(Box::new(message))];
     let mut effects = Vec::new();
     while let Some(event) = events.pop() {
         agent.step(event, now_ms, &mut effects);
         for effect in effects.drain(..) {
             match effect {
                 Effect::Load { key, .. } => events.push(Event::Loaded { key, result: Ok(Loaded::default()) }),
-                Effect::Persist { op, .. } => events.push(Event::Persisted { op, result: Ok(()) }),
+                Effect::Accept { op, .. } | Effect::Persist { op, .. } => {
+                    events.push(Event::Persisted { op, result: Ok(()) })
+                }
                 Effect::Generate { run, .. } => {
                     let text = "Restart it once. If it asks again, tell your administrator.".to_owned();
                     let done = Output::Done {
@@ -88,12 +93,12 @@ fn run(agent: &mut Agent, conversation: u64, turn: u64) {
                         usage: Usage { prompt: 60, completion: 12, cached: 0 },
                         timings: Timings::default(),
                     };
-                    // The last event is taken first.
                     events.push(Event::Output { run, output: done });
                     events.push(Event::Output { run, output: Output::Delta { text, logprobs: Vec::new() } });
                 }
                 Effect::Embed { op, .. } => events.push(Event::Embedded { op, result: Ok(Vec::new()) }),
                 Effect::Recall { op, .. } => events.push(Event::Recalled { op, result: Ok(Vec::new()) }),
+                Effect::TakeUp { key } => events.push(Event::TakenUp { key, first: None }),
                 Effect::StopGeneration { .. }
                 | Effect::Reply { .. }
                 | Effect::Deliver { .. }

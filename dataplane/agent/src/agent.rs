@@ -1,5 +1,8 @@
-//! The machine: arrivals, durable acceptance, cancel, eviction. The work on a turn is in `turn.rs`.
+//! The machine: arrivals, durable acceptance, cancel, eviction. Messages of channels are in `inbound.rs`, the work on
+//! a turn is in `turn.rs`.
 
+#[path = "inbound.rs"]
+mod inbound;
 #[path = "turn.rs"]
 mod turn;
 
@@ -7,13 +10,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use millrace_proto::id::{TenantId, UserId};
-use millrace_proto::record::{ChatAddress, InboxRecord, Message, Role, SessionHead};
+use millrace_proto::record::{Message, Role, SessionHead};
 
+use self::inbound::turn_of;
+use crate::backlog::Backlog;
 use crate::config::{AgentConfig, ConfigError};
 use crate::context::Prompter;
 use crate::conversation::{Answer, Batch, Conversation, Opening, Outcome, Phase, Turn, Writing};
 use crate::effect::{Effect, Reply, TurnError, Write};
-use crate::event::{Arrival, ConversationKey, Event, Fault, Loaded, OpId, RunId, Source, Ticket};
+use crate::event::{Arrival, ConversationKey, Event, Fault, Inbound, Loaded, OpId, RunId, Ticket};
 use crate::stats::AgentStats;
 
 /// Turns that become durable in one batch of one conversation.
@@ -33,6 +38,19 @@ pub struct Agent {
     runs: HashMap<RunId, ConversationKey>,
     tickets: HashMap<Ticket, ConversationKey>,
     open_turns: usize,
+    /// Those of them that answer messages of channels.
+    channel_turns: usize,
+    /// Messages of channels that wait for their batch, and those on their way to the disk.
+    received: Vec<Inbound>,
+    storing: HashMap<OpId, Arc<Vec<Inbound>>>,
+    /// How many both are.
+    accepting: usize,
+    /// Accepted messages whose turn has not begun.
+    backlog: Backlog,
+    /// The number of the newest message, and of the newest of an earlier process.
+    last_number: u64,
+    inherited_to: u64,
+    closing: bool,
     /// Memory of all windows, as far as they were counted when their conversation was last touched.
     hot_bytes: usize,
     next_id: u64,
@@ -53,6 +71,14 @@ impl Agent {
             runs: HashMap::new(),
             tickets: HashMap::new(),
             open_turns: 0,
+            channel_turns: 0,
+            received: Vec::new(),
+            storing: HashMap::new(),
+            accepting: 0,
+            backlog: Backlog::default(),
+            last_number: 0,
+            inherited_to: 0,
+            closing: false,
             hot_bytes: 0,
             next_id: 0,
             stats: AgentStats::default(),
@@ -63,7 +89,11 @@ impl Agent {
     pub fn step(&mut self, event: Event, now_ms: u64, effects: &mut Vec<Effect>) {
         match event {
             Event::Arrived(arrival) => self.arrived(*arrival, now_ms, effects),
-            Event::Resumed(record) => self.resumed(*record, now_ms, effects),
+            Event::Received(message) => self.received(*message, now_ms, effects),
+            Event::Flush => self.flush(now_ms, effects),
+            Event::Waiting { key, messages, last } => self.found_waiting(key, messages, last),
+            Event::TakenUp { key, first } => self.taken_up(key, first.map(|first| *first), now_ms, effects),
+            Event::Closing => self.closing = true,
             Event::Loaded { key, result } => self.loaded(key, result, now_ms, effects),
             Event::Persisted { op, result } => self.persisted(op, result, now_ms, effects),
             Event::Embedded { op, result } => self.embedded(op, result, now_ms, effects),
@@ -73,6 +103,7 @@ impl Agent {
             Event::Forgotten { tenant, user } => self.forgotten(tenant, user, now_ms, effects),
             Event::Tick => self.tick(now_ms, effects),
         }
+        self.take_up(effects);
     }
 
     /// Drops the conversations of a user. Open work ends as if it were cancelled, and nothing of it is stored: head and
@@ -90,14 +121,17 @@ impl Agent {
             for opening in openings {
                 match opening {
                     Opening::New(arrival) => self.refuse(arrival.ticket, TurnError::Cancelled, effects),
-                    Opening::Again(_) => self.open_turns -= 1,
+                    Opening::Again(_) => self.channel_dropped(key),
                 }
             }
             for turn in queue {
-                self.open_turns -= 1;
-                if let Some(ticket) = turn.answer.ticket() {
-                    self.tickets.remove(&ticket);
-                    effects.push(Effect::Reply { ticket, reply: Reply::Failed(TurnError::Cancelled) });
+                match turn.answer.ticket() {
+                    Some(ticket) => {
+                        self.open_turns -= 1;
+                        self.tickets.remove(&ticket);
+                        effects.push(Effect::Reply { ticket, reply: Reply::Failed(TurnError::Cancelled) });
+                    }
+                    None => self.channel_dropped(key),
                 }
             }
             self.cancel_running(key, effects);
@@ -110,9 +144,19 @@ impl Agent {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// Turns that are not finished.
+    /// Turns that are not finished. Messages that wait in the inbox are none yet.
     pub fn open_turns(&self) -> usize {
         self.open_turns
+    }
+
+    /// Accepted messages that wait in the inbox.
+    pub fn waiting_messages(&self) -> usize {
+        self.backlog.messages()
+    }
+
+    /// Whether messages wait for [`Event::Flush`].
+    pub fn wants_flush(&self) -> bool {
+        !self.received.is_empty()
     }
 
     /// Conversations in memory.
@@ -164,11 +208,9 @@ impl Agent {
         if self.open_turns >= self.config.open_turns_max {
             return Err(TurnError::Overloaded { what: "places for open turns", max: self.config.open_turns_max });
         }
-        if let Source::Interactive(options) = &arrival.source {
-            // The exact check happens on the whole prompt. This one keeps a message that can never be
-            // answered out of the record, and it is cheap against reading it into a prompt.
-            self.fits(&arrival.text, options.max_tokens)?;
-        }
+        // The exact check happens on the whole prompt. This one keeps a message that can never be
+        // answered out of the record, and it is cheap against reading it into a prompt.
+        self.fits(&arrival.text, arrival.options.max_tokens)?;
         if !self.conversations.contains_key(&arrival.key) {
             if self.conversations.len() >= self.config.conversations_max && !self.evict() {
                 return Err(TurnError::Overloaded {
@@ -179,10 +221,7 @@ impl Agent {
             self.heat(arrival.key, effects);
         }
         let waiting_max = self.config.queue_turns_max;
-        let turns_max = match &arrival.source {
-            Source::Interactive(_) => self.config.turns_per_minute_max,
-            Source::Channel { .. } => self.config.channel_turns_per_minute_max,
-        };
+        let turns_max = self.config.turns_per_minute_max;
         let tokens_max = self.config.tokens_per_hour_max;
         let conversation = self.conversation(arrival.key);
         if conversation.open_turns() > waiting_max {
@@ -207,20 +246,6 @@ impl Agent {
         effects.push(Effect::Load { key, messages_max: self.config.window_messages_max });
     }
 
-    /// A record of an earlier process has its place already: bounds were checked when it was accepted.
-    fn resumed(&mut self, record: InboxRecord, now_ms: u64, effects: &mut Vec<Effect>) {
-        let key = ConversationKey { tenant: record.tenant, conversation: record.conversation };
-        if !self.conversations.contains_key(&key) {
-            if self.conversations.len() >= self.config.conversations_max {
-                self.evict();
-            }
-            self.heat(key, effects);
-        }
-        self.open_turns += 1;
-        self.conversation(key).openings.push_back(Opening::Again(Box::new(record)));
-        self.advance(key, now_ms, effects);
-    }
-
     fn loaded(&mut self, key: ConversationKey, result: Result<Loaded, Fault>, now_ms: u64, effects: &mut Vec<Effect>) {
         let (messages_max, bytes_max) = (self.config.window_messages_max, self.config.window_bytes_max);
         let pause_ms = self.config.retry_max_ms;
@@ -237,8 +262,8 @@ impl Agent {
                 }
             }
             Err(fault) => {
-                // Whoever waits is told; what was accepted before a restart is tried again, for it must
-                // not end in silence.
+                // Whoever waits is told; what a channel has been promised is tried again, for it must not
+                // end in silence.
                 let openings = std::mem::take(&mut conversation.openings);
                 for opening in openings {
                     match opening {
@@ -249,7 +274,7 @@ impl Agent {
                         again => self.conversation(key).openings.push_back(again),
                     }
                 }
-                if !self.conversation(key).openings.is_empty() {
+                if self.conversation(key).channel {
                     self.set_timer(key, Some(now_ms + pause_ms));
                 }
             }
@@ -290,16 +315,19 @@ impl Agent {
     /// One batch with everything that waits to be accepted.
     fn write_accept(&mut self, key: ConversationKey, now_ms: u64, effects: &mut Vec<Effect>) {
         let op = OpId(self.id());
-        let (inbox_ttl_ms, dedup_ttl_ms) = (self.config.inbox_ttl_ms, self.config.dedup_ttl_ms);
         let prompter = Arc::clone(&self.prompter);
         let conversation = self.conversation(key);
-        let mut head = conversation.head.clone();
+        let mut head: Option<SessionHead> = None;
         let (mut writes, mut turns, mut messages) = (Vec::new(), Vec::new(), Vec::new());
         while turns.len() < ACCEPT_BATCH_MAX {
             let Some(opening) = conversation.openings.pop_front() else { break };
             match opening {
                 Opening::New(arrival) => {
-                    let head = head.get_or_insert_with(|| new_head(&arrival, now_ms));
+                    let head = head.get_or_insert_with(|| {
+                        let next_turn = conversation.next_turn();
+                        let known = conversation.head.clone().unwrap_or_else(|| new_head(&arrival, now_ms));
+                        SessionHead { next_turn, ..known }
+                    });
                     let (turn, seq) = (head.next_turn, head.next_seq);
                     head.next_turn += 1;
                     head.next_seq += 1;
@@ -309,59 +337,36 @@ impl Agent {
                         Message { seq, turn, role: Role::User, text: arrival.text.clone(), at_ms: now_ms, tokens };
                     writes.push(Write::Message(message.clone()));
                     messages.push(message);
-                    let answer = match arrival.source {
-                        Source::Interactive(options) => Answer::Stream { ticket: arrival.ticket, options },
-                        Source::Channel { address, event_key, dedup_scope } => {
-                            let deadline_ms = now_ms + inbox_ttl_ms;
-                            head.address = Some(ChatAddress { reply_to: None, ..address.clone() });
-                            writes.push(Write::Inbox(InboxRecord {
-                                tenant: key.tenant,
-                                user: arrival.user,
-                                conversation: key.conversation,
-                                turn,
-                                address: address.clone(),
-                                text: arrival.text.clone(),
-                                event_key: event_key.clone(),
-                                received_ms: now_ms,
-                                deadline_ms,
-                                attempt: 1,
-                            }));
-                            writes.push(Write::Dedup {
-                                scope: dedup_scope,
-                                key: event_key,
-                                expires_ms: now_ms + dedup_ttl_ms,
-                            });
-                            Answer::Outbox { address, deadline_ms, attempt: 1 }
-                        }
-                    };
                     let turn = Turn {
                         id: turn,
                         user: arrival.user,
                         text: arrival.text,
+                        recorded: true,
                         question_seq: Some(seq),
                         at_ms: now_ms,
-                        answer,
+                        answer: Answer::Stream { ticket: arrival.ticket, options: arrival.options },
                         cancelled: false,
                     };
                     turns.push((Some(arrival.ticket), turn));
                 }
-                Opening::Again(mut record) => {
-                    // The start is counted before the work, so that a message which kills the process
-                    // cannot do so for ever.
-                    record.attempt = record.attempt.saturating_add(1);
+                Opening::Again(record) => {
                     writes.push(Write::Inbox((*record).clone()));
-                    turns.push((None, resumed_turn(*record, conversation)));
+                    turns.push((None, turn_of(*record)));
                 }
             }
         }
-        let Some(head) = head.or_else(|| turns.first().map(|(_, turn)| orphan_head(key, turn, now_ms))) else { return };
-        writes.insert(0, Write::Session(head.clone()));
+        if let Some(head) = &head {
+            writes.insert(0, Write::Session(head.clone()));
+        }
         conversation.writing = Some(Writing { op, head, messages, what: Batch::Accept { turns } });
         self.ops.insert(op, key);
         effects.push(Effect::Persist { op, key, writes });
     }
 
     fn persisted(&mut self, op: OpId, result: Result<(), Fault>, now_ms: u64, effects: &mut Vec<Effect>) {
+        if let Some(messages) = self.storing.remove(&op) {
+            return self.stored(messages, &result, now_ms, effects);
+        }
         let Some(key) = self.ops.remove(&op) else { return };
         let Some(conversation) = self.conversations.get_mut(&key) else { return };
         if conversation.writing.as_ref().is_none_or(|writing| writing.op != op) {
@@ -369,7 +374,7 @@ impl Agent {
         }
         let Some(Writing { head, messages, what, .. }) = conversation.writing.take() else { return };
         if result.is_ok() {
-            conversation.head = Some(head);
+            conversation.head = head.or(conversation.head.take());
             for message in messages {
                 conversation.window.push(message, self.config.window_messages_max, self.config.window_bytes_max);
             }
@@ -397,16 +402,12 @@ impl Agent {
             (Some(ticket), Err(fault)) => self.refuse(ticket, TurnError::Storage(fault), effects),
             (Some(ticket), Ok(())) => {
                 self.stats.turns_accepted += 1;
-                let seq = turn.question_seq.unwrap_or_default();
-                effects.push(Effect::Reply { ticket, reply: Reply::Accepted { turn: turn.id, seq } });
-                if turn.answer.ticket().is_none() {
-                    self.tickets.remove(&ticket);
-                }
-                self.conversation(key).enqueue(turn);
+                effects.push(Effect::Reply { ticket, reply: Reply::Accepted });
+                self.conversation(key).queue.push_back(turn);
             }
-            // A resumed record is durable already; only its count of starts is not. Going on is right: the
-            // batch that ends the turn waits for the disk anyway.
-            (None, _) => self.conversation(key).enqueue(turn),
+            // The message is durable already; only its count of starts is not. Going on is right: the batch that
+            // ends the turn waits for the disk anyway.
+            (None, _) => self.conversation(key).queue.push_back(turn),
         }
     }
 
@@ -511,39 +512,10 @@ fn new_head(arrival: &Arrival, now_ms: u64) -> SessionHead {
     }
 }
 
-/// The head of a resumed record whose conversation has none. Head and record are written in one batch, so
-/// this is a damaged store; the message is answered all the same.
-fn orphan_head(key: ConversationKey, turn: &Turn, now_ms: u64) -> SessionHead {
-    SessionHead {
-        tenant: key.tenant,
-        user: turn.user,
-        conversation: key.conversation,
-        name: key.conversation.to_string(),
-        title: title(&turn.text),
-        created_ms: now_ms,
-        updated_ms: now_ms,
-        next_seq: 0,
-        next_turn: turn.id + 1,
-        address: None,
-    }
-}
-
 /// The first words of a conversation.
 fn title(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ").chars().take(TITLE_CHARS_MAX).collect()
-}
-
-fn resumed_turn(record: InboxRecord, conversation: &Conversation) -> Turn {
-    Turn {
-        id: record.turn,
-        user: record.user,
-        question_seq: conversation.window.question_of(record.turn),
-        text: record.text,
-        at_ms: record.received_ms,
-        answer: Answer::Outbox { address: record.address, deadline_ms: record.deadline_ms, attempt: record.attempt },
-        cancelled: false,
-    }
 }
 
 fn waiting_turn(conversation: &mut Conversation, ticket: Ticket) -> Option<&mut Turn> {

@@ -31,6 +31,12 @@ pub struct AgentConfig {
     pub queue_turns_max: usize,
     /// Open turns of the whole shard, waiting and running.
     pub open_turns_max: usize,
+    /// How many of them may answer messages of channels. Messages beyond it wait in the inbox on disk: more turns at
+    /// once than the engine takes would only cost memory and be refused by it.
+    pub channel_turns_max: usize,
+    /// Accepted messages that may wait in the inbox; what comes then is refused. Each conversation among them costs
+    /// about 100 bytes of memory.
+    pub inbox_waiting_max: usize,
     /// From the start of the work on a turn to the end of its reply.
     pub turn_deadline_ms: u64,
     /// What the engine may take beyond its deadline before it counts as hung.
@@ -50,7 +56,7 @@ pub struct AgentConfig {
     /// Turns of one conversation in a minute.
     pub turns_per_minute_max: u32,
     /// The same for conversations on channels: a chat is typed by people, and two bots that answer each other
-    /// must be slowed down.
+    /// must be slowed down. What comes faster waits.
     pub channel_turns_per_minute_max: u32,
     /// Prompt and reply tokens of one conversation in an hour.
     pub tokens_per_hour_max: u64,
@@ -74,6 +80,8 @@ impl Default for AgentConfig {
             hot_bytes_max: 64 << 20,
             queue_turns_max: 16,
             open_turns_max: 4_096,
+            channel_turns_max: 64,
+            inbox_waiting_max: 1 << 19,
             turn_deadline_ms: 600_000,
             engine_grace_ms: 5_000,
             inbox_ttl_ms: 6 * 3_600_000,
@@ -131,6 +139,8 @@ impl AgentConfig {
             ("window_bytes_max", self.window_bytes_max),
             ("conversations_max", self.conversations_max),
             ("open_turns_max", self.open_turns_max),
+            ("channel_turns_max", self.channel_turns_max),
+            ("inbox_waiting_max", self.inbox_waiting_max),
             ("inbox_attempts_max", self.inbox_attempts_max as usize),
             ("turns_per_minute_max", self.turns_per_minute_max as usize),
             ("channel_turns_per_minute_max", self.channel_turns_per_minute_max as usize),

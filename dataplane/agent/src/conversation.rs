@@ -33,6 +33,10 @@ pub(crate) struct Conversation {
     /// Its place among the idle ones.
     pub idle_stamp: Option<u64>,
     pub caps: Caps,
+    /// A message of a channel is taken up or being answered. One at a time: the next ones wait in the inbox.
+    pub channel: bool,
+    /// That message is being read.
+    pub taking: bool,
     /// Its user was forgotten: nothing of it is stored any more, and it leaves the memory with its open work.
     pub forgotten: bool,
 }
@@ -46,7 +50,7 @@ impl Conversation {
         };
         self.head.as_ref().is_some_and(|head| head.user == user)
             || self.openings.iter().any(opened_by)
-            || self.writing.as_ref().is_some_and(|writing| writing.head.user == user)
+            || self.writing.as_ref().and_then(|writing| writing.head.as_ref()).is_some_and(|head| head.user == user)
             || self.queue.iter().chain(self.running.as_ref().map(|running| &running.turn)).any(|turn| turn.user == user)
     }
 
@@ -56,17 +60,20 @@ impl Conversation {
             Some(Writing { what: Batch::Accept { turns, .. }, .. }) => turns.len(),
             _ => 0,
         };
-        self.openings.len() + writing + self.queue.len() + usize::from(self.running.is_some())
+        let running = usize::from(self.running.is_some());
+        self.openings.len() + writing + self.queue.len() + running + usize::from(self.taking)
     }
 
-    /// Puts a durable turn where its number belongs: resumed turns may come after newer ones.
-    pub fn enqueue(&mut self, turn: Turn) {
-        let place = self.queue.iter().position(|other| other.id > turn.id).unwrap_or(self.queue.len());
-        self.queue.insert(place, turn);
+    /// The number of the next turn: above those that are recorded, being recorded and being answered.
+    pub fn next_turn(&self) -> u64 {
+        let of_head = |head: Option<&SessionHead>| head.map_or(0, |head| head.next_turn);
+        let writing = self.writing.as_ref().and_then(|writing| writing.head.as_ref());
+        let running = self.running.as_ref().map_or(0, |running| running.turn.id + 1);
+        of_head(self.head.as_ref()).max(of_head(writing)).max(running)
     }
 }
 
-/// A turn that is not durable yet, or durable from before a restart.
+/// A turn that is not durable yet, or whose start an earlier process has counted.
 #[derive(Debug)]
 pub(crate) enum Opening {
     New(Box<Arrival>),
@@ -76,10 +83,14 @@ pub(crate) enum Opening {
 /// A durable turn.
 #[derive(Clone, Debug)]
 pub(crate) struct Turn {
+    /// Given when the work on it begins, when it comes from a channel.
     pub id: u64,
     pub user: UserId,
     pub text: String,
-    /// Sequence number of the question; None when a resumed question is older than the loaded window.
+    /// Whether the question stands in the conversation already. A message of a channel joins it together with its
+    /// answer; until then its inbox record is what is durable of it.
+    pub recorded: bool,
+    /// Sequence number of the recorded question; None when it is older than the loaded window.
     pub question_seq: Option<u64>,
     pub at_ms: u64,
     pub answer: Answer,
@@ -90,7 +101,7 @@ pub(crate) struct Turn {
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     Stream { ticket: Ticket, options: Arc<GenerationOptions> },
-    Outbox { address: ChatAddress, deadline_ms: u64, attempt: u32 },
+    Outbox { address: ChatAddress, deadline_ms: u64, attempt: u32, number: u64 },
 }
 
 impl Answer {
@@ -106,8 +117,8 @@ impl Answer {
 #[derive(Debug)]
 pub(crate) struct Writing {
     pub op: OpId,
-    /// Replaces the head when the batch is durable.
-    pub head: SessionHead,
+    /// Replaces the head when the batch is durable; none when the batch leaves it as it is.
+    pub head: Option<SessionHead>,
     /// Join the window when the batch is durable.
     pub messages: Vec<Message>,
     pub what: Batch,
@@ -116,7 +127,7 @@ pub(crate) struct Writing {
 #[derive(Debug)]
 pub(crate) enum Batch {
     Accept {
-        /// New turns with the ticket of the one who waits, and resumed ones without.
+        /// New turns with the ticket of the one who waits, and those of an earlier process without.
         turns: Vec<(Option<Ticket>, Turn)>,
     },
     Finish {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use millrace_proto::id::{EffectKey, TenantId, UserId};
 use millrace_proto::record::{ChatAddress, InboxRecord, Message, OutboxJob, SessionHead};
 
-use crate::event::{ConversationKey, Fault, Finish, GenerationOptions, OpId, RunId, Ticket, Timings, TokenInfo, Usage};
+use crate::event::{
+    ConversationKey, Fault, Finish, GenerationOptions, Inbound, OpId, RunId, Ticket, Timings, TokenInfo, Usage,
+};
 
 /// Something to do. Effects are to be carried out in the order given.
 #[derive(Clone, Debug)]
@@ -16,6 +18,21 @@ pub enum Effect {
         key: ConversationKey,
         /// At most so many messages.
         messages_max: usize,
+    },
+    /// Write the inbox records of these messages with their dedup keys, or nothing; answer with
+    /// [`Event::Persisted`](crate::Event::Persisted) when durable.
+    Accept {
+        /// Names the answer.
+        op: OpId,
+        /// Of any conversations, in the order of their arrival.
+        messages: Arc<Vec<Inbound>>,
+        /// Until when their dedup keys are kept, in Unix milliseconds.
+        dedup_expires_ms: u64,
+    },
+    /// Read the first open inbox record of a conversation; answer with [`Event::TakenUp`](crate::Event::TakenUp).
+    TakeUp {
+        /// Which conversation.
+        key: ConversationKey,
     },
     /// Write all of this or nothing; answer with [`Event::Persisted`](crate::Event::Persisted) when durable.
     /// Batches of one conversation must be committed in the order given.
@@ -116,21 +133,12 @@ pub enum Write {
     Session(SessionHead),
     /// A message of the conversation.
     Message(Message),
-    /// An accepted channel message.
+    /// An accepted channel message whose turn is started once more.
     Inbox(InboxRecord),
-    /// The channel message of this turn is answered.
+    /// This channel message is answered.
     CloseInbox {
-        /// Which turn.
-        turn: u64,
-    },
-    /// This event has been seen.
-    Dedup {
-        /// Name space of the key.
-        scope: String,
-        /// The platform's event id.
-        key: String,
-        /// Until when it is kept.
-        expires_ms: u64,
+        /// Its number.
+        number: u64,
     },
     /// An effect on another system.
     Outbox(OutboxJob),
@@ -153,16 +161,11 @@ pub struct Memory {
     pub embedding: Vec<f32>,
 }
 
-/// What the one who waits is told. `Done` and `Failed` are terminal; for channel arrivals so is `Accepted`.
+/// What the one who waits is told. `Done` and `Failed` are terminal; for messages of channels so is `Accepted`.
 #[derive(Clone, Debug)]
 pub enum Reply {
     /// The message is durable.
-    Accepted {
-        /// Its turn.
-        turn: u64,
-        /// The sequence number of the message.
-        seq: u64,
-    },
+    Accepted,
     /// The model has begun.
     Started {
         /// Tokens of the prompt.

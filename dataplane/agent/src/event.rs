@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use millrace_proto::id::{ConversationId, TenantId, UserId};
-use millrace_proto::record::{ChatAddress, InboxRecord, Message, SessionHead};
+use millrace_proto::record::{InboxRecord, Message, SessionHead};
 
 /// The address of a conversation: the tenant is part of every key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,10 +29,31 @@ pub struct RunId(pub u64);
 /// Something that happened.
 #[derive(Debug)]
 pub enum Event {
-    /// A person or a program says something.
+    /// A person or a program says something over a connection.
     Arrived(Box<Arrival>),
-    /// A channel message that was accepted before a restart and has no reply yet.
-    Resumed(Box<InboxRecord>),
+    /// A channel has brought a message. It is written with the next [`Event::Flush`], or with the batch that it fills.
+    Received(Box<Inbound>),
+    /// Nothing more comes at once: the messages received so far are written.
+    Flush,
+    /// Messages of one conversation that an earlier process accepted and did not answer. Told before anything else
+    /// happens, and of the conversation that waits longest first.
+    Waiting {
+        /// Which conversation.
+        key: ConversationKey,
+        /// How many there are.
+        messages: u32,
+        /// The number of the last one.
+        last: u64,
+    },
+    /// The answer to [`Effect::TakeUp`](crate::Effect::TakeUp).
+    TakenUp {
+        /// Which conversation.
+        key: ConversationKey,
+        /// Its first message; none when there is none any more.
+        first: Option<Box<InboxRecord>>,
+    },
+    /// The process ends soon: the turns of messages that are still in the inbox are left to the next one.
+    Closing,
     /// The answer to [`Effect::Load`](crate::Effect::Load).
     Loaded {
         /// Which conversation.
@@ -40,7 +61,7 @@ pub enum Event {
         /// Its head and its newest messages, oldest first.
         result: Result<Loaded, Fault>,
     },
-    /// The answer to [`Effect::Persist`](crate::Effect::Persist).
+    /// The answer to [`Effect::Accept`](crate::Effect::Accept) and [`Effect::Persist`](crate::Effect::Persist).
     Persisted {
         /// Which batch.
         op: OpId,
@@ -84,7 +105,7 @@ pub enum Event {
     Tick,
 }
 
-/// A new turn.
+/// A new turn of somebody who holds a connection open: replies are streamed to the ticket.
 #[derive(Clone, Debug)]
 pub struct Arrival {
     /// Where it belongs.
@@ -97,24 +118,19 @@ pub struct Arrival {
     pub text: String,
     /// Who gets the replies.
     pub ticket: Ticket,
-    /// How it came and how it is to be answered.
-    pub source: Source,
+    /// How it is to be answered.
+    pub options: Arc<GenerationOptions>,
 }
 
-/// How a turn came in.
+/// A message of a channel. The ticket only learns that it is durable; the reply goes through the outbox.
 #[derive(Clone, Debug)]
-pub enum Source {
-    /// Somebody holds a connection open: replies are streamed to the ticket.
-    Interactive(Arc<GenerationOptions>),
-    /// A channel event: the ticket only learns that it is durable; the reply goes through the outbox.
-    Channel {
-        /// Where the reply goes.
-        address: ChatAddress,
-        /// The platform's id of the event.
-        event_key: String,
-        /// The name space of that id.
-        dedup_scope: String,
-    },
+pub struct Inbound {
+    /// What is stored of it. The agent gives it its number and its times.
+    pub record: InboxRecord,
+    /// The name space of the record's event key.
+    pub dedup_scope: String,
+    /// Who waits for the acknowledgement.
+    pub ticket: Ticket,
 }
 
 /// What a request says about its generation. `None` = the model's default.

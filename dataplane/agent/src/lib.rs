@@ -8,11 +8,15 @@
 //! A turn goes this way, and no step starts before the one above it is durable or has been given up:
 //!
 //! ```text
-//! Arrived ─▶ (Load head + history) ─▶ Persist user message (+ inbox record + dedup key) ─▶ Accepted
+//! Arrived  ─▶ (Load head + history) ─▶ Persist user message ──────────────────────────┐
+//! Received ─▶ Accept: inbox record + dedup key, in batches ─▶ the inbox ─▶ TakeUp ────┤
 //!         ─▶ Embed + Recall, with a deadline; late or failing = the turn goes on without
 //!         ─▶ assemble the context under the token budget ─▶ Generate, with a deadline
 //!         ─▶ Persist reply + memory + outbox jobs + closed inbox record in ONE batch ─▶ Done, Deliver
 //! ```
+//!
+//! A message of a channel holds no place in memory until its turn begins: accepted messages wait in the inbox on disk,
+//! and are taken up from there when there is room, one per conversation, the same way after a restart.
 //!
 //! [`Delivery`] is the second machine: it brings outbox jobs to their peers, in order per chat, and
 //! knows the difference between "not sent", "delivered" and "nobody can tell".
@@ -27,6 +31,7 @@
 //! - a channel message that was accepted ends in a reply, in a visible error, or in a dead letter.
 
 mod agent;
+mod backlog;
 mod command;
 mod config;
 mod context;
@@ -44,7 +49,7 @@ pub use context::{Assembled, ContextInput, ContextTooLong, PromptMessage, Prompt
 pub use delivery::{Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Permit, Verdict};
 pub use effect::{DraftPart, Effect, Memory, Reply, TurnError, Write};
 pub use event::{
-    Arrival, ConversationKey, Event, Fact, Fault, Finish, GenerationOptions, Loaded, OpId, Output, RunId, Source,
+    Arrival, ConversationKey, Event, Fact, Fault, Finish, GenerationOptions, Inbound, Loaded, OpId, Output, RunId,
     Ticket, Timings, TokenInfo, Usage,
 };
 pub use people::{CODE_CHARS, CODE_TTL_MS, Change, Listen, PageKey, People, Refused, Table};

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use millrace_proto::id::EffectKey;
-use millrace_proto::record::{DeliveryState, Message, OutboxJob, Role};
+use millrace_proto::record::{ChatAddress, DeliveryState, Message, OutboxJob, Role, SessionHead};
 
-use super::{Agent, count_outcome};
+use super::inbound::{name_of, number_turn};
+use super::{Agent, count_outcome, title};
 use crate::context::{ContextInput, ContextTooLong, assemble};
 use crate::conversation::{Answer, Batch, Outcome, Phase, Running, Turn, Writing};
 use crate::effect::{DraftPart, Effect, Memory, Reply, TurnError, Write};
@@ -18,7 +19,12 @@ impl Agent {
     pub(super) fn start_turn(&mut self, key: ConversationKey, now_ms: u64, effects: &mut Vec<Effect>) {
         let attempts_max = self.config.inbox_attempts_max;
         let turn_deadline_ms = now_ms + self.config.turn_deadline_ms;
-        let Some(turn) = self.conversation(key).queue.pop_front() else { return };
+        if let Err(retry_after_ms) = self.keeps_pace(key, now_ms) {
+            return self.set_timer(key, Some(now_ms + retry_after_ms));
+        }
+        let conversation = self.conversation(key);
+        let Some(mut turn) = conversation.queue.pop_front() else { return };
+        number_turn(conversation, &mut turn);
         let refusal = match &turn.answer {
             _ if turn.cancelled => Some(Outcome::Failed(TurnError::Cancelled)),
             Answer::Outbox { deadline_ms, .. } if now_ms >= *deadline_ms => {
@@ -61,6 +67,21 @@ impl Agent {
             return self.generate(key, &[], now_ms, effects);
         }
         self.set_timer(key, Some(now_ms + self.config.recall_deadline_ms));
+    }
+
+    /// Whether the next message of a channel may be answered already. The error says after how many milliseconds it
+    /// may. Those who hold a connection open were told when they asked.
+    fn keeps_pace(&mut self, key: ConversationKey, now_ms: u64) -> Result<(), u64> {
+        let (turns_max, tokens_max) = (self.config.channel_turns_per_minute_max, self.config.tokens_per_hour_max);
+        let conversation = self.conversation(key);
+        let deadline_ms = match conversation.queue.front().map(|turn| &turn.answer) {
+            Some(Answer::Outbox { deadline_ms, .. }) => *deadline_ms,
+            _ => return Ok(()),
+        };
+        match conversation.caps.take_turn(now_ms, turns_max, tokens_max) {
+            Err(TurnError::TooFast { retry_after_ms, .. }) if now_ms < deadline_ms => Err(retry_after_ms),
+            _ => Ok(()),
+        }
     }
 
     fn recall(&mut self, key: ConversationKey, effects: &mut Vec<Effect>) {
@@ -335,32 +356,29 @@ impl Agent {
         let (split, outbox_ttl_ms) = (self.config.split, self.config.outbox_ttl_ms);
         let prompter = Arc::clone(&self.prompter);
         let conversation = self.conversation(key);
-        let mut head = conversation.head.clone().expect("a finished turn has a durable question and head");
         let running = conversation.running.as_ref().expect("a finishing turn is running");
         let Phase::Finishing { outcome } = &running.phase else { return };
         let turn = &running.turn;
+        let mut head = conversation.head.clone().unwrap_or_else(|| first_head(key, turn));
         if matches!(turn.answer, Answer::Outbox { .. }) {
             effects.push(draft(key, turn.id, DraftPart::Ended));
         }
 
         let mut messages = Vec::new();
-        let mut record = |role, text: &str| {
-            let tokens = if role == Role::Assistant { prompter.count(text) } else { 0 };
-            messages.push(Message {
-                seq: head.next_seq,
-                turn: turn.id,
-                role,
-                text: text.to_owned(),
-                at_ms: now_ms,
-                tokens,
-            });
+        let mut record = |role, text: &str, at_ms| {
+            let tokens = if matches!(role, Role::User | Role::Assistant) { prompter.count(text) } else { 0 };
+            messages.push(Message { seq: head.next_seq, turn: turn.id, role, text: text.to_owned(), at_ms, tokens });
             head.next_seq += 1;
             head.next_seq - 1
         };
+        let question_seq = match turn.recorded {
+            true => turn.question_seq,
+            false => Some(record(Role::User, &turn.text, turn.at_ms)),
+        };
         for notice in &running.notices {
-            record(Role::Notice, notice);
+            record(Role::Notice, notice, now_ms);
         }
-        let answer_seq = (!running.text.is_empty()).then(|| record(Role::Assistant, &running.text));
+        let answer_seq = (!running.text.is_empty()).then(|| record(Role::Assistant, &running.text, now_ms));
         let failure = match outcome {
             Outcome::Answered { .. } => None,
             Outcome::Failed(TurnError::Cancelled) => Some("The answer was stopped.".to_owned()),
@@ -368,9 +386,13 @@ impl Agent {
             Outcome::DeadLetter(why) => Some(format!("I could not answer this message: {why}. Please send it again.")),
         };
         if let Some(text) = &failure {
-            record(Role::Notice, text);
+            record(Role::Notice, text, now_ms);
         }
         head.updated_ms = now_ms;
+        head.next_turn = head.next_turn.max(turn.id + 1);
+        if let Answer::Outbox { address, .. } = &turn.answer {
+            head.address = Some(ChatAddress { reply_to: None, ..address.clone() });
+        }
 
         let mut jobs = Vec::new();
         if let Answer::Outbox { address, .. } = &turn.answer {
@@ -394,7 +416,7 @@ impl Agent {
                 });
             }
         }
-        let remembered = match (outcome, turn.question_seq) {
+        let remembered = match (outcome, question_seq) {
             (Outcome::Failed(TurnError::Cancelled) | Outcome::DeadLetter(_), _) | (_, None) => None,
             (_, Some(seq)) => Some(Memory {
                 user: turn.user,
@@ -409,10 +431,11 @@ impl Agent {
         writes.extend(messages.iter().cloned().map(Write::Message));
         writes.extend(remembered.map(Write::Remember));
         writes.extend(jobs.iter().cloned().map(Write::Outbox));
-        if matches!(turn.answer, Answer::Outbox { .. }) {
-            writes.push(Write::CloseInbox { turn: turn.id });
+        if let Answer::Outbox { number, .. } = &turn.answer {
+            writes.push(Write::CloseInbox { number: *number });
         }
-        conversation.writing = Some(Writing { op, head, messages, what: Batch::Finish { jobs, answer_seq } });
+        conversation.writing =
+            Some(Writing { op, head: Some(head), messages, what: Batch::Finish { jobs, answer_seq } });
         self.ops.insert(op, key);
         effects.push(Effect::Persist { op, key, writes });
     }
@@ -442,7 +465,12 @@ impl Agent {
         }
         let Phase::Finishing { outcome } = running.phase else { return };
         count_outcome(&mut self.stats, &outcome);
-        self.open_turns -= 1;
+        let forgotten = conversation.forgotten;
+        match &running.turn.answer {
+            Answer::Stream { .. } => self.open_turns -= 1,
+            Answer::Outbox { .. } if forgotten => self.channel_dropped(key),
+            Answer::Outbox { .. } => self.channel_ended(key),
+        }
         if let Answer::Stream { ticket, .. } = running.turn.answer {
             self.tickets.remove(&ticket);
             let reply = match (result, outcome) {
@@ -464,6 +492,27 @@ impl Agent {
 
     fn running(&mut self, key: ConversationKey) -> &mut Running {
         self.conversation(key).running.as_mut().expect("the turn being worked on is running")
+    }
+}
+
+/// The head of a channel's conversation whose first message is answered.
+fn first_head(key: ConversationKey, turn: &Turn) -> SessionHead {
+    let name = match &turn.answer {
+        Answer::Outbox { address, .. } => name_of(address),
+        // The head of such a turn was written together with its question: this is a damaged store.
+        Answer::Stream { .. } => key.conversation.to_string(),
+    };
+    SessionHead {
+        tenant: key.tenant,
+        user: turn.user,
+        conversation: key.conversation,
+        name,
+        title: title(&turn.text),
+        created_ms: turn.at_ms,
+        updated_ms: turn.at_ms,
+        next_seq: 0,
+        next_turn: 0,
+        address: None,
     }
 }
 

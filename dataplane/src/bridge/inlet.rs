@@ -69,7 +69,8 @@ impl Inlet {
         std::mem::swap(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner), outputs);
     }
 
-    fn ring(&self) {
+    /// Lets the shard look here when it has done what it is about to do.
+    pub fn ring(&self) {
         if !self.rung.swap(true, Ordering::SeqCst) && self.mailbox.send(ShardMessage::Doorbell).is_err() {
             self.rung.store(false, Ordering::SeqCst);
         }

@@ -3,7 +3,7 @@
 //! Completions of storage, engine, encoder and outbound calls do not travel here: they wait in the shard's
 //! inlet and one [`ShardMessage::Doorbell`] says so. A full mailbox therefore cannot lose a completion.
 
-use millrace_agent::{Arrival, Reply, Ticket};
+use millrace_agent::{Arrival, Inbound, Reply, Ticket};
 use millrace_proto::api::ApiError;
 use millrace_proto::channel::ChannelKind;
 use millrace_proto::id::{EffectKey, TenantId, UserId};
@@ -19,7 +19,7 @@ pub enum ShardMessage {
     /// A turn of an API connection whose conversation belongs to this shard.
     Turn(Box<Arrival>),
     /// A channel event whose conversation belongs to this shard.
-    Ingest(Box<Arrival>),
+    Ingest(Box<Inbound>),
     /// Nobody waits for this turn any more.
     Cancel {
         /// Whose turn.

@@ -30,11 +30,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use millrace_agent::{Arrival, ConversationKey, Event, Source, Ticket};
+use millrace_agent::{Arrival, ConversationKey, Event, Inbound, Ticket};
 use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest};
 use millrace_proto::channel::{Account, InboundEvent};
 use millrace_proto::id::{ConversationId, TenantId, UserId};
-use millrace_proto::record::{ChatAddress, SCOPE_ADMIN, SCOPE_IMPERSONATE};
+use millrace_proto::record::{ChatAddress, InboxRecord, SCOPE_ADMIN, SCOPE_IMPERSONATE};
 use millrace_proto::toolcall::CallSyntax;
 
 pub use answers::Answers;
@@ -99,13 +99,18 @@ impl Bridge {
         state.tick(wall_ms);
     }
 
+    /// Leaves to the next process what waits in the inbox; the turns that have begun go on.
+    pub fn close_inbox(&self) {
+        self.state.borrow_mut().close_inbox();
+    }
+
     /// Drops what every shard holds of a user who was forgotten.
     pub fn forgotten(&self, tenant: TenantId, user: UserId) {
         self.state.borrow_mut().broadcast_forgotten(tenant, user);
     }
 
     /// Whether nothing is under way: what a drain waits for. Turns of channels that wait for the engine
-    /// count as work; what a drain cannot wait for is taken up at the next start.
+    /// count as work; what a drain cannot wait for, and what waits in the inbox, is taken up at the next start.
     pub fn idle(&self) -> bool {
         self.state.borrow().open_work() == 0
     }
@@ -155,14 +160,7 @@ impl Bridge {
         }
         let options = Arc::new(options);
         let ticket = state.open_ticket(Waiter::Stream(sender.clone()))?;
-        let arrival = Arrival {
-            key,
-            user: principal.user,
-            name: session.to_owned(),
-            text,
-            ticket,
-            source: Source::Interactive(options),
-        };
+        let arrival = Arrival { key, user: principal.user, name: session.to_owned(), text, ticket, options };
         let stream =
             TokenStream::new(&sender, Origin::Turn(ticket), Rc::downgrade(self), None).charge(allowance.reservation);
         state.send_turn(arrival)?;
@@ -174,8 +172,7 @@ impl Bridge {
         match self.judge(account, &event)? {
             people::Verdict::Ignore(why) => return Ok(Ingested::Ignored { why }),
             people::Verdict::Command(command) => {
-                let arrival = channel_arrival(account, event.clone(), Ticket(0));
-                return self.command(account, &event, command, arrival).await;
+                return self.command(account, event, command).await;
             }
             people::Verdict::Turn => {}
         }
@@ -188,7 +185,7 @@ impl Bridge {
         {
             let mut state = self.state.borrow_mut();
             let ticket = state.open_ticket(Waiter::Ingest(waiter.clone()))?;
-            state.send_ingest(Arrival { user: person, ..channel_arrival(account, event, ticket) })?;
+            state.send_ingest(inbound(account, event, person, ticket))?;
         }
         waiter.await
     }
@@ -288,14 +285,9 @@ fn conversation_key(principal: &Principal, session: &str) -> ConversationKey {
     ConversationKey { tenant: principal.tenant, conversation: ConversationId::of(principal.tenant, &name) }
 }
 
-/// A channel event as a turn of the user who sent it.
-fn channel_arrival(account: &Account, event: InboundEvent, ticket: Ticket) -> Arrival {
+/// A channel event as a message of the person who sent it.
+fn inbound(account: &Account, event: InboundEvent, person: UserId, ticket: Ticket) -> Inbound {
     let channel = account.kind.as_str();
-    let scope = format!("{channel}/{}", account.name);
-    let name = match &event.thread {
-        Some(thread) => format!("{scope}/{}/{thread}", event.chat),
-        None => format!("{scope}/{}", event.chat),
-    };
     // Lengths again: a chat id may contain the separator.
     let unique = format!(
         "channel:{channel}:{}:{}:{}:{}:{}",
@@ -305,27 +297,24 @@ fn channel_arrival(account: &Account, event: InboundEvent, ticket: Ticket) -> Ar
         event.chat,
         event.thread.as_deref().unwrap_or_default()
     );
-    Arrival {
-        key: ConversationKey { tenant: account.tenant, conversation: ConversationId::of(account.tenant, &unique) },
-        user: people::user_of(account, &event.user),
-        name,
-        text: event.text,
-        ticket,
-        source: Source::Channel {
-            address: ChatAddress {
-                channel: channel.to_owned(),
-                account: account.name.clone(),
-                chat: event.chat,
-                thread: event.thread,
-                reply_to: event.reply_handle.and_then(|handle| handle.text().map(str::to_owned)).or(event.message_id),
-            },
-            event_key: event.event_key,
-            dedup_scope: scope,
+    let record = InboxRecord {
+        tenant: account.tenant,
+        user: person,
+        conversation: ConversationId::of(account.tenant, &unique),
+        // The agent of the owner gives it its number and its times.
+        number: 0,
+        address: ChatAddress {
+            channel: channel.to_owned(),
+            account: account.name.clone(),
+            chat: event.chat,
+            thread: event.thread,
+            reply_to: event.reply_handle.and_then(|handle| handle.text().map(str::to_owned)).or(event.message_id),
         },
-    }
-}
-
-/// An arrival as the agent takes it.
-fn arrived(arrival: Arrival) -> Event {
-    Event::Arrived(Box::new(arrival))
+        text: event.text,
+        event_key: event.event_key,
+        received_ms: 0,
+        deadline_ms: 0,
+        attempt: 0,
+    };
+    Inbound { record, dedup_scope: format!("{channel}/{}", account.name), ticket }
 }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use millrace_agent::{
-    Arrival, CODE_CHARS, CODE_TTL_MS, Change, Command, ConversationKey, HELP, Listen, PageKey, People, Refused, Source,
+    CODE_CHARS, CODE_TTL_MS, Change, Command, ConversationKey, HELP, Inbound, Listen, PageKey, People, Refused, Ticket,
 };
 use millrace_proto::api::ApiError;
 use millrace_proto::channel::{Account, EventKind, InboundEvent};
@@ -19,7 +19,7 @@ use millrace_storage::{Batch, ReadError, Store};
 
 use super::errors::storage_error;
 use super::message::{Ingested, ShardMessage};
-use super::{Bridge, outbox};
+use super::{Bridge, inbound, outbox};
 
 /// Commands that are being carried out at the same time on one node.
 const RUNNING_MAX: usize = 1_024;
@@ -150,18 +150,17 @@ impl Bridge {
     pub(super) async fn command(
         &self,
         account: &Account,
-        event: &InboundEvent,
+        event: InboundEvent,
         command: Command,
-        arrival: Arrival,
     ) -> Result<Ingested, ApiError> {
-        let Source::Channel { address, event_key, dedup_scope } = arrival.source else {
-            return Ok(Ingested::Ignored { why: "commands come from channels" });
-        };
-        let running = (account.tenant, dedup_scope, event_key);
+        let user = user_of(account, &event.user);
+        let Inbound { record, dedup_scope, .. } = inbound(account, event.clone(), user, Ticket(0));
+        let key = ConversationKey { tenant: account.tenant, conversation: record.conversation };
+        let running = (account.tenant, dedup_scope, record.event_key);
         if !self.shared.people.begin(&running) {
             return Err(ApiError::overloaded("This command is being carried out.", 1));
         }
-        let result = self.carry_out_command(account, event, command, arrival.key, address, &running).await;
+        let result = self.carry_out_command(account, &event, command, key, record.address, &running).await;
         self.shared.people.end(&running);
         result
     }

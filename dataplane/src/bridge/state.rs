@@ -1,25 +1,27 @@
 //! What a bridge keeps, and the loop that carries effects out.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_agent::{
-    Agent, Arrival, Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Effect, Event, Fact, Fault, Finish,
-    Loaded, Output, Reply, RunId, Source, Ticket, Timings, TurnError, Usage, Write,
+    Agent, Arrival, ConversationKey, Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Effect, Event, Fact,
+    Fault, Finish, Inbound, Loaded, Output, Reply, RunId, Ticket, Timings, TurnError, Usage, Write,
 };
 use millrace_inference as engine;
 use millrace_proto::api::ApiError;
-use millrace_proto::id::{EffectKey, TenantId, UserId, virtual_shard};
-use millrace_storage::{CommitError, RELEVANCE_MIN, RecallQuery, Recalled, crash};
+use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId, virtual_shard};
+use millrace_proto::record::{InboxRecord, OutboxJob};
+use millrace_storage::{Batch, CommitError, InboxFirst, RELEVANCE_MIN, RecallQuery, Recalled, crash};
 
 use super::errors::{storage_error, turn_error};
 use super::inlet::{Completion, Inlet};
 use super::message::{Ingested, ShardMessage};
 use super::prompt::ModelPrompter;
 use super::stream::{Once, Origin, StreamEvent, StreamSender};
-use super::translate::{TICKET_SHARD_SHIFT, agent_config, batch_of, fault, shard_of};
-use super::{Clock, arrived, outbox, recall};
+use super::translate::{TICKET_SHARD_SHIFT, accept_batch, agent_config, batch_of, fault, shard_of};
+use super::{Clock, outbox, recall};
 use crate::shard::Shared;
 
 mod drafts;
@@ -162,7 +164,7 @@ impl State {
     }
 
     /// Whether this shard owns a conversation.
-    pub fn owns(&self, tenant: TenantId, conversation: millrace_proto::id::ConversationId) -> bool {
+    pub fn owns(&self, tenant: TenantId, conversation: ConversationId) -> bool {
         self.shared.shard_of(virtual_shard(tenant, conversation)) == self.index
     }
 
@@ -179,7 +181,7 @@ impl State {
     pub fn send_turn(&mut self, arrival: Arrival) -> Result<(), ApiError> {
         let owner = self.shared.shard_of(virtual_shard(arrival.key.tenant, arrival.key.conversation));
         if owner == self.index {
-            self.events.push_back(arrived(arrival));
+            self.events.push_back(Event::Arrived(Box::new(arrival)));
             self.drive();
             return Ok(());
         }
@@ -188,14 +190,14 @@ impl State {
     }
 
     /// Brings a channel event to the owner of its conversation.
-    pub fn send_ingest(&mut self, arrival: Arrival) -> Result<(), ApiError> {
-        let owner = self.shared.shard_of(virtual_shard(arrival.key.tenant, arrival.key.conversation));
+    pub fn send_ingest(&mut self, message: Inbound) -> Result<(), ApiError> {
+        let owner = self.shared.shard_of(virtual_shard(message.record.tenant, message.record.conversation));
         if owner == self.index {
-            self.store_event(arrival);
+            self.store_event(message);
             return Ok(());
         }
-        let ticket = arrival.ticket;
-        self.send_request(owner, ticket, ShardMessage::Ingest(Box::new(arrival)))
+        let ticket = message.ticket;
+        self.send_request(owner, ticket, ShardMessage::Ingest(Box::new(message)))
     }
 
     /// A request to another shard is refused when its mailbox is full: that is the back-pressure.
@@ -228,8 +230,8 @@ impl State {
     pub fn on_message(&mut self, message: ShardMessage) {
         match message {
             ShardMessage::Doorbell => self.take_inlet(),
-            ShardMessage::Turn(arrival) => self.events.push_back(arrived(*arrival)),
-            ShardMessage::Ingest(arrival) => self.store_event(*arrival),
+            ShardMessage::Turn(arrival) => self.events.push_back(Event::Arrived(arrival)),
+            ShardMessage::Ingest(message) => self.store_event(*message),
             ShardMessage::Cancel { ticket } => self.events.push_back(Event::Cancelled { ticket }),
             ShardMessage::Forgotten { tenant, user } => self.events.push_back(Event::Forgotten { tenant, user }),
             ShardMessage::Reply { ticket, reply } => self.tell(ticket, *reply),
@@ -347,6 +349,21 @@ impl State {
                     Fault::Io(error.to_string())
                 });
                 self.events.push_back(Event::Loaded { key, result });
+            }
+            Effect::Accept { op, messages, dedup_expires_ms } => {
+                crash::point("accept.before_commit");
+                let batch = accept_batch(&messages, dedup_expires_ms);
+                let inlet = Arc::clone(&self.inlet);
+                let done = move |result: Result<u64, CommitError>| {
+                    inlet.complete(Completion::Persisted { op, result: result.map(drop).map_err(fault) });
+                };
+                if self.shared.store.submit(batch, Box::new(done)).is_err() {
+                    self.events.push_back(Event::Persisted { op, result: Err(Fault::Busy) });
+                }
+            }
+            Effect::TakeUp { key } => {
+                let first = self.take_up(key).map(Box::new);
+                self.events.push_back(Event::TakenUp { key, first });
             }
             Effect::Persist { op, key, writes } => {
                 let finishes = writes.iter().any(|write| matches!(write, Write::Outbox(_)));
@@ -484,12 +501,9 @@ impl State {
     }
 
     /// Hands a channel event to the agent, unless it was here before.
-    fn store_event(&mut self, arrival: Arrival) {
-        let ticket = arrival.ticket;
-        let Source::Channel { event_key, dedup_scope, .. } = &arrival.source else {
-            return self.events.push_back(arrived(arrival));
-        };
-        let dedup = (arrival.key.tenant, dedup_scope.clone(), event_key.clone());
+    fn store_event(&mut self, message: Inbound) {
+        let Inbound { record, dedup_scope, ticket } = &message;
+        let (ticket, dedup) = (*ticket, (record.tenant, dedup_scope.clone(), record.event_key.clone()));
         if let Some(copies) = self.storing.get_mut(&dedup) {
             // The first copy is on its way to the disk: this one shares its fate and is answered after it.
             if copies.len() >= self.agent.config().queue_turns_max {
@@ -506,13 +520,42 @@ impl State {
                 self.answer_ingest(ticket, Err(storage_error(&Fault::Io(String::new()))));
             }
             Ok(false) => {
-                crash::point("accept.before_commit");
                 self.storing.insert(dedup.clone(), Vec::new());
                 self.storing_tickets.insert(ticket, dedup);
-                self.events.push_back(arrived(arrival));
+                self.events.push_back(Event::Received(Box::new(message)));
                 self.drive();
+                if self.agent.wants_flush() {
+                    // The bell is heard when the connections that have something to read now have been served: what
+                    // they bring becomes one batch.
+                    self.inlet.ring();
+                }
             }
         }
+    }
+
+    /// Reads the oldest waiting message of a conversation.
+    fn take_up(&mut self, key: ConversationKey) -> Option<InboxRecord> {
+        let first = self.shared.store.inbox_first(key.tenant, key.conversation);
+        let InboxFirst { record, forgotten } = first
+            .inspect_err(|error| {
+                tracing::error!(%error, "the inbox cannot be read; its messages wait for the next start");
+            })
+            .ok()?;
+        if !forgotten.is_empty() {
+            let mut batch = Batch::new();
+            forgotten.iter().for_each(|number| batch.close_inbox(key.tenant, key.conversation, *number));
+            // What is not removed now is found again.
+            if let Err(busy) = self.shared.store.submit(batch, Box::new(|_| {})) {
+                tracing::debug!(%busy, "messages of forgotten users stay in the inbox for now");
+            }
+        }
+        record
+    }
+
+    /// What waits in the inbox is left to the next process.
+    pub fn close_inbox(&mut self) {
+        self.events.push_back(Event::Closing);
+        self.drive();
     }
 
     fn event_stored(&mut self, dedup: &DedupKey, ticket: Ticket, result: Result<Ingested, ApiError>) {
@@ -579,32 +622,60 @@ impl State {
 
     /// Takes up the work of an earlier process.
     pub fn resume(&mut self) {
-        let mut asked = HashSet::new();
-        match self.shared.store.inbox_open() {
-            Ok(mut records) => {
-                records.retain(|record| self.owns(record.tenant, record.conversation));
-                records.sort_by_key(|record| (record.conversation, record.turn));
-                if !records.is_empty() {
-                    tracing::info!(
-                        shard = self.index,
-                        messages = records.len(),
-                        "accepted messages are taken up again"
-                    );
-                }
-                asked.extend(records.iter().map(|record| (record.conversation, record.turn)));
-                self.events.extend(records.into_iter().map(|record| Event::Resumed(Box::new(record))));
-            }
-            Err(error) => {
-                tracing::error!(shard = self.index, %error, "the inbox cannot be read; its messages wait for the next start")
-            }
-        }
+        let waiting = self.find_waiting();
         let (rows, jobs): (Vec<_>, Vec<_>) =
             self.open_rows().into_iter().partition(|job| job.key.step == EffectKey::DRAFT_STEP);
-        asked.extend(jobs.iter().map(|job| (job.key.conversation, job.key.turn)));
-        self.resume_drafts(rows, |key| asked.contains(&(key.conversation, key.turn)));
+        let replies: HashSet<(ConversationId, u64)> = jobs.iter().map(|j| (j.key.conversation, j.key.turn)).collect();
+        let (rows, settled) = rows.into_iter().partition(|row: &OutboxJob| {
+            replies.contains(&(row.key.conversation, row.key.turn)) || self.begins_again(row, &waiting)
+        });
+        self.resume_drafts(rows, settled);
         for job in jobs {
             self.deliver(outbox::job_event(job));
         }
         self.drive();
+    }
+
+    /// Tells the agent which messages wait, the conversation of the oldest first.
+    fn find_waiting(&mut self) -> HashMap<ConversationKey, Vec<u64>> {
+        let mut waiting: HashMap<ConversationKey, Vec<u64>> = HashMap::new();
+        let found = self.shared.store.inbox_places(&mut |tenant, conversation, number| {
+            if self.owns(tenant, conversation) {
+                waiting.entry(ConversationKey { tenant, conversation }).or_default().push(number);
+            }
+            ControlFlow::Continue(())
+        });
+        if let Err(error) = found {
+            tracing::error!(shard = self.index, %error, "the inbox cannot be read; its messages wait for the next start");
+        }
+        let mut order: Vec<(u64, u64, usize, ConversationKey)> = Vec::with_capacity(waiting.len());
+        for (key, numbers) in &waiting {
+            if let (Some(first), Some(last)) = (numbers.iter().min(), numbers.iter().max()) {
+                order.push((*first, *last, numbers.len(), *key));
+            }
+        }
+        order.sort_unstable();
+        let messages: usize = order.iter().map(|(_, _, messages, _)| messages).sum();
+        if messages > 0 {
+            tracing::info!(shard = self.index, messages, "accepted messages are taken up again");
+        }
+        for (_, last, messages, key) in order {
+            let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+            self.events.push_back(Event::Waiting { key, messages, last });
+        }
+        waiting
+    }
+
+    /// Whether the turn of a reply that was being shown is going to begin again: its message is the first one that waits
+    /// in its conversation.
+    fn begins_again(&self, row: &OutboxJob, waiting: &HashMap<ConversationKey, Vec<u64>>) -> bool {
+        let key = ConversationKey { tenant: row.tenant, conversation: row.key.conversation };
+        let Some(numbers) = waiting.get(&key) else { return false };
+        // Older versions numbered messages as turns.
+        numbers.contains(&row.key.turn)
+            || match self.shared.store.session(key.tenant, key.conversation) {
+                Ok(head) => row.key.turn == head.map_or(0, |head| head.next_turn),
+                Err(_) => false,
+            }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millrace_agent::{
-    AgentConfig, ConversationKey, Fact, Fault, Finish, Output, Ticket, Timings, TurnError, Usage, Write,
+    AgentConfig, ConversationKey, Fact, Fault, Finish, Inbound, Output, Ticket, Timings, TurnError, Usage, Write,
 };
 use millrace_inference as engine;
 use millrace_proto::api::ApiError;
@@ -19,6 +19,8 @@ use crate::shard::Shared;
 pub(super) const TICKET_SHARD_SHIFT: u32 = 48;
 /// What the memory plan reckons for a hot session. A longer one takes the room of others.
 const HOT_SESSION_BYTES: usize = 16 << 10;
+/// Messages of channels that one shard works on at the same time, at least.
+const CHANNEL_TURNS_MIN: usize = 8;
 /// Tokens of recalled facts in one context.
 const RECALL_TOKENS_MAX: u32 = 512;
 
@@ -37,6 +39,7 @@ pub(super) fn agent_config(shared: &Shared) -> AgentConfig {
         embedding: shared.embedder.is_some(),
         window_messages_max: options.window_messages_max.max(1),
         conversations_max: options.sessions_hot_max.max(1),
+        channel_turns_max: channel_turns(shared.config.engine.sequences_max, shared.shard_count()),
         hot_bytes_max: options.sessions_hot_max.max(1) * HOT_SESSION_BYTES,
         inbox_ttl_ms: u64::try_from(options.reply_ttl.as_millis()).unwrap_or(u64::MAX / 2),
         outbox_ttl_ms: u64::try_from(options.reply_ttl.as_millis()).unwrap_or(u64::MAX / 2),
@@ -45,6 +48,12 @@ pub(super) fn agent_config(shared: &Shared) -> AgentConfig {
         split: outbox::split_reply,
         ..AgentConfig::default()
     }
+}
+
+/// Twice what the engine works on at the same time, shared by all shards: the next prompts are ready when a place is
+/// free, and those of people at a connection find room in its queue.
+fn channel_turns(sequences_max: usize, shards: usize) -> usize {
+    (2 * sequences_max).div_ceil(shards.max(1)).max(CHANNEL_TURNS_MIN)
 }
 
 pub(super) fn shard_of(ticket: Ticket) -> usize {
@@ -58,8 +67,7 @@ pub(super) fn batch_of(key: ConversationKey, writes: Vec<Write>) -> Batch {
             Write::Session(head) => batch.put_session(&head),
             Write::Message(message) => batch.append_message(key.tenant, key.conversation, &message),
             Write::Inbox(record) => batch.put_inbox(&record),
-            Write::CloseInbox { turn } => batch.close_inbox(key.tenant, key.conversation, turn),
-            Write::Dedup { scope, key: event, expires_ms } => batch.put_dedup(key.tenant, &scope, &event, expires_ms),
+            Write::CloseInbox { number } => batch.close_inbox(key.tenant, key.conversation, number),
             Write::Outbox(job) => outbox::put(&mut batch, &job),
             Write::Remember(memory) => batch.remember(MemoryWrite {
                 tenant: key.tenant,
@@ -71,6 +79,15 @@ pub(super) fn batch_of(key: ConversationKey, writes: Vec<Write>) -> Batch {
                 embedding: memory.embedding,
             }),
         }
+    }
+    batch
+}
+
+pub(super) fn accept_batch(messages: &[Inbound], dedup_expires_ms: u64) -> Batch {
+    let mut batch = Batch::new();
+    for Inbound { record, dedup_scope, .. } in messages {
+        batch.put_inbox(record);
+        batch.put_dedup(record.tenant, dedup_scope, &record.event_key, dedup_expires_ms);
     }
     batch
 }

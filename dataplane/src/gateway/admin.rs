@@ -1,5 +1,7 @@
 //! `/v1/admin`: keys, the outbox and the state of the node.
 
+use std::ops::ControlFlow;
+
 use millrace_proto::api::ApiError;
 use millrace_proto::digest::hex;
 use millrace_proto::id::{EffectKey, TenantId};
@@ -27,6 +29,9 @@ const OUTBOX_TEXT_BYTES: usize = 200;
 
 /// Outbox rows that the status counts.
 const OUTBOX_COUNT_MAX: usize = 10_000;
+
+/// Waiting messages that the status counts: beyond it their number only says "very many".
+const INBOX_COUNT_MAX: usize = 100_000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -173,9 +178,13 @@ impl Gateway {
             .store
             .outbox_list(scope_of(principal), None, OUTBOX_COUNT_MAX)
             .map_err(|error| unreadable(&error))?;
-        let inbox = self.shared.store.inbox_open().map_err(|error| unreadable(&error))?;
-        let own = scope_of(principal);
-        let inbox_open = inbox.iter().filter(|record| own.is_none_or(|tenant| tenant == record.tenant)).count();
+        let (own, mut looked_at, mut inbox_open) = (scope_of(principal), 0_usize, 0_usize);
+        let counted = self.shared.store.inbox_places(&mut |tenant, _, _| {
+            looked_at += 1;
+            inbox_open += usize::from(own.is_none_or(|own| own == tenant));
+            if looked_at < INBOX_COUNT_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        counted.map_err(|error| unreadable(&error))?;
         let count = |state: DeliveryState| jobs.iter().filter(|job| job.state == state).count();
         let metrics = &self.shared.metrics;
         let engine = metrics.engine().unwrap_or_default();

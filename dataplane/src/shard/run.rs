@@ -323,6 +323,7 @@ async fn run(seat: Seat) -> Result<(), StartError> {
             }
             let draining = lifecycle.drain.load(Ordering::Acquire);
             if draining && !net.draining.get() {
+                bridge.close_inbox();
                 if lifecycle.hand_over.load(Ordering::Acquire) { net.hand_over() } else { net.drain() }
             }
             if lifecycle.end.load(Ordering::Acquire) {

@@ -252,16 +252,7 @@ fn settle(config: &TeamConfig, index: usize) {
             tracing::warn!(thread = index, cpu, "cannot pin a compute thread; check the list of cores");
         }
     }
-    if config.nice != 0 {
-        // SAFETY: plain system calls on this thread's id.
-        let refused = unsafe {
-            let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
-            libc::setpriority(libc::PRIO_PROCESS, thread, config.nice) != 0
-        };
-        if refused {
-            tracing::warn!(thread = index, nice = config.nice, "cannot set a compute thread's priority");
-        }
-    }
+    crate::priority::lower(config.nice);
 }
 
 #[cfg(test)]

@@ -185,6 +185,15 @@ impl std::fmt::Debug for TenantKeys {
 /// Tenant and user; [`NO_USER`] = the tenant itself.
 pub(crate) type Owner = (TenantId, UserId);
 
+/// A key that is to be made.
+struct NewKey {
+    owner: Owner,
+    suite: Suite,
+    epoch: u16,
+    /// A user's secret of its ids.
+    blind: Option<BlindSecret>,
+}
+
 /// All owners' keys, opened on demand.
 pub(crate) struct KeyRing {
     kek: RwLock<Kek>,
@@ -253,11 +262,38 @@ impl KeyRing {
         if let Some(keys) = self.find_user(kv, tenant, user).map_err(unreadable)? {
             return Ok(keys);
         }
-        let blind = match user {
-            NO_USER => None,
-            _ => Some(BlindSecret { suite: self.find_or_make(kv, tenant)?.suite(), key: fresh()? }),
-        };
-        self.make((tenant, user), kv, blind)
+        match user {
+            NO_USER => self.make((tenant, user), kv, None),
+            _ => Ok(self.find_or_make_all(kv, &[(tenant, user)])?.swap_remove(0)),
+        }
+    }
+
+    /// The keys of several owners, in their order. Those that are missing are made and written durably together: a
+    /// crowd of new users costs as many syncs as one.
+    pub fn find_or_make_all(&self, kv: &dyn KvStore, owners: &[Owner]) -> Result<Vec<Arc<TenantKeys>>, CommitError> {
+        // A tenant's key wraps those of its users.
+        for (tenant, _) in owners {
+            self.find_or_make(kv, *tenant)?;
+        }
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new: Vec<NewKey> = Vec::new();
+        for &owner in owners {
+            if self.find_user(kv, owner.0, owner.1).map_err(unreadable)?.is_none() {
+                let suite = self.find_or_make(kv, owner.0)?.suite();
+                let blind = Some(BlindSecret { suite, key: fresh()? });
+                new.push(NewKey { owner, suite, epoch: FIRST_EPOCH, blind });
+            }
+        }
+        let made = self.add_keys(kv, &new)?;
+        let mut made: HashMap<Owner, Arc<TenantKeys>> = new.iter().map(|new| new.owner).zip(made).collect();
+        let mut found = Vec::with_capacity(owners.len());
+        for owner in owners {
+            found.push(match made.remove(owner) {
+                Some(keys) => keys,
+                None => self.find_user(kv, owner.0, owner.1).map_err(unreadable)?.ok_or(CommitError::Forgotten)?,
+            });
+        }
+        Ok(found)
     }
 
     /// As [`KeyRing::find_or_make_user`], for a user whose ids were made with the tenant's secret (schemas 1 to 3).
@@ -278,7 +314,8 @@ impl KeyRing {
             NO_USER => self.suite,
             _ => self.find(kv, owner.0).map_err(unreadable)?.map_or(self.suite, |tenant| tenant.suite()),
         };
-        self.add_epoch(kv, owner, suite, FIRST_EPOCH, blind)
+        let new = NewKey { owner, suite, epoch: FIRST_EPOCH, blind };
+        Ok(self.add_keys(kv, &[new])?.swap_remove(0))
     }
 
     /// A new key for an owner that has one: what is written from now on is sealed by it.
@@ -290,41 +327,51 @@ impl KeyRing {
         let Some(epoch) = keys.stamp().epoch.checked_add(1) else {
             return Err(CommitError::Invalid { why: "the last of 65,535 key epochs is in use".into() });
         };
-        self.add_epoch(kv, owner, suite.unwrap_or(keys.suite()), epoch, Some(keys.blind_secret.clone()))
+        let blind = Some(keys.blind_secret.clone());
+        let new = NewKey { owner, suite: suite.unwrap_or(keys.suite()), epoch, blind };
+        Ok(self.add_keys(kv, &[new])?.swap_remove(0))
     }
 
-    /// Writes a key durably and opens it. The caller holds `making`.
-    fn add_epoch(
-        &self,
-        kv: &dyn KvStore,
-        owner: Owner,
-        suite: Suite,
-        epoch: u16,
-        blind: Option<BlindSecret>,
-    ) -> Result<Arc<TenantKeys>, CommitError> {
-        let (tenant, user) = owner;
-        let key = fresh()?;
-        let row = layout::data_key(tenant, user, epoch);
-        let value = if user == NO_USER {
-            self.wrap_tenant_key(&row, suite, &key)
-        } else {
-            let blind = blind.expect("a user's ids have a secret of their own");
-            let tenant_keys = self.find_or_make(kv, tenant)?;
-            let number = self
-                .slots
-                .add(|number| tenant_keys.seal(Cf::Key, &slot_place(&row, number), &user_plain(suite, &key, &blind)))
-                .map_err(slot_failure)?;
-            number.to_be_bytes().to_vec()
-        };
-        kv.apply(&[KvOp::Put(Cf::Key, row, value)], true)?;
-        // Read back: what was written is what later starts will open.
+    /// Writes keys durably and opens them, in the order given: users' in one batch, after those of tenants. The caller
+    /// holds `making`, and the tenants of users have their keys.
+    fn add_keys(&self, kv: &dyn KvStore, new: &[NewKey]) -> Result<Vec<Arc<TenantKeys>>, CommitError> {
+        let mut rows = Vec::with_capacity(new.len());
+        let mut users = Vec::new();
+        for NewKey { owner, suite, epoch, blind } in new {
+            let (row, key) = (layout::data_key(owner.0, owner.1, *epoch), fresh()?);
+            if owner.1 == NO_USER {
+                let value = self.wrap_tenant_key(&row, *suite, &key);
+                rows.push(KvOp::Put(Cf::Key, row, value));
+            } else {
+                let blind = blind.as_ref().expect("a user's ids have a secret of their own");
+                users.push((self.find_or_make(kv, owner.0)?, row, user_plain(*suite, &key, blind)));
+            }
+        }
+        if !users.is_empty() {
+            let seal = |place: usize, number| {
+                let (tenant_keys, row, plain) = &users[place];
+                tenant_keys.seal(Cf::Key, &slot_place(row, number), plain)
+            };
+            let first = self.slots.add(users.len(), seal).map_err(slot_failure)?;
+            let row = |((_, row, _), number): (_, u64)| KvOp::Put(Cf::Key, row, number.to_be_bytes().to_vec());
+            rows.extend(users.into_iter().zip(first..).map(row));
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        kv.apply(&rows, true)?;
+        new.iter().map(|new| self.open_new(kv, new.owner)).collect()
+    }
+
+    /// Reads a new key back: what was written is what later starts will open.
+    fn open_new(&self, kv: &dyn KvStore, owner: Owner) -> Result<Arc<TenantKeys>, CommitError> {
         let keys = self.load(kv, owner).map_err(unreadable)?;
         let keys = Arc::new(keys.ok_or_else(|| CommitError::Io { detail: "a new key cannot be read back".into() })?);
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         open.insert(owner, Arc::clone(&keys));
-        if user == NO_USER {
+        if owner.1 == NO_USER {
             // Users hold their tenant's keys, to open what is the tenant's own.
-            open.retain(|known, _| known.0 != tenant || known.1 == NO_USER);
+            open.retain(|known, _| known.0 != owner.0 || known.1 == NO_USER);
         }
         Ok(keys)
     }

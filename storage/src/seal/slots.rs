@@ -60,27 +60,32 @@ impl Slots {
         Ok(Self(Mutex::new(Kept::File(file, length / SLOT_BYTES as u64))))
     }
 
-    /// Writes a sealed key durably into a slot of its own.
-    pub fn add(&self, sealed: impl FnOnce(u64) -> Vec<u8>) -> io::Result<u64> {
+    /// Writes sealed keys durably into slots of their own, with one sync; answers the number of the first slot, which
+    /// the others follow. `sealed` gets the place among these keys and the number of the slot.
+    pub fn add(&self, count: usize, mut sealed: impl FnMut(usize, u64) -> Vec<u8>) -> io::Result<u64> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = match &*kept {
+        let first = match &*kept {
             Kept::File(_, next) => *next,
             Kept::Memory(slots) => slots.len() as u64,
         };
-        let sealed = sealed(number);
-        assert!(sealed.len() < SLOT_BYTES, "a sealed key fits its slot");
-        let mut slot = [0; SLOT_BYTES];
-        slot[0] = USED;
-        slot[1..=sealed.len()].copy_from_slice(&sealed);
+        let mut added: Vec<Slot> = Vec::with_capacity(count);
+        for (place, number) in (0..count).zip(first..) {
+            let sealed = sealed(place, number);
+            assert!(sealed.len() < SLOT_BYTES, "a sealed key fits its slot");
+            let mut slot = [0; SLOT_BYTES];
+            slot[0] = USED;
+            slot[1..=sealed.len()].copy_from_slice(&sealed);
+            added.push(slot);
+        }
         match &mut *kept {
             Kept::File(file, next) => {
-                file.write_all_at(&slot, number * SLOT_BYTES as u64)?;
+                file.write_all_at(added.as_flattened(), first * SLOT_BYTES as u64)?;
                 file.sync_data()?;
-                *next = number + 1;
+                *next = first + count as u64;
             }
-            Kept::Memory(slots) => slots.push(slot),
+            Kept::Memory(slots) => slots.extend(added),
         }
-        Ok(number)
+        Ok(first)
     }
 
     /// The sealed key of `bytes` length in a slot; `None` when it was erased or never written.
@@ -142,7 +147,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(SLOTS_FILE);
         let slots = Slots::open(&path).unwrap();
-        let add = |slots: &Slots, byte: u8| slots.add(|_| vec![byte; 100]).unwrap();
+        let add = |slots: &Slots, byte: u8| slots.add(1, |_, _| vec![byte; 100]).unwrap();
         let (first, second) = (add(&slots, 0xa1), add(&slots, 0xb2));
         assert_eq!((first, second), (1, 2));
         slots.erase(&[first]).unwrap();
@@ -162,13 +167,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(SLOTS_FILE);
         let slots = Slots::open(&path).unwrap();
-        slots.add(|_| vec![7; 100]).unwrap();
+        slots.add(1, |_, _| vec![7; 100]).unwrap();
         drop(slots);
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len(2 * SLOT_BYTES as u64 + 50).unwrap();
         let slots = Slots::open(&path).unwrap();
-        assert_eq!(slots.add(|number| vec![number as u8; 100]).unwrap(), 2);
-        assert_eq!(slots.read(2, 3).unwrap(), Some(vec![2; 3]));
+        let add_two = slots.add(2, |place, number| vec![10 * number as u8 + place as u8; 100]);
+        assert_eq!(add_two.unwrap(), 2);
+        assert_eq!(slots.read(2, 3).unwrap(), Some(vec![20; 3]));
+        assert_eq!(slots.read(3, 3).unwrap(), Some(vec![31; 3]));
         std::fs::write(&path, [b'x'; 300]).unwrap();
         assert!(Slots::open(&path).is_err());
     }
@@ -177,12 +184,12 @@ mod tests {
     fn a_copy_holds_the_same_slots() {
         let folder = tempfile::tempdir().unwrap();
         let slots = Slots::open(&folder.path().join(SLOTS_FILE)).unwrap();
-        slots.add(|_| vec![7; 100]).unwrap();
+        slots.add(1, |_, _| vec![7; 100]).unwrap();
         let copy = folder.path().join("copy");
         slots.copy_to(&copy).unwrap();
         assert_eq!(Slots::open(&copy).unwrap().read(1, 2).unwrap(), Some(vec![7, 7]));
         let memory = Slots::in_memory();
-        assert_eq!(memory.add(|_| vec![1]).unwrap(), 1);
+        assert_eq!(memory.add(1, |_, _| vec![1]).unwrap(), 1);
         memory.erase(&[1]).unwrap();
         assert_eq!(memory.read(1, 1).unwrap(), None);
     }

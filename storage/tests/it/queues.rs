@@ -1,6 +1,6 @@
 //! Inbox, outbox, deduplication, timers.
 
-use crate::common::{T1, T2, address, conversation, job, rocks, user};
+use crate::common::{T1, T2, address, conversation, head, job, rocks, user};
 use millrace_proto::record::{DeliveryState, InboxRecord, Timer};
 use millrace_storage::{Batch, Store};
 
@@ -14,11 +14,11 @@ fn commit(store: &Store, fill: impl FnOnce(&mut Batch)) {
 fn an_accepted_message_stays_open_until_its_turn_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let store = rocks(folder.path());
-    let record = |name: &str, turn| InboxRecord {
+    let record = |name: &str, number| InboxRecord {
         tenant: T1,
         user: user(T1, "alice"),
         conversation: conversation(T1, name),
-        turn,
+        number,
         address: address(),
         text: "hello".into(),
         event_key: "e1".into(),
@@ -34,8 +34,46 @@ fn an_accepted_message_stays_open_until_its_turn_is_closed() {
     assert_eq!(store.inbox_open().unwrap().len(), 3);
     commit(&store, |batch| batch.close_inbox(T1, conversation(T1, "a"), 1));
     let mut open = store.inbox_open().unwrap();
-    open.sort_by_key(|record| record.turn);
+    open.sort_by_key(|record| record.number);
     assert_eq!(open, [record("b", 1), record("a", 2)]);
+    let first = |name: &str| store.inbox_first(T1, conversation(T1, name)).unwrap().record;
+    assert_eq!((first("a"), first("b"), first("c")), (Some(record("a", 2)), Some(record("b", 1)), None));
+    let mut places = Vec::new();
+    let each = &mut |tenant, conversation, number| {
+        places.push((tenant, conversation, number));
+        std::ops::ControlFlow::Continue(())
+    };
+    store.inbox_places(each).unwrap();
+    places.sort_by_key(|(_, _, number)| *number);
+    assert_eq!(places, [(T1, conversation(T1, "b"), 1), (T1, conversation(T1, "a"), 2)]);
+}
+
+#[test]
+fn a_waiting_message_of_a_forgotten_user_is_named_and_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = rocks(folder.path());
+    // A group: the conversation is alice's, the first message that waits in it is bob's.
+    let session = head(T1, user(T1, "alice"), "group", 1);
+    let record = |name: &str, number| InboxRecord {
+        tenant: T1,
+        user: user(T1, name),
+        conversation: session.conversation,
+        number,
+        address: address(),
+        text: format!("hello from {name}"),
+        event_key: number.to_string(),
+        received_ms: 1,
+        deadline_ms: 2,
+        attempt: 1,
+    };
+    commit(&store, |batch| batch.put_session(&session));
+    commit(&store, |batch| batch.put_inbox(&record("bob", 1)));
+    commit(&store, |batch| batch.put_inbox(&record("alice", 2)));
+    let (done, forgotten) = std::sync::mpsc::channel();
+    store.forget_user(T1, user(T1, "bob"), Box::new(move |result| drop(done.send(result)))).unwrap();
+    forgotten.recv().unwrap().unwrap();
+    let first = store.inbox_first(T1, session.conversation).unwrap();
+    assert_eq!((first.record, first.forgotten), (Some(record("alice", 2)), vec![1]));
 }
 
 #[test]

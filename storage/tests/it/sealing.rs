@@ -28,7 +28,7 @@ fn everything() -> Batch {
         tenant: T1,
         user: alice,
         conversation: session.conversation,
-        turn: 1,
+        number: 1,
         address: effect.address,
         text: PLANTED.into(),
         event_key: PLANTED.into(),

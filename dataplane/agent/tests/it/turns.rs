@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use millrace_agent::{
     Agent, AgentConfig, Arrival, ConversationKey, DraftPart, Effect, Event, Fact, Fault, Finish, GenerationOptions,
-    Loaded, OpId, Output, PromptMessage, Prompter, Reply, RunId, Source, Ticket, Timings, TurnError, Usage, Write,
+    Inbound, Loaded, OpId, Output, PromptMessage, Prompter, Reply, RunId, Ticket, Timings, TurnError, Usage, Write,
 };
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId};
 use millrace_proto::record::{ChatAddress, InboxRecord, Message, OutboxJob, Role, SessionHead};
@@ -21,6 +21,8 @@ const HOT_MAX: usize = 3;
 const HOT_BYTES_MAX: usize = 4_000;
 const QUEUE_MAX: usize = 3;
 const OPEN_MAX: usize = 9;
+const CHANNEL_MAX: usize = 2;
+const WAITING_MAX: usize = 12;
 
 /// One token a word, three around a message.
 struct Words;
@@ -36,6 +38,8 @@ impl Prompter for Words {
 
 enum Task {
     Load(ConversationKey, usize),
+    Accept(OpId, Arc<Vec<Inbound>>),
+    TakeUp(ConversationKey),
     Persist(OpId, ConversationKey, Vec<Write>),
     Embed(OpId),
     Recall(OpId),
@@ -58,16 +62,35 @@ struct Disk {
     outbox: BTreeMap<(TenantId, EffectKey), OutboxJob>,
     dedup: BTreeSet<String>,
     remembered: BTreeSet<(ConversationKey, u64)>,
-    /// Channel turns that became durable.
-    accepted: BTreeSet<(ConversationKey, u64)>,
+    /// Channel messages that became durable, and those that were answered.
+    accepted: usize,
+    closed: usize,
 }
 
 impl Disk {
+    /// The messages of a batch, of any conversations.
+    fn accept(&mut self, messages: &[Inbound]) {
+        assert!(!messages.is_empty());
+        for Inbound { record, dedup_scope, .. } in messages {
+            let key = ConversationKey { tenant: record.tenant, conversation: record.conversation };
+            assert!(self.dedup.insert(format!("{dedup_scope} {}", record.event_key)));
+            assert!(self.waiting(key).all(|number| number < record.number), "later messages have higher numbers");
+            self.inbox.insert((key, record.number), record.clone());
+            self.accepted += 1;
+        }
+    }
+
+    /// Numbers of the open messages of a conversation, in order.
+    fn waiting(&self, key: ConversationKey) -> impl Iterator<Item = u64> {
+        self.inbox.range((key, 0)..=(key, u64::MAX)).map(|((_, number), _)| *number)
+    }
+
     /// All of a batch, with everything that must hold of it.
     fn apply(&mut self, key: ConversationKey, writes: Vec<Write>) {
         let next = |disk: &Self| {
             disk.messages.range((key, 0)..=(key, u64::MAX)).next_back().map_or(0, |((_, seq), _)| seq + 1)
         };
+        let replies = writes.iter().any(|write| matches!(write, Write::Outbox(job) if job.key.step == 0));
         for write in writes {
             match write {
                 Write::Session(head) => {
@@ -85,14 +108,16 @@ impl Disk {
                     self.messages.insert((key, message.seq), message);
                 }
                 Write::Inbox(record) => {
-                    self.accepted.insert((key, record.turn));
-                    self.inbox.insert((key, record.turn), record);
+                    let known = self.inbox.insert((key, record.number), record.clone());
+                    assert_eq!(known.map(|known| known.attempt), Some(record.attempt - 1), "one more start is counted");
                 }
-                Write::CloseInbox { turn } => {
-                    assert!(self.inbox.remove(&(key, turn)).is_some(), "only an open record is closed, and once");
-                }
-                Write::Dedup { scope, key, .. } => {
-                    assert!(self.dedup.insert(format!("{scope} {key}")));
+                Write::CloseInbox { number } => {
+                    assert_eq!(self.waiting(key).next(), Some(number), "messages are answered in their order");
+                    let record = self.inbox.remove(&(key, number)).expect("only an open record is closed, and once");
+                    assert!(replies, "an accepted message is never met with silence");
+                    let asked = |m: &Message| m.role == Role::User && m.text == record.text;
+                    assert!(self.of(key).any(asked), "the question stands in the conversation with its answer");
+                    self.closed += 1;
                 }
                 Write::Outbox(job) => {
                     assert!(!job.text.trim().is_empty(), "nobody is answered with silence");
@@ -105,8 +130,8 @@ impl Disk {
             }
         }
         let next_seq = next(self);
-        let head = &self.heads[&key];
-        assert_eq!(head.next_seq, next_seq, "the head knows the next sequence number");
+        let known = self.heads.get(&key).map_or(0, |head| head.next_seq);
+        assert_eq!(known, next_seq, "the head knows the next sequence number");
     }
 
     fn of(&self, key: ConversationKey) -> impl Iterator<Item = &Message> {
@@ -127,7 +152,6 @@ struct World {
     tickets: BTreeMap<Ticket, TicketState>,
     next: u64,
     trace: u64,
-    crashed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -149,6 +173,8 @@ fn config() -> AgentConfig {
         hot_bytes_max: HOT_BYTES_MAX,
         queue_turns_max: QUEUE_MAX,
         open_turns_max: OPEN_MAX,
+        channel_turns_max: CHANNEL_MAX,
+        inbox_waiting_max: WAITING_MAX,
         turn_deadline_ms: 20_000,
         inbox_ttl_ms: 300_000,
         turns_per_minute_max: 20,
@@ -172,7 +198,6 @@ impl World {
             tickets: BTreeMap::new(),
             next: 0,
             trace: 0,
-            crashed: false,
         }
     }
 
@@ -187,10 +212,9 @@ impl World {
             }
             self.carry_out(effect);
         }
-        assert!(self.agent.open_turns() <= OPEN_MAX + CONVERSATIONS * (QUEUE_MAX + 1), "turns are bounded");
-        // What was accepted before a crash is taken up whatever the bound: it was counted then.
-        let hot_max = if self.crashed { CONVERSATIONS } else { HOT_MAX };
-        assert!(self.agent.hot_conversations() <= hot_max, "conversations are bounded");
+        assert!(self.agent.open_turns() <= OPEN_MAX + CHANNEL_MAX, "turns are bounded");
+        assert!(self.agent.hot_conversations() <= HOT_MAX, "conversations are bounded, after a restart as before");
+        assert!(self.agent.waiting_messages() <= WAITING_MAX + CHANNEL_MAX, "what waits is bounded");
         let busy_bytes_max = self.agent.open_turns() * (2_000 + 13 * size_of::<Message>());
         assert!(self.agent.hot_bytes() <= HOT_BYTES_MAX + busy_bytes_max, "idle conversations make room for others");
     }
@@ -198,6 +222,8 @@ impl World {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Load { key, messages_max } => self.tasks.push(Task::Load(key, messages_max)),
+            Effect::Accept { op, messages, .. } => self.tasks.push(Task::Accept(op, messages)),
+            Effect::TakeUp { key } => self.tasks.push(Task::TakeUp(key)),
             Effect::Persist { op, key, writes } => {
                 let other = |task: &Task| matches!(task, Task::Persist(_, other, _) if *other == key);
                 assert!(!self.tasks.iter().any(other), "one batch in flight per conversation");
@@ -209,7 +235,9 @@ impl World {
                 assert!(!self.runs.iter().any(|r| r.key == key && !r.stopped), "one running turn per conversation");
                 assert!(prompt.len() as u32 + max_tokens <= CONTEXT, "the prompt leaves room for the reply");
                 assert!(deadline_ms > self.now_ms);
-                assert!(self.disk.of(key).any(|m| m.role == Role::User), "the question is durable before the work");
+                let durable =
+                    self.disk.of(key).any(|m| m.role == Role::User) || self.disk.waiting(key).next().is_some();
+                assert!(durable, "the question is durable before the work");
                 let left = self.random.below(6);
                 let prompt = prompt.len() as u32;
                 self.runs.push(Run { id: run, key, prompt, left, started: false, stopped: false });
@@ -241,7 +269,7 @@ impl World {
         let state = self.tickets.get_mut(&ticket).expect("a reply has somebody to go to");
         assert!(!state.ended, "nothing follows the terminal reply: {reply:?}");
         match &reply {
-            Reply::Accepted { .. } => {
+            Reply::Accepted => {
                 assert!(!state.accepted);
                 state.accepted = true;
                 state.ended = state.channel;
@@ -262,21 +290,15 @@ impl World {
         let ticket = Ticket(self.next);
         let channel = self.random.chance(50);
         let words = if self.random.chance(5) { 200 } else { 1 + self.random.below(20) };
-        let source = if channel {
-            Source::Channel { address: address(number), event_key: format!("e{}", self.next), dedup_scope: "s".into() }
-        } else {
-            Source::Interactive(Arc::new(GenerationOptions::default()))
-        };
-        let arrival = Arrival {
-            key,
-            user: UserId::of(tenant, "u"),
-            name: format!("c{number}"),
-            text: "word ".repeat(words),
-            ticket,
-            source,
-        };
+        let (user, text) = (UserId::of(tenant, "u"), "word ".repeat(words));
         self.tickets.insert(ticket, TicketState { channel, accepted: false, ended: false });
-        self.step(Event::Arrived(Box::new(arrival)));
+        if channel {
+            let record = InboxRecord { user, text, event_key: format!("e{}", self.next), ..record(key, number) };
+            self.step(Event::Received(Box::new(Inbound { record, dedup_scope: "s".into(), ticket })));
+        } else {
+            let (name, options) = (format!("c{number}"), Arc::new(GenerationOptions::default()));
+            self.step(Event::Arrived(Box::new(Arrival { key, user, name, text, ticket, options })));
+        }
     }
 
     /// Ends one task, with luck or without.
@@ -284,9 +306,14 @@ impl World {
         if self.tasks.is_empty() {
             return;
         }
-        let place = self.random.below(self.tasks.len());
+        let mut place = self.random.below(self.tasks.len());
+        let accepts = |task: &Task| matches!(task, Task::Accept(..));
+        if accepts(&self.tasks[place]) {
+            // The disk writes them in the order in which they were given to it.
+            place = self.tasks.iter().position(accepts).unwrap_or(place);
+        }
         let fails = !luck && self.random.chance(20);
-        let event = match self.tasks.swap_remove(place) {
+        let event = match self.tasks.remove(place) {
             Task::Load(key, _) if fails => Event::Loaded { key, result: Err(Fault::Io("bad sector".into())) },
             Task::Load(key, limit) => {
                 let mut messages: Vec<Message> = self.disk.of(key).cloned().collect();
@@ -295,6 +322,15 @@ impl World {
                     key,
                     result: Ok(Loaded { head: self.disk.heads.get(&key).cloned().map(Box::new), messages }),
                 }
+            }
+            Task::Accept(op, _) if fails => Event::Persisted { op, result: Err(Fault::NoSpace) },
+            Task::Accept(op, messages) => {
+                self.disk.accept(&messages);
+                Event::Persisted { op, result: Ok(()) }
+            }
+            Task::TakeUp(key) => {
+                let first = self.disk.inbox.range((key, 0)..=(key, u64::MAX)).next();
+                Event::TakenUp { key, first: first.map(|(_, record)| Box::new(record.clone())) }
             }
             Task::Persist(op, ..) if fails => Event::Persisted { op, result: Err(Fault::NoSpace) },
             Task::Persist(op, key, writes) => {
@@ -362,20 +398,23 @@ impl World {
     /// The process ends. What was on its way to the disk is there whole or not at all.
     fn crash(&mut self) {
         for task in std::mem::take(&mut self.tasks) {
-            if let Task::Persist(_, key, writes) = task
-                && self.random.chance(50)
-            {
-                self.disk.apply(key, writes);
+            match task {
+                Task::Persist(_, key, writes) if self.random.chance(50) => self.disk.apply(key, writes),
+                Task::Accept(_, messages) if self.random.chance(50) => self.disk.accept(&messages),
+                _ => {}
             }
         }
-        self.crashed = true;
         self.runs.clear();
         self.writing.clear();
         self.tickets.clear();
         self.agent = Agent::new(config(), Arc::new(Words)).expect("options");
-        let records: Vec<InboxRecord> = self.disk.inbox.values().cloned().collect();
-        for record in records {
-            self.step(Event::Resumed(Box::new(record)));
+        let mut waiting: BTreeMap<ConversationKey, Vec<u64>> = BTreeMap::new();
+        for (key, number) in self.disk.inbox.keys() {
+            waiting.entry(*key).or_default().push(*number);
+        }
+        for (key, numbers) in waiting {
+            let (messages, last) = (numbers.len() as u32, numbers[numbers.len() - 1]);
+            self.step(Event::Waiting { key, messages, last });
         }
     }
 
@@ -386,7 +425,8 @@ impl World {
 
     fn one_thing(&mut self) {
         match self.random.below(100) {
-            0..=19 => self.arrive(),
+            0..=14 => self.arrive(),
+            15..=19 => self.step(Event::Flush),
             20..=59 => self.finish_task(false),
             60..=84 => self.generate(false),
             85..=88 => self.cancel(),
@@ -402,7 +442,11 @@ impl World {
     /// From now on everything works; all open work must come to its end.
     fn settle(&mut self) {
         for _ in 0..100_000 {
-            if self.agent.open_turns() == 0 && self.tasks.is_empty() && self.runs.is_empty() {
+            if self.agent.wants_flush() {
+                self.step(Event::Flush);
+            }
+            let waits = self.agent.waiting_messages() > 0;
+            if self.agent.open_turns() == 0 && self.tasks.is_empty() && self.runs.is_empty() && !waits {
                 break;
             }
             if !self.tasks.is_empty() {
@@ -420,13 +464,7 @@ impl World {
             assert!(state.ended, "everybody who waits is answered: {ticket:?} {state:?}");
         }
         assert!(self.disk.inbox.is_empty(), "no accepted message is left open");
-        for (key, turn) in &self.disk.accepted {
-            let effect = EffectKey { conversation: key.conversation, turn: *turn, step: 0 };
-            assert!(
-                self.disk.outbox.contains_key(&(key.tenant, effect)),
-                "an accepted message is never met with silence"
-            );
-        }
+        assert_eq!(self.disk.closed, self.disk.accepted, "every accepted message is answered, once");
         let mut parts: HashMap<(ConversationId, u64), Vec<u32>> = HashMap::new();
         for (_, key) in self.disk.outbox.keys() {
             parts.entry((key.conversation, key.turn)).or_default().push(key.step);
@@ -434,6 +472,21 @@ impl World {
         for steps in parts.values() {
             assert!(steps.iter().copied().eq(0..steps.len() as u32), "steps count from 0: {steps:?}");
         }
+    }
+}
+
+fn record(key: ConversationKey, number: usize) -> InboxRecord {
+    InboxRecord {
+        tenant: key.tenant,
+        user: UserId::of(key.tenant, "u"),
+        conversation: key.conversation,
+        number: 0,
+        address: address(number),
+        text: "hello".into(),
+        event_key: "e".into(),
+        received_ms: 0,
+        deadline_ms: 0,
+        attempt: 0,
     }
 }
 
@@ -486,7 +539,7 @@ fn interactive(ticket: u64, text: &str) -> Event {
         name: "c0".into(),
         text: text.into(),
         ticket: Ticket(ticket),
-        source: Source::Interactive(Arc::new(GenerationOptions::default())),
+        options: Arc::new(GenerationOptions::default()),
     }))
 }
 
@@ -539,28 +592,26 @@ fn beyond_the_queue_of_a_conversation_a_turn_is_refused_at_once() {
 
 #[test]
 fn a_message_that_kills_the_process_again_and_again_is_answered_with_an_error() {
-    let record = InboxRecord {
-        tenant: TenantId(1),
-        user: UserId::of(TenantId(1), "u"),
-        conversation: key().conversation,
-        turn: 4,
-        address: address(0),
+    let poison = InboxRecord {
+        number: 4,
         text: "poison".into(),
-        event_key: "e".into(),
         received_ms: 1_000,
         deadline_ms: 1_000_000,
         attempt: config().inbox_attempts_max,
+        ..record(key(), 0)
     };
     let mut agent = Agent::new(config(), Arc::new(Words)).unwrap();
     let mut effects = Vec::new();
-    agent.step(Event::Resumed(Box::new(record)), 2_000, &mut effects);
+    agent.step(Event::Waiting { key: key(), messages: 1, last: 4 }, 2_000, &mut effects);
+    assert!(matches!(effects[..], [Effect::Load { .. }, Effect::TakeUp { .. }]), "{effects:?}");
+    agent.step(Event::TakenUp { key: key(), first: Some(Box::new(poison)) }, 2_000, &mut effects);
     agent.step(Event::Loaded { key: key(), result: Ok(Loaded::default()) }, 2_000, &mut effects);
     let Some(Effect::Persist { op, .. }) = effects.last().cloned() else { panic!("{effects:?}") };
     agent.step(Event::Persisted { op, result: Ok(()) }, 2_000, &mut effects);
     let Some(Effect::Persist { writes, .. }) = effects.last() else { panic!("{effects:?}") };
     let text = writes.iter().find_map(|w| if let Write::Outbox(job) = w { Some(&job.text) } else { None });
     assert!(text.expect("an answer").contains("interrupted 10 times"), "{writes:?}");
-    assert!(writes.iter().any(|w| matches!(w, Write::CloseInbox { turn: 4 })));
+    assert!(writes.iter().any(|w| matches!(w, Write::CloseInbox { number: 4 })));
 }
 
 /// An agent whose only turn is being generated, and its run.

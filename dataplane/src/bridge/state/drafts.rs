@@ -360,14 +360,14 @@ impl State {
     }
 
     /// The rows of an earlier process; those whose reply is settled are removed.
-    pub(in crate::bridge) fn resume_drafts(&mut self, rows: Vec<OutboxJob>, open: impl Fn(&EffectKey) -> bool) {
+    pub(in crate::bridge) fn resume_drafts(&mut self, rows: Vec<OutboxJob>, settled: Vec<OutboxJob>) {
         let now_ms = self.clock.now_ms();
-        let mut settled = Batch::new();
-        let mut count = 0_usize;
+        let mut removed = Batch::new();
+        let mut remove = |row: &OutboxJob| removed.remove_outbox(row.tenant, &row.key);
+        settled.iter().for_each(&mut remove);
         for row in rows {
-            if !open(&row.key) || self.drafts.len() >= DRAFTS_MAX {
-                settled.remove_outbox(row.tenant, &row.key);
-                count += 1;
+            if self.drafts.len() >= DRAFTS_MAX {
+                remove(&row);
                 continue;
             }
             let shown = if row.detail.is_empty() { Shown::Lost } else { Shown::Message(row.detail) };
@@ -387,7 +387,8 @@ impl State {
             };
             self.drafts.insert(row.key, draft);
         }
-        if count > 0 && self.shared.store.submit(settled, Box::new(|_| {})).is_err() {
+        let count = removed.len();
+        if count > 0 && self.shared.store.submit(removed, Box::new(|_| {})).is_err() {
             tracing::debug!(count, "rows of growing messages stay until the next start");
         }
     }

@@ -85,6 +85,9 @@ impl State {
         for (run, output) in outputs {
             self.output(run, output);
         }
+        if self.agent.wants_flush() {
+            self.events.push_back(Event::Flush);
+        }
         self.drive();
     }
 
