@@ -15,6 +15,7 @@ use crate::forget::forget;
 use crate::layout::ctl;
 use crate::memory::Derived;
 use crate::prepare::{Prepared, prepare, prepare_with_new_keys};
+use crate::priority::prompt_thread;
 use crate::reseal::Reseal;
 use crate::seal::Owner;
 use crate::store::Shared;
@@ -93,9 +94,10 @@ pub(crate) struct Committer {
 impl Committer {
     pub fn start(shared: Arc<Shared>, seq: u64) -> std::io::Result<Self> {
         let (sender, receiver) = bounded(QUEUE_JOBS_MAX);
-        let thread = std::thread::Builder::new()
-            .name("store-commit".into())
-            .spawn(move || CommitLoop { shared, seq, failed: None }.run(&receiver))?;
+        let thread = std::thread::Builder::new().name("store-commit".into()).spawn(move || {
+            prompt_thread();
+            CommitLoop { shared, seq, failed: None }.run(&receiver);
+        })?;
         Ok(Self { sender: RwLock::new(Some(sender)), thread: Mutex::new(Some(thread)) })
     }
 

@@ -21,6 +21,7 @@ mod memory;
 mod migrate;
 mod pool;
 mod prepare;
+mod priority;
 mod queue;
 mod reseal;
 mod rotate;
@@ -43,6 +44,7 @@ pub use error::{Busy, CommitError, KvError, OpenError, ReadError};
 pub use memory::{RECALL_LIMIT_MAX, RELEVANCE_MIN, RecallQuery, Recalled, Why};
 pub use memory::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter, SpaceHit, SpaceQuery, SpaceStats};
 pub use pool::{READ_QUEUE_MAX, READ_THREADS};
+pub use priority::prompt_thread;
 pub use queue::{InboxFirst, RECEIPT_TTL_MS, Receipt};
 pub use rotate::{RotateError, RotationDone};
 pub use seal::{

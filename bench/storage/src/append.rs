@@ -5,7 +5,7 @@ use crate::{fresh, percentile, show};
 use anyhow::{Context, Result};
 use millrace_proto::id::{ConversationId, TenantId};
 use millrace_proto::record::{Message, Role};
-use millrace_storage::{Batch, Store, StoreOptions};
+use millrace_storage::{Batch, Store, StoreOptions, prompt_thread};
 use serde_json::json;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -47,6 +47,8 @@ pub fn measure(folder: &Path, duration: Duration) -> Result<()> {
 }
 
 fn run(store: &Store, duration: Duration) -> Result<Vec<Duration>> {
+    // As reactors do.
+    prompt_thread();
     let text = "x".repeat(TEXT_BYTES);
     let conversations: Vec<ConversationId> =
         (0..WRITERS).map(|writer| ConversationId::of(TenantId::DEFAULT, &format!("writer {writer}"))).collect();

@@ -244,6 +244,8 @@ fn live(seat: Seat) {
     {
         tracing::warn!(shard = index, cpu, %error, "cannot pin the shard; it runs unpinned");
     }
+    // Connections wait for this thread.
+    millrace_storage::prompt_thread();
     let report = seat.report.clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut reactor = reactor::build(seat.options.backend)?;

@@ -9,6 +9,7 @@
 
 use super::{Cf, KvOp, KvStore, ScanRange, Visit};
 use crate::error::KvError;
+use crate::priority::patient_thread;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
@@ -59,7 +60,7 @@ impl RocksBackend {
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, KvError> {
         let cache = Cache::new_lru_cache(cache_bytes.max(1 << 20));
         let buffers_bytes = cache_bytes.clamp(*WRITE_BUFFERS_BYTES.start(), *WRITE_BUFFERS_BYTES.end());
-        let db = open_db(path, &cache, buffers_bytes)?;
+        let db = open_patiently(path, &cache, buffers_bytes)?;
         Ok(Self { path: path.to_owned(), cache, buffers_bytes, db: RwLock::new(Some(db)) })
     }
 
@@ -84,6 +85,20 @@ impl std::ops::Deref for OpenDb<'_> {
     fn deref(&self) -> &DB {
         self.0.as_ref().expect("checked when the guard was made")
     }
+}
+
+/// RocksDB starts its background threads when it is opened, and they inherit how their starter is scheduled: nobody
+/// waits for a flush or a merge, so they give way to whoever answers somebody.
+fn open_patiently(path: &Path, cache: &Cache, buffers_bytes: usize) -> Result<DB, KvError> {
+    let open = || {
+        patient_thread();
+        open_db(path, cache, buffers_bytes)
+    };
+    std::thread::scope(|scope| {
+        let opening = std::thread::Builder::new().name("store-open".into()).spawn_scoped(scope, open);
+        let opening = opening.map_err(|error| KvError::Io(format!("no thread to open the database: {error}")))?;
+        opening.join().unwrap_or_else(|_| Err(KvError::Io("opening the database panicked".into())))
+    })
 }
 
 fn open_db(path: &Path, cache: &Cache, buffers_bytes: usize) -> Result<DB, KvError> {
@@ -228,7 +243,7 @@ impl KvStore for RocksBackend {
         let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
         // The old handle must be gone before the new one can take the database's own lock.
         drop(slot.take());
-        *slot = Some(open_db(&self.path, &self.cache, self.buffers_bytes)?);
+        *slot = Some(open_patiently(&self.path, &self.cache, self.buffers_bytes)?);
         Ok(())
     }
 
