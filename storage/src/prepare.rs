@@ -12,7 +12,6 @@ use crate::seal::{Header, KeyRing, NO_USER, Owner, TenantKeys};
 use crate::store::Shared;
 use crate::{EMBEDDING_DIM_MAX, SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, VALUE_BYTES_MAX};
 use millrace_proto::id::{ConversationId, TenantId, UserId};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Sealed rows, and what follows from them in memory.
@@ -72,19 +71,29 @@ pub(crate) fn prepare_with_new_keys(shared: &Shared, batch: Batch) -> Result<Pre
 struct Owners {
     /// Ascending, each once.
     all: Vec<Owner>,
-    conversations: HashMap<(TenantId, ConversationId), UserId>,
+    conversations: Vec<((TenantId, ConversationId), UserId)>,
 }
 
 impl Owners {
     fn of(&self, tenant: TenantId, cf: Cf, key: &[u8]) -> Owner {
-        let user = layout::conversation_of(cf, key).and_then(|id| self.conversations.get(&(tenant, id)));
-        (tenant, user.copied().unwrap_or(NO_USER))
+        let user = layout::conversation_of(cf, key).and_then(|id| self.user_of((tenant, id)).ok());
+        (tenant, user.unwrap_or(NO_USER))
+    }
+
+    /// Conversations are sorted, each once: most batches have one, and a batch of many arrivals has many. The error is
+    /// the place where the conversation would be.
+    fn user_of(&self, conversation: (TenantId, ConversationId)) -> Result<UserId, usize> {
+        self.conversations.binary_search_by_key(&conversation, |(known, _)| *known).map(|at| self.conversations[at].1)
     }
 }
 
 fn owners(shared: &Shared, batch: &Batch) -> Result<Owners, CommitError> {
     let known = batch.users.iter().map(|(tenant, conversation, user)| ((*tenant, *conversation), *user));
-    let mut owners = Owners { all: Vec::new(), conversations: known.collect() };
+    let mut conversations: Vec<_> = known.rev().collect();
+    // What was said last counts: the order of equals is kept, and the first of them stays.
+    conversations.sort_by_key(|(conversation, _)| *conversation);
+    conversations.dedup_by_key(|(conversation, _)| *conversation);
+    let mut owners = Owners { all: Vec::with_capacity(batch.ops.len()), conversations };
     for op in &batch.ops {
         let owner = match op {
             Op::Put { tenant, cf, key, .. } => conversation_owner(shared, &mut owners, *tenant, *cf, key)?,
@@ -112,12 +121,13 @@ fn conversation_owner(
     key: &[u8],
 ) -> Result<Owner, CommitError> {
     let Some(conversation) = layout::conversation_of(cf, key) else { return Ok((tenant, NO_USER)) };
-    if let Some(user) = owners.conversations.get(&(tenant, conversation)) {
-        return Ok((tenant, *user));
-    }
+    let place = match owners.user_of((tenant, conversation)) {
+        Ok(user) => return Ok((tenant, user)),
+        Err(place) => place,
+    };
     let stored = shared.kv.get(Cf::Sess, &layout::sess(tenant, conversation))?;
     let user = stored.and_then(|sealed| Header::read(&sealed).ok()).map_or(NO_USER, |header| header.stamp.owner);
-    owners.conversations.insert((tenant, conversation), user);
+    owners.conversations.insert(place, ((tenant, conversation), user));
     Ok((tenant, user))
 }
 

@@ -33,6 +33,13 @@ const WRITE_BUFFER_SHARE: usize = 4;
 const FIRST_LEVEL_FILES: i32 = 8;
 /// Step in which a memtable takes memory: 18 families at the default would cost 9 MiB when idle.
 const ARENA_BLOCK_BYTES: usize = 64 << 10;
+/// Bytes of a block of families with rows of about a kilobyte: at the usual 4 KiB each block would hold three of them.
+const ROW_BLOCK_BYTES: usize = 16 << 10;
+/// A memtable's filter, as a share of it: eleven bits for each row of a dedup key.
+const MEMTABLE_FILTER_SHARE: f64 = 0.02;
+/// Bytes of a new table after which writing them back begins: at the end of a table of many megabytes the syncs of the
+/// log would wait for all of it.
+const TABLE_SYNC_BYTES: u64 = 1 << 20;
 /// Log bytes kept before the oldest memtables are flushed, as a multiple of the memtables: bounds the replay after a crash.
 const WAL_PER_BUFFERS: u64 = 2;
 /// Logs that are overwritten in place instead of made anew: a sync of a recycled file has no
@@ -112,6 +119,7 @@ fn open_db(path: &Path, cache: &Cache, buffers_bytes: usize) -> Result<DB, KvErr
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_max_background_jobs(2);
+    options.set_bytes_per_sync(TABLE_SYNC_BYTES);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
     options.set_log_level(LogLevel::Warn);
@@ -135,9 +143,18 @@ fn family_options(cf: Cf, cache: &Cache, buffers_bytes: usize) -> Options {
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_format_version(5);
-    table.set_bloom_filter(10.0, false);
+    match cf {
+        // Read by ranges only, for which a filter of whole keys says nothing.
+        Cf::Msg | Cf::Inbox => table.set_block_size(ROW_BLOCK_BYTES),
+        _ => table.set_bloom_filter(10.0, false),
+    }
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
+    if cf == Cf::Idem {
+        // Almost every key that is asked for is new: the filter says so without a search through the table.
+        options.set_memtable_whole_key_filtering(true);
+        options.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER_SHARE);
+    }
     let share = if cf == Cf::Msg { WRITE_BUFFER_SHARE_MESSAGES } else { WRITE_BUFFER_SHARE };
     options.set_write_buffer_size(buffers_bytes / share);
     options.set_level_zero_file_num_compaction_trigger(FIRST_LEVEL_FILES);
