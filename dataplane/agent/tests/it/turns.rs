@@ -614,6 +614,84 @@ fn a_message_that_kills_the_process_again_and_again_is_answered_with_an_error() 
     assert!(writes.iter().any(|w| matches!(w, Write::CloseInbox { number: 4 })));
 }
 
+#[test]
+fn a_record_of_an_older_version_is_answered_as_the_turn_it_was_numbered_as() {
+    let options = AgentConfig { recall_items_max: 0, embedding: false, ..config() };
+    let mut agent = Agent::new(options, Arc::new(Words)).unwrap();
+    let mut effects = Vec::new();
+    let old = InboxRecord { number: 4, received_ms: 1_000, deadline_ms: 1_000_000, attempt: 1, ..record(key(), 0) };
+    let question = Message { seq: 8, turn: 4, role: Role::User, text: "hello".into(), at_ms: 1_000, tokens: 1 };
+    let head = SessionHead {
+        tenant: TenantId(1),
+        user: old.user,
+        conversation: key().conversation,
+        name: "c0".into(),
+        title: "hello".into(),
+        created_ms: 1,
+        updated_ms: 1_000,
+        next_seq: 9,
+        next_turn: 5,
+        address: None,
+    };
+    agent.step(Event::Waiting { key: key(), messages: 1, last: 4 }, 2_000, &mut effects);
+    agent.step(Event::TakenUp { key: key(), first: Some(Box::new(old)) }, 2_000, &mut effects);
+    let loaded = Loaded { head: Some(Box::new(head)), messages: vec![question] };
+    agent.step(Event::Loaded { key: key(), result: Ok(loaded) }, 2_000, &mut effects);
+    let Some(Effect::Persist { op, writes, .. }) = effects.last().cloned() else { panic!("{effects:?}") };
+    assert!(matches!(&writes[..], [Write::Inbox(InboxRecord { number: 4, attempt: 2, .. })]), "{writes:?}");
+    agent.step(Event::Persisted { op, result: Ok(()) }, 2_000, &mut effects);
+    let Some(&Effect::Generate { run, .. }) = effects.last() else { panic!("{effects:?}") };
+    let outputs = [
+        Output::Delta { text: "good day".into(), logprobs: Vec::new() },
+        Output::Done { reason: Finish::Stop, usage: Usage::default(), timings: Timings::default() },
+    ];
+    outputs.into_iter().for_each(|output| agent.step(Event::Output { run, output }, 2_000, &mut effects));
+    let (op, messages) = written(&effects);
+    assert_eq!(messages, [(Role::Assistant, "good day".into())], "the question stands there already");
+    let Some(Effect::Persist { writes, .. }) = effects.last() else { panic!("{effects:?}") };
+    let keys = writes.iter().filter_map(|w| if let Write::Outbox(job) = w { Some(job.key.turn) } else { None });
+    assert_eq!(keys.collect::<Vec<_>>(), [4]);
+    assert!(writes.iter().any(|w| matches!(w, Write::Remember(memory) if memory.seq == 8)));
+    effects.clear();
+    // What comes next is numbered anew, and asked for once more: only the inbox knows that it is empty.
+    agent.step(Event::Persisted { op, result: Ok(()) }, 2_001, &mut effects);
+    assert!(matches!(effects.last(), Some(Effect::TakeUp { .. })), "{effects:?}");
+    agent.step(Event::TakenUp { key: key(), first: None }, 2_001, &mut effects);
+    assert_eq!((agent.open_turns(), agent.waiting_messages()), (0, 0));
+}
+
+#[test]
+fn a_chat_that_is_too_fast_is_answered_later_and_holds_up_nobody() {
+    let options = AgentConfig { channel_turns_per_minute_max: 1, recall_items_max: 0, embedding: false, ..config() };
+    let mut agent = Agent::new(options, Arc::new(Words)).unwrap();
+    let mut effects = Vec::new();
+    for number in 0..2_u64 {
+        let record = InboxRecord { event_key: number.to_string(), ..record(key(), 0) };
+        let message = Inbound { record, dedup_scope: "s".into(), ticket: Ticket(number) };
+        agent.step(Event::Received(Box::new(message)), 1_000, &mut effects);
+    }
+    assert!(effects.is_empty() && agent.wants_flush(), "one batch for both: {effects:?}");
+    agent.step(Event::Flush, 1_000, &mut effects);
+    let Some(Effect::Accept { op, messages, .. }) = effects.pop() else { panic!("{effects:?}") };
+    agent.step(Event::Persisted { op, result: Ok(()) }, 1_000, &mut effects);
+    let accepted = effects.iter().filter(|e| matches!(e, Effect::Reply { reply: Reply::Accepted, .. })).count();
+    assert_eq!((accepted, agent.open_turns(), agent.waiting_messages()), (2, 1, 1));
+    agent.step(Event::Loaded { key: key(), result: Ok(Loaded::default()) }, 1_000, &mut effects);
+    let Some(&Effect::Generate { run, .. }) = effects.last() else { panic!("{effects:?}") };
+    let done = Output::Done { reason: Finish::Stop, usage: Usage::default(), timings: Timings::default() };
+    agent.step(Event::Output { run, output: done }, 1_500, &mut effects);
+    let (op, _) = written(&effects);
+    agent.step(Event::Persisted { op, result: Ok(()) }, 1_500, &mut effects);
+    assert!(matches!(effects.last(), Some(Effect::TakeUp { .. })), "{effects:?}");
+    effects.clear();
+    let second = Some(Box::new(messages[1].record.clone()));
+    agent.step(Event::TakenUp { key: key(), first: second }, 1_500, &mut effects);
+    assert!(effects.is_empty(), "it waits until its minute is over: {effects:?}");
+    assert_eq!(agent.next_deadline_ms(), Some(61_000));
+    agent.step(Event::Tick, 61_000, &mut effects);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Generate { .. })), "{effects:?}");
+}
+
 /// An agent whose only turn is being generated, and its run.
 fn generating() -> (Agent, RunId) {
     let mut agent = Agent::new(AgentConfig { recall_items_max: 0, ..config() }, Arc::new(Words)).unwrap();
