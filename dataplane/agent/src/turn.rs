@@ -458,6 +458,7 @@ impl Agent {
             let pause_ms = self.config.pause_ms(retries);
             return self.set_timer(key, Some(now_ms + pause_ms));
         }
+        let forgotten = conversation.forgotten;
         let Some(running) = conversation.running.take() else { return };
         // A vector that is still on its way has nobody to go to.
         if let Some(op) = running.embed_op {
@@ -465,7 +466,6 @@ impl Agent {
         }
         let Phase::Finishing { outcome } = running.phase else { return };
         count_outcome(&mut self.stats, &outcome);
-        let forgotten = conversation.forgotten;
         match &running.turn.answer {
             Answer::Stream { .. } => self.open_turns -= 1,
             Answer::Outbox { .. } if forgotten => self.channel_dropped(key),

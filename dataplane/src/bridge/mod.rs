@@ -30,7 +30,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use millrace_agent::{Arrival, ConversationKey, Event, Inbound, Ticket};
+use millrace_agent::{Arrival, ConversationKey, Inbound, Ticket};
 use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest};
 use millrace_proto::channel::{Account, InboundEvent};
 use millrace_proto::id::{ConversationId, TenantId, UserId};

@@ -482,7 +482,7 @@ impl State {
             self.waiters.remove(&ticket);
         }
         match reply {
-            Reply::Accepted { .. } => {}
+            Reply::Accepted => {}
             Reply::Started { prompt_tokens, cached_tokens } => {
                 stream.push(StreamEvent::Started { prompt_tokens, cached_tokens });
             }
