@@ -620,7 +620,7 @@ fn a_record_of_an_older_version_is_answered_as_the_turn_it_was_numbered_as() {
     let mut agent = Agent::new(options, Arc::new(Words)).unwrap();
     let mut effects = Vec::new();
     let old = InboxRecord { number: 4, received_ms: 1_000, deadline_ms: 1_000_000, attempt: 1, ..record(key(), 0) };
-    let question = Message { seq: 8, turn: 4, role: Role::User, text: "hello".into(), at_ms: 1_000, tokens: 1 };
+    let question = Message { seq: 0, turn: 4, role: Role::User, text: "hello".into(), at_ms: 1_000, tokens: 1 };
     let head = SessionHead {
         tenant: TenantId(1),
         user: old.user,
@@ -629,7 +629,7 @@ fn a_record_of_an_older_version_is_answered_as_the_turn_it_was_numbered_as() {
         title: "hello".into(),
         created_ms: 1,
         updated_ms: 1_000,
-        next_seq: 9,
+        next_seq: 1,
         next_turn: 5,
         address: None,
     };
@@ -651,7 +651,7 @@ fn a_record_of_an_older_version_is_answered_as_the_turn_it_was_numbered_as() {
     let Some(Effect::Persist { writes, .. }) = effects.last() else { panic!("{effects:?}") };
     let keys = writes.iter().filter_map(|w| if let Write::Outbox(job) = w { Some(job.key.turn) } else { None });
     assert_eq!(keys.collect::<Vec<_>>(), [4]);
-    assert!(writes.iter().any(|w| matches!(w, Write::Remember(memory) if memory.seq == 8)));
+    assert!(writes.iter().any(|w| matches!(w, Write::Remember(memory) if memory.seq == 0)));
     effects.clear();
     // What comes next is numbered anew, and asked for once more: only the inbox knows that it is empty.
     agent.step(Event::Persisted { op, result: Ok(()) }, 2_001, &mut effects);
@@ -687,8 +687,8 @@ fn a_chat_that_is_too_fast_is_answered_later_and_holds_up_nobody() {
     let second = Some(Box::new(messages[1].record.clone()));
     agent.step(Event::TakenUp { key: key(), first: second }, 1_500, &mut effects);
     assert!(effects.is_empty(), "it waits until its minute is over: {effects:?}");
-    assert_eq!(agent.next_deadline_ms(), Some(61_000));
-    agent.step(Event::Tick, 61_000, &mut effects);
+    assert_eq!(agent.next_deadline_ms(), Some(60_000));
+    agent.step(Event::Tick, 60_000, &mut effects);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Generate { .. })), "{effects:?}");
 }
 
