@@ -285,22 +285,29 @@ fn conversation_key(principal: &Principal, session: &str) -> ConversationKey {
     ConversationKey { tenant: principal.tenant, conversation: ConversationId::of(principal.tenant, &name) }
 }
 
-/// A channel event as a message of the person who sent it.
-fn inbound(account: &Account, event: InboundEvent, person: UserId, ticket: Ticket) -> Inbound {
-    let channel = account.kind.as_str();
+/// The conversation that an event belongs to: a chat, or a thread in it.
+fn channel_key(account: &Account, event: &InboundEvent) -> ConversationKey {
     // Lengths again: a chat id may contain the separator.
     let unique = format!(
-        "channel:{channel}:{}:{}:{}:{}:{}",
+        "channel:{}:{}:{}:{}:{}:{}",
+        account.kind,
         account.name.len(),
         account.name,
         event.chat.len(),
         event.chat,
         event.thread.as_deref().unwrap_or_default()
     );
+    ConversationKey { tenant: account.tenant, conversation: ConversationId::of(account.tenant, &unique) }
+}
+
+/// A channel event as a message of the person who sent it.
+fn inbound(account: &Account, event: InboundEvent, person: UserId, ticket: Ticket) -> Inbound {
+    let channel = account.kind.as_str();
+    let ConversationKey { tenant, conversation } = channel_key(account, &event);
     let record = InboxRecord {
-        tenant: account.tenant,
+        tenant,
         user: person,
-        conversation: ConversationId::of(account.tenant, &unique),
+        conversation,
         // The agent of the owner gives it its number and its times.
         number: 0,
         address: ChatAddress {

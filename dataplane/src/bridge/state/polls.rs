@@ -21,7 +21,7 @@ use crate::bridge::message::ShardMessage;
 use crate::bridge::outbox::account_of;
 use crate::bridge::stream::Once;
 use crate::bridge::translate::shard_of;
-use crate::bridge::{Bridge, channel_arrival};
+use crate::bridge::{Bridge, channel_key};
 
 /// Replies of one shard that may be asked for; further ones go out by calls of ours.
 const STREAMS_MAX: usize = 16_384;
@@ -91,7 +91,7 @@ impl Bridge {
     /// The text so far of the reply that a platform asks for.
     pub async fn progress(&self, account: &Account, event: InboundEvent) -> Result<Progress, ApiError> {
         let stream = event.stream.clone().unwrap_or_default();
-        let key = channel_arrival(account, event, Ticket(0)).key;
+        let key = channel_key(account, &event);
         let waiter: Once<Progress> = Once::default();
         let ticket = {
             let mut state = self.state.borrow_mut();
