@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Vector libraries on the rows of the search figures: one JSON line each, of the least effort that reaches a recall of 0.95.
+"""Vector libraries on the rows of the search figures: one JSON line each, of the least effort that reaches a recall of 0.95,
+with speed and recall of every effort up to RECALL beside it.
 
-    peers.py FOLDER
+    peers.py FOLDER [RECALL]
 
 One thread; all questions are handed over in one call, so that Python takes no part. Graphs of 16 links and a build effort of
-128 as ours; built with all threads and kept in FOLDER for the next run. A library that is not installed is left out.
+128 as ours; built with all threads and kept in FOLDER for the next run. A library that is not installed, or not among those of MILLRACE_PEERS, is left out.
 """
 import json
 import os
@@ -23,19 +24,22 @@ def recall(found, truth):
     return sum(len(set(row) & set(true)) for row, true in zip(found.tolist(), truth.tolist())) / truth.size
 
 
-def least_effort(peer, search, questions, truth, build_s):
-    """`search(effort)` gives the rows found; of the first effort that suffices, the best of some rounds counts."""
+def curve(peer, search, questions, truth, build_s, wanted):
+    """`search(effort)` gives the rows found. Speed and recall by effort, up to the first that suffices for both the goal and
+    `wanted`; of each the best of some rounds counts."""
+    points = []
     for effort in EFFORTS:
-        found = search(effort)
-        right = recall(found, truth)
-        if right >= RECALL_MIN or effort == EFFORTS[-1]:
-            took = []
-            for _ in range(ROUNDS):
-                started = time.perf_counter()
-                search(effort)
-                took.append(time.perf_counter() - started)
-            print(json.dumps({"peer": peer, "effort": effort, "recall": round(right, 4), "qps": round(len(questions) / min(took), 1), "build_s": build_s}), flush=True)
-            return
+        right = recall(search(effort), truth)
+        took = []
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            search(effort)
+            took.append(time.perf_counter() - started)
+        points.append({"effort": effort, "recall": round(right, 4), "qps": round(len(questions) / min(took), 1)})
+        if right >= max(RECALL_MIN, wanted):
+            break
+    least = next((point for point in points if point["recall"] >= RECALL_MIN), points[-1])
+    print(json.dumps({"peer": peer, **least, "build_s": build_s, "curve": points}), flush=True)
 
 
 def timed(build):
@@ -44,7 +48,7 @@ def timed(build):
     return round(time.perf_counter() - started, 1)
 
 
-def with_hnswlib(folder, base, questions, truth):
+def with_hnswlib(folder, base, questions, truth, wanted):
     import hnswlib
 
     index, path, build_s = hnswlib.Index(space="ip", dim=base.shape[1]), folder / f"hnswlib-{len(base)}.bin", None
@@ -59,10 +63,10 @@ def with_hnswlib(folder, base, questions, truth):
         index.set_ef(effort)
         return index.knn_query(questions, k=NEAREST, num_threads=1)[0]
 
-    least_effort("hnswlib", search, questions, truth, build_s)
+    curve("hnswlib", search, questions, truth, build_s, wanted)
 
 
-def with_usearch(folder, base, questions, truth):
+def with_usearch(folder, base, questions, truth, wanted):
     from usearch.index import Index
 
     index, path, build_s = Index(ndim=base.shape[1], metric="ip", dtype="f32", connectivity=LINKS, expansion_add=BUILD_EFFORT), folder / f"usearch-{len(base)}.bin", None
@@ -76,10 +80,10 @@ def with_usearch(folder, base, questions, truth):
         index.expansion_search = effort
         return index.search(questions, NEAREST, threads=1).keys
 
-    least_effort("usearch", search, questions, truth, build_s)
+    curve("usearch", search, questions, truth, build_s, wanted)
 
 
-def with_faiss(folder, base, questions, truth):
+def with_faiss(folder, base, questions, truth, wanted):
     import faiss
 
     path, build_s = folder / f"faiss-{len(base)}.bin", None
@@ -97,7 +101,7 @@ def with_faiss(folder, base, questions, truth):
         index.hnsw.efSearch = effort
         return index.search(questions, NEAREST)[1]
 
-    least_effort("faiss", search, questions, truth, build_s)
+    curve("faiss", search, questions, truth, build_s, wanted)
 
 
 def main():
@@ -106,9 +110,13 @@ def main():
     base = numpy.fromfile(folder / "base.f32", dtype="<f4").reshape(-1, dim)
     questions = numpy.fromfile(folder / "questions.f32", dtype="<f4").reshape(-1, dim)
     truth = numpy.fromfile(folder / "truth.u32", dtype="<u4").reshape(-1, NEAREST)
+    wanted = float(sys.argv[2]) if len(sys.argv) > 2 else RECALL_MIN
+    chosen = os.environ.get("MILLRACE_PEERS", "hnswlib,usearch,faiss").split(",")
     for peer in (with_hnswlib, with_usearch, with_faiss):
+        if peer.__name__.removeprefix("with_") not in chosen:
+            continue
         try:
-            peer(folder, base, questions, truth)
+            peer(folder, base, questions, truth, wanted)
         except ImportError as missing:
             print(f"peers: {missing}", file=sys.stderr)
 

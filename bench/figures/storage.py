@@ -65,13 +65,26 @@ def peers_python():
     return os.environ.get("MILLRACE_PEERS_PYTHON", sys.executable)
 
 
-def peers():
-    """Questions a second and recall of each peer on the same rows, one thread each."""
-    done = subprocess.run([peers_python(), HERE / "peers.py", folder()], stdout=subprocess.PIPE, text=True)
+def peers(recall):
+    """Questions a second and recall of each peer on the same rows, one thread each, by effort up to a recall."""
+    done = subprocess.run([peers_python(), HERE / "peers.py", folder(), str(recall)], stdout=subprocess.PIPE, text=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     for row in rows:
         note(f"peer {json.dumps(row)}")
     return {row["peer"]: row for row in rows}
+
+
+def at_recall(peer, recall):
+    """A peer's speed at a recall, between the two efforts that it lies between; None where it never gets there."""
+    slower = None
+    for point in reversed(peer.get("curve", [])):
+        if point["recall"] < recall:
+            if slower is None:
+                return None
+            share = (recall - point["recall"]) / (slower["recall"] - point["recall"])
+            return point["qps"] + share * (slower["qps"] - point["qps"])
+        slower = point
+    return slower and slower["qps"]
 
 
 def vectors():
@@ -110,9 +123,10 @@ def search(show, tell):
         run("ann-data", "--vectors", source, "--rows", rows)
     run("ann-build")
     ours = run("ann")
-    others = peers()
+    recall, mine = (ours[f"storage.ann.1m.{name}"]["value"] for name in ("recall", "qps_per_core"))
+    others = peers(recall)
     tell(ours)
-    mine = ours["storage.ann.1m.qps_per_core"]["value"]
     for peer in ("hnswlib", "usearch"):
-        qps = others.get(peer, {}).get("qps")
+        # At the recall that ours has: a peer could be slower and more exact, or the other way round.
+        qps = at_recall(others.get(peer, {}), recall)
         show(f"storage.ann.vs_{peer}", mine / qps if qps else None, "x", 1.0, peer=None)

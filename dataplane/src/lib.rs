@@ -7,6 +7,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod corpus;
+pub mod extract;
 pub mod gateway;
 pub mod handover;
 pub mod identity;

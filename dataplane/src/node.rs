@@ -21,12 +21,13 @@ use millrace_storage::{BackendKind, Batch, Store, StoreOptions, crash};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::bridge::Pace;
+use crate::bridge::{ModelPrompter, Pace};
 use crate::certificate;
 use crate::config::{self, Config, IoMode, Loaded, StorageType, human_bytes};
 use crate::control::Control;
 use crate::control::platforms::Platforms;
 use crate::corpus::Corpora;
+use crate::extract::{Extraction, ModelExtractor, Quiet};
 use crate::gateway::{Common, auth, budgets};
 use crate::handover::{Doorkeeper, Inherited};
 use crate::identity::issuers::Issuers;
@@ -417,6 +418,7 @@ fn open_store(config: &Config) -> Result<Store, Trouble> {
 struct Node {
     shared: Arc<Shared>,
     shards: Shards,
+    extraction: Option<Extraction>,
     first_key: Option<String>,
     model: String,
 }
@@ -448,6 +450,7 @@ impl Node {
             Trouble::new("the corpus thread cannot start", error.to_string(), "look at `ulimit -u`")
         })?;
         observe(&metrics, &engine, &parts, &config);
+        let extraction = start_extraction(&config, &parts, &engine, &metrics)?;
         metrics.set_facts(NodeFacts {
             io: probe.backend.to_string(),
             kernel: instruction_set().to_owned(),
@@ -505,7 +508,7 @@ impl Node {
         let shards =
             Shards::start(&shared, receivers, doors.plain, secure, quic, &options).map_err(|error| in_parts(&error))?;
         tracing::info!(io = %probe.backend, shards = shared.shard_count(), "reactors run");
-        Ok(Self { shared, shards, first_key, model: parts.name })
+        Ok(Self { shared, shards, extraction, first_key, model: parts.name })
     }
 
     /// What SIGHUP asks for: configuration and certificates are read again.
@@ -543,6 +546,8 @@ impl Node {
         self.shards.stop();
         self.shared.corpora.shutdown();
         self.shared.engine.shutdown();
+        // After the engine, which ends the answer that a round may be waiting for.
+        drop(self.extraction);
         if let Some(embedder) = &self.shared.embedder {
             embedder.shutdown();
         }
@@ -626,6 +631,26 @@ fn start_engine(config: &Config, chat: &Chat, draft: Option<Arc<Model>>) -> Resu
 fn start_embedder(engine: &Engine, encoder: Option<&Arc<Encoder>>) -> Result<Option<Arc<EmbedWorker>>, Trouble> {
     let start = |encoder| EmbedWorker::beside(engine, Arc::clone(encoder), EMBED_QUEUE_MAX).map(Arc::new);
     encoder.map(start).transpose().map_err(|error| in_parts(&error))
+}
+
+fn start_extraction(
+    config: &Config,
+    parts: &Parts,
+    engine: &Arc<Engine>,
+    metrics: &Metrics,
+) -> Result<Option<Extraction>, Trouble> {
+    if !config.memory.extract {
+        return Ok(None);
+    }
+    let prompter = ModelPrompter::new(Arc::clone(&parts.chat.tokenizer), Arc::clone(&parts.chat.template));
+    let extractor = Box::new(ModelExtractor::new(Arc::clone(engine), Arc::new(prompter)));
+    let idle = Box::new(Quiet::new(Arc::clone(engine)));
+    let started = Extraction::start(parts.store.clone(), extractor, idle, config.memory.extract_tokens_per_hour);
+    let extraction = started.map_err(|error| {
+        Trouble::new("the extraction thread cannot start", error.to_string(), "look at `ulimit -u`")
+    })?;
+    metrics.set_extract(extraction.snapshot());
+    Ok(Some(extraction))
 }
 
 fn observe(metrics: &Metrics, engine: &Arc<Engine>, parts: &Parts, config: &Config) {

@@ -30,6 +30,24 @@ pub fn rfc3339(unix_ms: u64) -> String {
     )
 }
 
+/// The day of a Unix time: `1994-11-06`.
+pub fn day(unix_ms: u64) -> String {
+    let (year, month, day) = civil(unix_ms / 86_400_000);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// The Unix time in milliseconds at which a year, month or day begins: `1994`, `1994-11` or `1994-11-06`. `None` for
+/// anything else, and before 1970.
+pub fn since(text: &str) -> Option<u64> {
+    let rest = match text.len() {
+        4 => "-01-01T00:00:00Z",
+        7 => "-01T00:00:00Z",
+        10 => "T00:00:00Z",
+        _ => return None,
+    };
+    parse_timestamp(&format!("{text}{rest}"))?.checked_mul(1_000)
+}
+
 /// The Unix time in seconds of a date that starts `2026-01-01T00:00:00` (or with a space for the `T`), with an
 /// optional fraction and then `Z`, `+08:00` or ` +0800`. `None` for anything else.
 pub fn parse_timestamp(text: &str) -> Option<u64> {
@@ -98,6 +116,17 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_year_a_month_and_a_day_begin_at_midnight() {
+        assert_eq!(since("1970"), Some(0));
+        assert_eq!(since("1994-11").map(day).as_deref(), Some("1994-11-01"));
+        assert_eq!(since("2024-02-29"), Some(1_709_164_800_000));
+        assert_eq!(day(1_709_164_800_000 + 86_399_999), "2024-02-29");
+        for wrong in ["", "19", "1994-13", "1994-11-", "1969-12-31", "199x", "1994-1é"] {
+            assert_eq!(since(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn timestamps_read_back() {

@@ -26,5 +26,6 @@ pub mod record;
 pub mod retry;
 pub mod split;
 pub mod sse;
+pub mod statement;
 pub mod toolcall;
 pub mod ws;

@@ -3,6 +3,7 @@
 use crate::backend::Cf;
 use crate::corpus::CorpusOp;
 use crate::layout;
+use crate::memory::{self, Extracted};
 use crate::queue::Receipt;
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId};
 use millrace_proto::record::{Credential, DeliveryState, InboxRecord, Message, OutboxJob, Record, SessionHead, Timer};
@@ -95,6 +96,7 @@ pub(crate) enum Op {
         conversation: ConversationId,
         seq: u64,
     },
+    Extracted(Extracted),
     SpacePut(SpaceWrite),
     SpaceRemove {
         tenant: TenantId,
@@ -222,6 +224,22 @@ impl Batch {
     /// Forgets one memory.
     pub fn forget(&mut self, tenant: TenantId, user: UserId, conversation: ConversationId, seq: u64) {
         self.push(0, Op::Forget { tenant, user, conversation, seq });
+    }
+
+    /// Lets a message that is remembered wait for an extraction. Write both in one batch.
+    pub fn let_extract(&mut self, tenant: TenantId, user: UserId, conversation: ConversationId, seq: u64) {
+        let key = memory::pending_row(tenant, user, conversation, seq);
+        self.push(0, Op::PutClear { cf: Cf::Pending, key, value: Vec::new() });
+    }
+
+    /// Brings what an extraction found; its messages wait no longer. Refused as a whole, with
+    /// [`crate::CommitError::Forgotten`], when one of them does not wait any more.
+    pub fn extracted(&mut self, write: Extracted) {
+        let texts = |statement: &millrace_proto::statement::Statement| {
+            statement.subject.len() + statement.relation.len() + statement.object.len() + 2 * OP_BYTES
+        };
+        let bytes = write.statements.iter().map(texts).sum::<usize>() + write.messages.len() * OP_BYTES;
+        self.push(bytes, Op::Extracted(write));
     }
 
     /// Adds or replaces a passage of a shared space.

@@ -7,6 +7,7 @@
 use crate::backend::{Cf, KvOp, KvStore, ScanRange};
 use crate::error::{CommitError, ReadError};
 use crate::layout::{self, ctl};
+use crate::memory;
 use crate::seal::{KeyRing, Owner};
 use crate::store::Shared;
 use millrace_proto::id::ConversationId;
@@ -14,7 +15,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 /// Families whose keys start with the user.
-const BY_USER: [Cf; 6] = [Cf::Mem, Cf::Vec, Cf::Post, Cf::EdgeOut, Cf::EdgeIn, Cf::UserSess];
+const BY_USER: [Cf; 8] = [Cf::Mem, Cf::Vec, Cf::Post, Cf::EdgeOut, Cf::EdgeIn, Cf::UserSess, Cf::Pending, Cf::Owned];
 /// Families whose keys start with a conversation.
 const BY_CONVERSATION: [Cf; 5] = [Cf::Sess, Cf::Msg, Cf::Inbox, Cf::Outbox, Cf::Receipt];
 
@@ -75,6 +76,8 @@ fn removals(kv: &dyn KvStore, (tenant, user): Owner) -> Result<Vec<KvOp>, ReadEr
         }
         ControlFlow::Continue(())
     })?;
+    // Before the list of them goes.
+    memory::forget_passages(kv, (tenant, user), &mut ops)?;
     for cf in BY_USER {
         remove_prefix(kv, cf, &prefix, &mut ops)?;
     }

@@ -7,7 +7,7 @@
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId, virtual_shard};
 
 /// The layout this program writes. A store with a larger number is refused.
-pub(crate) const SCHEMA: u32 = 4;
+pub(crate) const SCHEMA: u32 = 5;
 
 /// Names in the control family.
 pub(crate) mod ctl {
@@ -235,6 +235,11 @@ pub(crate) fn memory_parts(key: &[u8]) -> Option<(TenantId, UserId, DocId)> {
     Some((TenantId(u32::from_be_bytes(*tenant)), UserId(*user), DocId::at_end_of(key)?))
 }
 
+// pending: as mem
+pub(crate) fn pending(tenant: TenantId, user: UserId, doc: DocId) -> Vec<u8> {
+    memory(tenant, user, doc)
+}
+
 // post: shard2 tenant4 user16 term8 conversation16 seq8
 pub(crate) fn post(tenant: TenantId, user: UserId, term: [u8; 8], doc: DocId) -> Vec<u8> {
     Key::user(tenant, user).bytes(&term).bytes(&doc.to_bytes()).0
@@ -287,6 +292,22 @@ pub(crate) fn space_log(tenant: TenantId, space: SpaceKey, seq: u64, vid: u64) -
 
 pub(crate) fn space_prefix(tenant: TenantId, space: SpaceKey) -> Vec<u8> {
     space_prefix_key(tenant, space).0
+}
+
+// owned: shard2 tenant4 user16 space16 id8. The shard is the user's: forgetting walks one prefix.
+pub(crate) fn owned_by_user(tenant: TenantId, user: UserId, space: SpaceKey, id: u64) -> Vec<u8> {
+    Key::user(tenant, user).bytes(&space).u64(id).0
+}
+
+// owned: shard2 tenant4 space16 user16 id8. The shard is the space's: a start walks one prefix.
+pub(crate) fn owned_in_space(tenant: TenantId, space: SpaceKey, user: UserId, id: u64) -> Vec<u8> {
+    space_prefix_key(tenant, space).bytes(&user.0).u64(id).0
+}
+
+/// The second digest of a key of `owned` and the passage: space or user, whichever the prefix does not name.
+pub(crate) fn owned_parts(key: &[u8]) -> Option<([u8; 16], u64)> {
+    let parts: &[u8; 24] = key.get(22..)?.try_into().ok()?;
+    Some((*parts.first_chunk()?, tail_u64(parts)?))
 }
 
 /// Kinds of rows in the family `corpus`.
@@ -407,6 +428,11 @@ mod tests {
         assert_eq!(edge(T, u, &[0; 24], 1, 1, &[0; 24]).len(), 80);
         assert_eq!(space(T, [0; 16], 1).len(), 30);
         assert_eq!(space_log(T, [0; 16], 1, 1).len(), 38);
+        assert_eq!(pending(T, u, doc).len(), 46);
+        assert_eq!(owned_by_user(T, u, [3; 16], 1).len(), 46);
+        assert_eq!(owned_parts(&owned_by_user(T, u, [3; 16], 9)), Some(([3; 16], 9)));
+        assert_eq!(owned_parts(&owned_in_space(T, [3; 16], u, 9)), Some((u.0, 9)));
+        assert_eq!(owned_parts(&[0; 45]), None);
         assert_eq!(corpus_head(T, [0; 16]).len(), 23);
         assert_eq!(corpus_document(T, [0; 16], 1).len(), 27);
         assert_eq!(corpus_passage(T, [0; 16], 1).len(), 31);

@@ -32,7 +32,7 @@ mod store;
 
 pub use backend::memory::{Fault, MemoryBackend};
 pub use backend::rocks::RocksBackend;
-pub use backend::{Cf, KvOp, KvStore, ScanRange, Visit};
+pub use backend::{Cf, Here, KvOp, KvStore, ScanRange, Visit};
 pub use batch::{Batch, MemoryWrite, SpaceWrite};
 pub use commit::{Done, GROUP_BYTES_MAX, GROUP_JOBS_MAX, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX};
 pub use corpus::{Begun, CorpusError, CorpusHead, CorpusHit, CorpusQuery, CorpusWriter, DocumentRecord, NewDocument};
@@ -41,6 +41,8 @@ pub use corpus::{
     DOCUMENT_TAGS_MAX,
 };
 pub use error::{Busy, CommitError, KvError, OpenError, ReadError};
+pub use memory::MeasuredGraph;
+pub use memory::{Extracted, PendingFrom, PendingMessage, PendingMessages, STATEMENT_PART_BYTES_MAX, StatementQuery};
 pub use memory::{RECALL_LIMIT_MAX, RELEVANCE_MIN, RecallQuery, Recalled, Why};
 pub use memory::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter, SpaceHit, SpaceQuery, SpaceStats};
 pub use pool::{READ_QUEUE_MAX, READ_THREADS};
@@ -50,7 +52,7 @@ pub use rotate::{RotateError, RotationDone};
 pub use seal::{
     KeySource, Suite, VAULT_FILE, VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError, measure_seal,
 };
-pub use session::USER_SESSIONS_MAX;
+pub use session::{LoadedSession, USER_SESSIONS_MAX};
 pub use stats::StatsSnapshot;
 pub use store::{BackendKind, Store, StoreOptions};
 

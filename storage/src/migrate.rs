@@ -10,12 +10,13 @@ use crate::memory;
 use crate::reseal::{self, Sweep};
 use crate::seal::KeyRing;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 /// Rows that are read and rewritten at a time.
 const STEP_ROWS: usize = 256;
 
 /// Runs every step from `found` to this program's schema.
-pub(crate) fn migrate(kv: &dyn KvStore, keys: &KeyRing, found: u32) -> Result<(), ReadError> {
+pub(crate) fn migrate(kv: &dyn KvStore, keys: &KeyRing, found: u32, segments: Option<&Path>) -> Result<(), ReadError> {
     if found < 2 {
         tracing::info!(from = found, to = 2, "the words of all memories are indexed again by their stems");
         index_words_again(kv, keys)?;
@@ -27,6 +28,16 @@ pub(crate) fn migrate(kv: &dyn KvStore, keys: &KeyRing, found: u32) -> Result<()
     if found < 4 {
         tracing::info!(from = found, to = 4, "everything is sealed again under keys of its users");
         seal_by_user(kv, keys)?;
+    }
+    // Schema 5 adds statements and the messages that wait for them, which older stores do not have; passages of shared
+    // spaces that belong to a user are sealed by the user's key and kept out of segment files.
+    if found < 5 {
+        let passages = memory::own_passages(kv, keys, segments)?;
+        if passages > 0 {
+            tracing::info!(from = found, to = 5, passages, "passages with an owner are sealed by their owner's key");
+            // The old rows would outlive the owner, under a key that stays.
+            kv.compact(Cf::Space)?;
+        }
     }
     if found < layout::SCHEMA {
         let row = KvOp::Put(Cf::Ctl, ctl::SCHEMA.to_vec(), layout::SCHEMA.to_be_bytes().to_vec());

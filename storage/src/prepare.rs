@@ -100,7 +100,16 @@ fn owners(shared: &Shared, batch: &Batch) -> Result<Owners, CommitError> {
             Op::Finish { tenant, key, .. } => conversation_owner(shared, &mut owners, *tenant, Cf::Receipt, key)?,
             Op::Remember(write) => (write.tenant, write.user),
             Op::Forget { tenant, user, .. } => (*tenant, *user),
-            Op::SpacePut(write) => (write.tenant, NO_USER),
+            Op::Extracted(write) => {
+                // Before a key is made for a user who was forgotten meanwhile.
+                memory::check_pending(&*shared.kv, write)?;
+                (write.tenant, write.user)
+            }
+            Op::SpacePut(write) => {
+                // The space's name is blinded by the tenant's keys, whoever owns the passage.
+                owners.all.push((write.tenant, NO_USER));
+                (write.tenant, write.owner.unwrap_or(NO_USER))
+            }
             Op::Dedup { tenant, .. } | Op::SpaceRemove { tenant, .. } | Op::Corpus { tenant, .. } => (*tenant, NO_USER),
             Op::PutClear { .. } | Op::Delete { .. } | Op::Invalid(_) => continue,
         };
@@ -177,18 +186,21 @@ fn build(
                 let doc = DocId { conversation, seq };
                 memory::forget(shared, keys, tenant, user, doc, &mut prepared.ops, &mut prepared.derived)?;
             }
+            Op::Extracted(write) => {
+                let keys = keys_of((write.tenant, write.user));
+                memory::extracted(keys, write, &mut prepared.ops, &mut prepared.derived)?;
+            }
             Op::SpacePut(write) => {
                 check_space(&write)?;
-                let keys = keys_of((write.tenant, NO_USER));
-                let space = memory::space_key(keys, &write.space);
-                let (row, change) = memory::space_row(keys, space, write);
-                prepared.ops.push(row);
+                let space = memory::space_key(keys_of((write.tenant, NO_USER)), &write.space);
+                let keys = keys_of((write.tenant, write.owner.unwrap_or(NO_USER)));
+                let change = memory::put_passage(&*shared.kv, keys, space, write, &mut prepared.ops)?;
                 prepared.spaces.push(change);
             }
             Op::SpaceRemove { tenant, space, id } => {
                 let space = memory::space_key(keys_of((tenant, NO_USER)), &space);
-                prepared.ops.push(KvOp::Delete(Cf::Space, layout::space(tenant, space, id)));
-                prepared.spaces.push(Change { tenant, space, vid: id, written: None });
+                let change = memory::remove_passage(&*shared.kv, tenant, space, id, &mut prepared.ops)?;
+                prepared.spaces.push(change);
             }
             Op::Corpus { tenant, corpus, op } => {
                 let keys = keys_of((tenant, NO_USER));

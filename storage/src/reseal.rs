@@ -8,6 +8,7 @@
 use crate::backend::{Cf, KvOp, KvStore, ScanRange};
 use crate::error::{CommitError, ReadError};
 use crate::layout;
+use crate::memory::EDGE_BYTES;
 use crate::seal::{Header, KeyRing, NO_USER, NODE, Owner, TenantKeys};
 use millrace_proto::id::{ConversationId, TenantId, UserId};
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Families whose values are sealed, and where the sealed part starts.
-const SEALED: [(Cf, usize); 12] = [
+const SEALED: [(Cf, usize); 13] = [
     (Cf::Ctl, 0),
     (Cf::Sess, 0),
     (Cf::Msg, 0),
@@ -28,6 +29,8 @@ const SEALED: [(Cf, usize); 12] = [
     (Cf::Vec, 0),
     (Cf::Space, 0),
     (Cf::Corpus, 0),
+    // The words of a statement; other edges hold none.
+    (Cf::EdgeOut, EDGE_BYTES),
 ];
 /// Rows looked at in one step; the engine's view is held no longer than copying them takes.
 const STEP_ROWS: usize = 256;
@@ -131,6 +134,7 @@ impl Sweep<'_> {
         let tenant = match cf {
             Cf::Ctl if !key.starts_with(layout::ctl::META) => return Ok(None),
             Cf::Ctl | Cf::Cred => Some(NODE),
+            Cf::EdgeOut if old.len() <= EDGE_BYTES => return Ok(None),
             _ => layout::tenant_of(cf, &key),
         };
         let Some(tenant) = tenant.filter(|tenant| self.tenant.is_none_or(|wanted| wanted == *tenant)) else {

@@ -1,23 +1,75 @@
 //! Sessions, their messages, credentials and named values: the plain reads.
 
-use crate::backend::{Cf, ScanRange};
-use crate::error::ReadError;
+use crate::backend::{Cf, Here, ScanRange};
+use crate::error::{Busy, ReadError};
 use crate::layout;
 use crate::seal::NODE;
-use crate::store::{Store, decode};
+use crate::store::{Shared, Store, decode};
 use millrace_proto::id::{ConversationId, TenantId, UserId};
 use millrace_proto::record::{Credential, Message, SessionHead};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Sessions of one user that a listing looks at. A user with more sees the newest of these only;
 /// reading the 16-byte rows of so many costs about 10 ms.
 pub const USER_SESSIONS_MAX: usize = 50_000;
 
+/// What a turn needs of its session: the head, if there is one, and the newest messages in ascending order.
+pub type LoadedSession = (Option<SessionHead>, Vec<Message>);
+
 impl Store {
+    /// A session with its newest `limit` messages, if all of it lies in memory: never waits for a disk.
+    pub fn load_here(
+        &self,
+        tenant: TenantId,
+        conversation: ConversationId,
+        limit: usize,
+    ) -> Result<Here<LoadedSession>, ReadError> {
+        let shared = self.shared();
+        let head = match shared.get_sealed_here(tenant, Cf::Sess, &layout::sess(tenant, conversation))? {
+            Here::Found(Some(plain)) => decode::<SessionHead>(Cf::Sess, &plain)?,
+            Here::Found(None) => return Ok(Here::Found((None, Vec::new()))),
+            Here::Elsewhere => return Ok(Here::Elsewhere),
+        };
+        let from = layout::msg(tenant, conversation, 0);
+        let to = layout::prefix_end(&layout::sess(tenant, conversation));
+        let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let scanned = shared.kv.scan_here(Cf::Msg, ScanRange::backward(&from, &to), &mut |key, value| {
+            rows.push((key.to_vec(), value.to_vec()));
+            if rows.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        if scanned == Here::Elsewhere {
+            return Ok(Here::Elsewhere);
+        }
+        let mut messages = Vec::with_capacity(rows.len());
+        for (key, sealed) in rows.into_iter().rev().take(limit) {
+            match shared.open(tenant, Cf::Msg, &key, sealed) {
+                Err(ReadError::Forgotten { .. }) => {}
+                plain => messages.push(decode::<Message>(Cf::Msg, &plain?)?),
+            }
+        }
+        Ok(Here::Found((Some(head), messages)))
+    }
+
+    /// A session with its newest `limit` messages. `done` is called on a read thread.
+    pub fn load(
+        &self,
+        tenant: TenantId,
+        conversation: ConversationId,
+        limit: usize,
+        done: Box<dyn FnOnce(Result<LoadedSession, ReadError>) + Send>,
+    ) -> Result<(), Busy> {
+        // The pool ends before the store does, so a job holds what is shared and not the store itself.
+        let shared = Arc::clone(self.shared());
+        self.on_pool(done, move || match shared.session(tenant, conversation)? {
+            Some(head) => Ok((Some(head), shared.messages(tenant, conversation, None, limit)?)),
+            None => Ok((None, Vec::new())),
+        })
+    }
+
     /// The head of a session.
     pub fn session(&self, tenant: TenantId, conversation: ConversationId) -> Result<Option<SessionHead>, ReadError> {
-        let plain = self.shared().get_sealed(tenant, Cf::Sess, &layout::sess(tenant, conversation))?;
-        plain.map(|plain| decode::<SessionHead>(Cf::Sess, &plain)).transpose()
+        self.shared().session(tenant, conversation)
     }
 
     /// The last `limit` messages before `before_seq` (or the end), in ascending order.
@@ -28,18 +80,7 @@ impl Store {
         before_seq: Option<u64>,
         limit: usize,
     ) -> Result<Vec<Message>, ReadError> {
-        let from = layout::msg(tenant, conversation, 0);
-        let to = match before_seq {
-            Some(seq) => layout::msg(tenant, conversation, seq),
-            None => layout::prefix_end(&layout::sess(tenant, conversation)),
-        };
-        let mut messages = Vec::new();
-        self.shared().scan_sealed_range(Cf::Msg, ScanRange::backward(&from, &to), limit, |plain| {
-            messages.push(decode::<Message>(Cf::Msg, plain)?);
-            Ok(ControlFlow::Continue(()))
-        })?;
-        messages.reverse();
-        Ok(messages)
+        self.shared().messages(tenant, conversation, before_seq, limit)
     }
 
     /// A user's sessions, the most recently used first.
@@ -56,9 +97,11 @@ impl Store {
         })?;
         found.sort_unstable_by(|a, b| b.cmp(a));
         found.truncate(limit);
-        let mut heads = Vec::with_capacity(found.len());
-        for (_, conversation) in found {
-            heads.extend(self.session(tenant, conversation)?);
+        let rows: Vec<Vec<u8>> = found.iter().map(|(_, conversation)| layout::sess(tenant, *conversation)).collect();
+        let mut heads = Vec::with_capacity(rows.len());
+        for (row, sealed) in rows.iter().zip(shared.kv.multi_get(Cf::Sess, &rows)?) {
+            let Some(sealed) = sealed else { continue };
+            heads.push(decode::<SessionHead>(Cf::Sess, &shared.open(tenant, Cf::Sess, row, sealed)?)?);
         }
         Ok(heads)
     }
@@ -111,5 +154,33 @@ impl Store {
             Ok((name, shared.open(NODE, Cf::Ctl, &key, sealed)?))
         };
         rows.into_iter().map(open).collect()
+    }
+}
+
+impl Shared {
+    fn session(&self, tenant: TenantId, conversation: ConversationId) -> Result<Option<SessionHead>, ReadError> {
+        let plain = self.get_sealed(tenant, Cf::Sess, &layout::sess(tenant, conversation))?;
+        plain.map(|plain| decode::<SessionHead>(Cf::Sess, &plain)).transpose()
+    }
+
+    fn messages(
+        &self,
+        tenant: TenantId,
+        conversation: ConversationId,
+        before_seq: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Message>, ReadError> {
+        let from = layout::msg(tenant, conversation, 0);
+        let to = match before_seq {
+            Some(seq) => layout::msg(tenant, conversation, seq),
+            None => layout::prefix_end(&layout::sess(tenant, conversation)),
+        };
+        let mut messages = Vec::new();
+        self.scan_sealed_range(Cf::Msg, ScanRange::backward(&from, &to), limit, |plain| {
+            messages.push(decode::<Message>(Cf::Msg, plain)?);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        messages.reverse();
+        Ok(messages)
     }
 }

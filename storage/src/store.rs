@@ -2,13 +2,15 @@
 
 use crate::backend::memory::MemoryBackend;
 use crate::backend::rocks::RocksBackend;
-use crate::backend::{Cf, KvOp, KvStore, ScanRange};
+use crate::backend::{Cf, Here, KvOp, KvStore, ScanRange};
 use crate::batch::Batch;
 use crate::commit::{Committer, Done};
 use crate::error::{Busy, CommitError, KvError, OpenError, ReadError};
 use crate::layout::{self, ctl};
 use crate::lock::FolderLock;
-use crate::memory::{Memory, RecallQuery, Recalled, SpaceHit, SpaceQuery, SpaceStats};
+use crate::memory::{
+    Memory, PendingFrom, PendingMessages, RecallQuery, Recalled, SpaceHit, SpaceQuery, SpaceStats, StatementQuery,
+};
 use crate::migrate::migrate;
 use crate::pool::ReadPool;
 use crate::rotate::Rotations;
@@ -16,6 +18,7 @@ use crate::seal::{self, Header, KeyRing, KeySource, NO_USER, Slots, Suite};
 use crate::stats::{Stats, StatsSnapshot};
 use millrace_proto::id::{TenantId, UserId};
 use millrace_proto::record::Record;
+use millrace_proto::statement::Statement;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -120,7 +123,8 @@ impl Store {
                 "users who were being forgotten when the last process ended are forgotten"
             );
         }
-        migrate(&*kv, &keys, schema).map_err(|source| OpenError::Migrate {
+        let segments = lock.is_some().then(|| options.path.join("segments"));
+        migrate(&*kv, &keys, schema, segments.as_deref()).map_err(|source| OpenError::Migrate {
             path: options.path.clone(),
             from: schema,
             source,
@@ -133,7 +137,6 @@ impl Store {
             })?,
         };
         let thread = |source| OpenError::Io { act: "start the threads of", path: options.path.clone(), source };
-        let segments = lock.is_some().then(|| options.path.join("segments"));
         if let Some(folder) = &segments {
             crate::memory::remove_orphans(&*kv, folder).map_err(failed)?;
         }
@@ -190,6 +193,39 @@ impl Store {
     ) -> Result<(), Busy> {
         let shared = Arc::clone(&self.inner.shared);
         self.on_pool(done, move || shared.recall(&query))
+    }
+
+    /// What was extracted from a user's messages. `done` is called on a read thread.
+    pub fn statements(
+        &self,
+        query: StatementQuery,
+        done: Box<dyn FnOnce(Result<Vec<Statement>, ReadError>) + Send>,
+    ) -> Result<(), Busy> {
+        let shared = Arc::clone(&self.inner.shared);
+        self.on_pool(done, move || shared.statements(&query))
+    }
+
+    /// [`Store::statements`] on the calling thread, which may wait for the disk: not for a reactor.
+    pub fn statements_here(&self, query: &StatementQuery) -> Result<Vec<Statement>, ReadError> {
+        self.inner.shared.statements(query)
+    }
+
+    /// Statements that hold now about the speaker and what a text names, those that cover more of its words first, each
+    /// with the share that it covers. For callers that are on a read thread already.
+    pub fn statements_about_here(
+        &self,
+        owner: (TenantId, UserId),
+        text: &str,
+        now_ms: u64,
+        limit: usize,
+    ) -> Result<Vec<(Statement, f32)>, ReadError> {
+        self.inner.shared.statements_about(owner, text, now_ms, limit)
+    }
+
+    /// The oldest messages that wait for an extraction, of one conversation of the first user at or after `from`; `None` =
+    /// nobody's after it. Not for a reactor.
+    pub fn pending_messages(&self, from: &PendingFrom, most: usize) -> Result<Option<PendingMessages>, ReadError> {
+        self.inner.shared.pending_messages(from, most)
     }
 
     /// Finds the nearest passages of a shared space. `done` is called on a read thread.
@@ -383,6 +419,15 @@ impl Shared {
             });
         };
         keys.open(cf, key, sealed)
+    }
+
+    /// [`Shared::get_sealed`] that never waits for a disk.
+    pub fn get_sealed_here(&self, tenant: TenantId, cf: Cf, key: &[u8]) -> Result<Here<Option<Vec<u8>>>, ReadError> {
+        Ok(match self.kv.get_here(cf, key)? {
+            Here::Found(Some(sealed)) => Here::Found(Some(self.open(tenant, cf, key, sealed)?)),
+            Here::Found(None) => Here::Found(None),
+            Here::Elsewhere => Here::Elsewhere,
+        })
     }
 
     pub fn get_sealed(&self, tenant: TenantId, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {

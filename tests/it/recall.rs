@@ -114,3 +114,38 @@ fn the_sessions_of_a_user_are_listed_newest_first() {
         .collect();
     assert_eq!(names, ["gamma", "beta", "alpha"], "{list}");
 }
+
+/// With `memory.extract` the model reads what was said, in the background and once. What so small a model makes of it is
+/// its own; that it is listed with its message, and goes with its user, is not.
+#[test]
+fn what_was_said_is_read_for_statements_while_nothing_else_runs() {
+    let plain = Server::start_default();
+    turn(&plain, &plain.key, "anna", "monday", "I live in Paris.");
+    assert_eq!(plain.metric("millrace_extract_messages_total"), None, "it is off by default");
+    assert_eq!(plain.get("/v1/memory/statements?user=anna").expect(200)["data"], json!([]));
+
+    let mut server = Server::builder().config("[memory]\nextract = \"on\"\n").start();
+    turn(&server, &server.key, "anna", "monday", "I live in Paris.");
+    turn(&server, &server.key, "anna", "monday", "My brother Tom plays chess.");
+    let read = |server: &Server, count: f64| {
+        eventually("the messages are read", Duration::from_secs(180), || {
+            server.metric("millrace_extract_messages_total").filter(|read| *read >= count)
+        })
+    };
+    assert_eq!(read(&server, 2.0), 2.0);
+    assert!(server.metric("millrace_extract_tokens_total").is_some_and(|tokens| tokens >= 0.0));
+    let listed = server.get("/v1/memory/statements?user=anna").expect(200);
+    for statement in listed["data"].as_array().expect("a list") {
+        assert!(statement["source"]["seq"].is_u64() && statement["valid_from_ms"].is_u64(), "{statement}");
+        assert!(statement["relation"].as_str().is_some_and(|word| !word.is_empty()), "{statement}");
+    }
+    let wrong = server.get("/v1/memory/statements?as_of=yesterday");
+    assert_eq!(wrong.status, 400, "{}", wrong.text());
+
+    // After a restart only what is new is read.
+    server.restart();
+    turn(&server, &server.key, "anna", "monday", "I like green tea.");
+    assert_eq!(read(&server, 1.0), 1.0);
+    server.post("/v1/admin/forget", &json!({"user": "anna"})).expect(200);
+    assert_eq!(server.get("/v1/memory/statements?user=anna").expect(200)["data"], json!([]));
+}

@@ -8,6 +8,7 @@ mod append;
 mod data;
 mod memory;
 mod session;
+mod walk;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -50,6 +51,12 @@ enum Command {
     AnnBuild,
     /// Asks the space: recall, speed, filters, memory, restart.
     Ann,
+    /// Builds and asks the graph of sealed segments alone: recall and speed by effort.
+    AnnWalk {
+        /// The first rows only.
+        #[arg(long)]
+        rows: Option<usize>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -62,6 +69,7 @@ fn main() -> Result<()> {
         Command::AnnData { vectors, rows } => data::write(&folder, &vectors, rows),
         Command::AnnBuild => ann::build(&folder),
         Command::Ann => ann::measure(&folder),
+        Command::AnnWalk { rows } => walk::measure(&folder, rows),
     }
 }
 

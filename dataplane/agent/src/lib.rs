@@ -24,6 +24,8 @@
 //! [`People`] knows which users of different channels are one person, because they said so, and how each group wants
 //! to be answered; [`Command`] is how they say it.
 //!
+//! [`extract`] turns what users said into statements with times, by whatever model there is.
+//!
 //! Invariants, each of them driven by random event sequences in `tests/`:
 //! - no answer without a durable question; exactly one terminal reply for every arrival;
 //! - at most one running turn per conversation, a bounded queue behind it, bounded hot conversations;
@@ -39,6 +41,7 @@ mod conversation;
 mod delivery;
 mod effect;
 mod event;
+pub mod extract;
 mod people;
 mod stats;
 

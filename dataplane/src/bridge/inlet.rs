@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use millrace_agent::{Fact, Fault, OpId, Verdict};
+use millrace_agent::{ConversationKey, Fact, Fault, Loaded, OpId, Verdict};
 use millrace_inference as engine;
 use millrace_proto::id::EffectKey;
 use millrace_proto::record::OutboxJob;
@@ -19,6 +19,8 @@ use crate::shard::MailboxSender;
 
 /// Something that another thread has finished.
 pub(super) enum Completion {
+    /// A conversation for the agent, which had to be read from the disk.
+    Loaded { key: ConversationKey, result: Result<Loaded, Fault> },
     /// A batch of the agent.
     Persisted { op: OpId, result: Result<(), Fault> },
     /// A vector for the agent.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use millrace_agent::{
     Agent, Arrival, ConversationKey, Delivery, DeliveryConfig, DeliveryEffect, DeliveryEvent, Effect, Event, Fact,
-    Fault, Finish, Inbound, Loaded, Output, Reply, RunId, Ticket, Timings, TurnError, Usage, Write,
+    Fault, Finish, Inbound, Output, Reply, RunId, Ticket, Timings, TurnError, Usage, Write,
 };
 use millrace_inference as engine;
 use millrace_proto::api::ApiError;
@@ -26,6 +26,7 @@ use crate::shard::Shared;
 
 mod drafts;
 mod generation;
+mod loading;
 mod polls;
 
 pub(super) use drafts::DraftAnswer;
@@ -91,6 +92,8 @@ pub(super) struct State {
     pub runs: HashMap<u64, Run>,
     agent_runs: HashMap<RunId, u64>,
     pub calls: HashMap<u64, Call>,
+    /// Conversations that read threads read.
+    loads: HashMap<ConversationKey, loading::Load>,
     /// Channel events that are being stored, with the copies that came meanwhile.
     storing: HashMap<DedupKey, Vec<Ticket>>,
     storing_tickets: HashMap<Ticket, DedupKey>,
@@ -135,6 +138,7 @@ impl State {
             runs: HashMap::new(),
             agent_runs: HashMap::new(),
             calls: HashMap::new(),
+            loads: HashMap::new(),
             storing: HashMap::new(),
             storing_tickets: HashMap::new(),
             resubmitting: 0,
@@ -233,7 +237,10 @@ impl State {
             ShardMessage::Turn(arrival) => self.events.push_back(Event::Arrived(arrival)),
             ShardMessage::Ingest(message) => self.store_event(*message),
             ShardMessage::Cancel { ticket } => self.events.push_back(Event::Cancelled { ticket }),
-            ShardMessage::Forgotten { tenant, user } => self.events.push_back(Event::Forgotten { tenant, user }),
+            ShardMessage::Forgotten { tenant, user } => {
+                self.distrust_loads();
+                self.events.push_back(Event::Forgotten { tenant, user });
+            }
             ShardMessage::Reply { ticket, reply } => self.tell(ticket, *reply),
             ShardMessage::Ingested { ticket, result } => self.ingested(ticket, result),
             ShardMessage::Deliver(job) => self.deliver_new(*job),
@@ -317,6 +324,7 @@ impl State {
             self.outgoing[shard].push_back(ShardMessage::Forgotten { tenant, user });
         }
         self.flush_outgoing();
+        self.distrust_loads();
         self.events.push_back(Event::Forgotten { tenant, user });
         self.drive();
     }
@@ -335,21 +343,7 @@ impl State {
 
     fn carry_out(&mut self, effect: Effect, now_ms: u64) {
         match effect {
-            Effect::Load { key, messages_max } => {
-                let store = &self.shared.store;
-                let result = store.session(key.tenant, key.conversation).and_then(|head| {
-                    let messages = match &head {
-                        Some(_) => store.messages(key.tenant, key.conversation, None, messages_max)?,
-                        None => Vec::new(),
-                    };
-                    Ok(Loaded { head: head.map(Box::new), messages })
-                });
-                let result = result.map_err(|error| {
-                    tracing::error!(%error, "a conversation cannot be read");
-                    Fault::Io(error.to_string())
-                });
-                self.events.push_back(Event::Loaded { key, result });
-            }
+            Effect::Load { key, messages_max } => self.load(key, messages_max),
             Effect::Accept { op, messages, dedup_expires_ms } => {
                 crash::point("accept.before_commit");
                 let batch = accept_batch(&messages, dedup_expires_ms);
@@ -370,7 +364,7 @@ impl State {
                 if finishes {
                     crash::point("finish.before_commit");
                 }
-                let batch = batch_of(key, writes);
+                let batch = batch_of(key, writes, self.shared.config.memory.extract);
                 let inlet = Arc::clone(&self.inlet);
                 let done = move |result: Result<u64, CommitError>| {
                     if finishes {
@@ -388,6 +382,7 @@ impl State {
                 let live = self.shared.live.now();
                 let passages =
                     recall::passages_query(&live.corpora, &channel, key.tenant, &text, embedding.as_ref(), limit);
+                let about = recall::about(&self.shared.config.memory, key.tenant, user, &text, now_ms);
                 let query = RecallQuery {
                     tenant: key.tenant,
                     user,
@@ -402,7 +397,7 @@ impl State {
                 let inlet = Arc::clone(&self.inlet);
                 let store = self.shared.store.clone();
                 let done = move |result: Result<Vec<Recalled>, millrace_storage::ReadError>| {
-                    let result = result.map(|found| recall::facts(&store, found, passages.as_ref()));
+                    let result = result.map(|found| recall::facts(&store, found, about.as_ref(), passages.as_ref()));
                     inlet.complete(Completion::Recalled { op, result: result.map_err(|error| error.to_string()) });
                 };
                 if let Err(busy) = self.shared.store.recall(query, Box::new(done)) {

@@ -60,7 +60,8 @@ pub(super) fn shard_of(ticket: Ticket) -> usize {
     usize::try_from(ticket.0 >> TICKET_SHARD_SHIFT).unwrap_or(usize::MAX)
 }
 
-pub(super) fn batch_of(key: ConversationKey, writes: Vec<Write>) -> Batch {
+/// `extract`: what is remembered waits for an extraction too.
+pub(super) fn batch_of(key: ConversationKey, writes: Vec<Write>, extract: bool) -> Batch {
     let mut batch = Batch::new();
     for write in writes {
         match write {
@@ -69,15 +70,14 @@ pub(super) fn batch_of(key: ConversationKey, writes: Vec<Write>) -> Batch {
             Write::Inbox(record) => batch.put_inbox(&record),
             Write::CloseInbox { number } => batch.close_inbox(key.tenant, key.conversation, number),
             Write::Outbox(job) => outbox::put(&mut batch, &job),
-            Write::Remember(memory) => batch.remember(MemoryWrite {
-                tenant: key.tenant,
-                user: memory.user,
-                conversation: key.conversation,
-                seq: memory.seq,
-                text: memory.text,
-                at_ms: memory.at_ms,
-                embedding: memory.embedding,
-            }),
+            Write::Remember(memory) => {
+                let (tenant, conversation, user, seq) = (key.tenant, key.conversation, memory.user, memory.seq);
+                let (text, at_ms, embedding) = (memory.text, memory.at_ms, memory.embedding);
+                batch.remember(MemoryWrite { tenant, user, conversation, seq, text, at_ms, embedding });
+                if extract {
+                    batch.let_extract(tenant, user, conversation, seq);
+                }
+            }
         }
     }
     batch

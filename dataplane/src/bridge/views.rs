@@ -7,7 +7,8 @@ use millrace_agent::{ContextInput, ContextTooLong, Fact, Fault, Prompter, assemb
 use millrace_proto::api::ApiError;
 use millrace_proto::id::{EffectKey, TenantId, virtual_shard};
 use millrace_proto::record::{DeliveryState, Message, OutboxJob, SessionHead};
-use millrace_storage::{CorpusHit, CorpusQuery, RELEVANCE_MIN, ReadError, RecallQuery, Recalled};
+use millrace_proto::statement::Statement;
+use millrace_storage::{CorpusHit, CorpusQuery, RELEVANCE_MIN, ReadError, RecallQuery, Recalled, StatementQuery};
 use serde::Serialize;
 
 use super::errors::{storage_error, turn_error};
@@ -159,6 +160,8 @@ impl Bridge {
             let live = self.shared.live.now();
             let passages =
                 recall::passages_query(&live.corpora, &None, principal.tenant, text, embedding.as_ref(), limit);
+            let now_ms = self.now_ms();
+            let about = recall::about(&self.shared.config.memory, principal.tenant, principal.user, text, now_ms);
             let store = self.shared.store.clone();
             let mut state = self.state.borrow_mut();
             let (call, inlet) = (state.id(), Arc::clone(&state.inlet));
@@ -169,18 +172,40 @@ impl Bridge {
                 embedding,
                 limit,
                 exclude: None,
-                now_ms: self.now_ms(),
+                now_ms,
                 from_ms: 0,
                 relevance_min: RELEVANCE_MIN,
             };
             let done = move |result: Result<Vec<Recalled>, ReadError>| {
-                let result = result.map(|found| recall::facts(&store, found, passages.as_ref()));
+                let result = result.map(|found| recall::facts(&store, found, about.as_ref(), passages.as_ref()));
                 inlet.complete(Completion::Facts { call, result: result.map_err(|error| error.to_string()) });
             };
             self.shared.store.recall(query, Box::new(done)).map_err(|busy| busy.to_string())?;
             state.calls.insert(call, Call::Facts(waiter.clone()));
         }
         within(waiter).await?
+    }
+
+    /// What was extracted from what the principal said.
+    pub async fn statements(
+        &self,
+        principal: &Principal,
+        subject: Option<String>,
+        relation: Option<String>,
+        as_of: Option<(u64, u64)>,
+        limit: usize,
+    ) -> Result<Vec<Statement>, ApiError> {
+        let late = |why: String| ApiError::overloaded(format!("The statements could not be read: {why}."), 1);
+        let (tenant, user) = (principal.tenant, principal.user);
+        let query = StatementQuery { tenant, user, subject, relation, as_of, limit: limit.min(ROWS_MAX) };
+        let (told, found) = tokio::sync::oneshot::channel();
+        let done = move |result: Result<Vec<Statement>, ReadError>| drop(told.send(result));
+        self.shared.store.statements(query, Box::new(done)).map_err(|busy| late(busy.to_string()))?;
+        match monoio::time::timeout(VIEW_TIMEOUT, found).await {
+            Ok(Ok(result)) => result.map_err(read_error),
+            Ok(Err(_)) => Err(late("the store is shutting down".into())),
+            Err(_) => Err(late(format!("no answer within {} s", VIEW_TIMEOUT.as_secs()))),
+        }
     }
 
     /// Passages of one corpus that answer a question.

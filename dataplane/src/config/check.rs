@@ -11,8 +11,8 @@ use millrace_storage::{CORPUS_NAME_BYTES_MAX, KeySource, Suite};
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
 use super::{
-    AgentOptions, Config, Corpora, EngineOptions, IoMode, Limits, OauthOptions, StorageOptions, StorageType,
-    TlsOptions, units,
+    AgentOptions, Config, Corpora, EngineOptions, IoMode, Limits, MemoryOptions, OauthOptions, StorageOptions,
+    StorageType, TlsOptions, units,
 };
 use crate::net::tls::TlsFiles;
 use crate::obs::logs;
@@ -130,6 +130,10 @@ pub(super) fn check(
             suite: texts.choice("storage.suite", &[("intl", Suite::Intl), ("gm", Suite::Gm)])?,
         },
         agent: agent(&texts)?,
+        memory: MemoryOptions {
+            extract: texts.choice("memory.extract", &[("off", false), ("on", true)])?,
+            extract_tokens_per_hour: texts.whole("memory.extract_tokens_per_hour", 1_000, 1_000_000_000)? as u32,
+        },
         corpora: Corpora { sessions: texts.read("agent.corpora", corpora)?, ..Corpora::default() },
         limits: Limits {
             requests_per_minute: texts.whole("limits.requests_per_minute", 1, 10_000_000)? as u32,

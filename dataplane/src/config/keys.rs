@@ -197,6 +197,12 @@ keys! {
     "agent.sessions_hot_max", "MILLRACE_AGENT_SESSIONS_HOT_MAX", "1024",
         "Sessions held in memory by each reactor, 16 to 1000000",
         "About 16 KiB each in the memory plan.";
+    "memory.extract", "MILLRACE_MEMORY_EXTRACT", "off",
+        "on lets the chat model read what users said while nothing else runs, and keep statements such as `user lives_in Rome` with their times; off does not",
+        "A small model understands much wrongly: use it with some billions of weights or more. It takes compute time, and what was said while it was off is not read later.";
+    "memory.extract_tokens_per_hour", "MILLRACE_MEMORY_EXTRACT_TOKENS_PER_HOUR", "200000",
+        "Most tokens of prompts and replies that memory.extract may use in an hour, 1000 to 1000000000",
+        "More keeps up with busier users and the machine busy for longer.";
     "limits.requests_per_minute", "MILLRACE_LIMITS_REQUESTS_PER_MINUTE", "600",
         "API requests of one key in a minute, 1 to 10000000; more are refused with 429",
         "One client can take more of the engine.";

@@ -124,6 +124,15 @@ pub struct AgentOptions {
     pub sessions_hot_max: usize,
 }
 
+/// Settings of what is made of memories later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryOptions {
+    /// The model takes statements out of what users said.
+    pub extract: bool,
+    /// Tokens that it may use for that in an hour.
+    pub extract_tokens_per_hour: u32,
+}
+
 /// Which corpora an answer may draw on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Corpora {
@@ -234,6 +243,8 @@ pub struct Config {
     pub storage: StorageOptions,
     /// Session and turn settings.
     pub agent: AgentOptions,
+    /// What is made of memories later.
+    pub memory: MemoryOptions,
     /// Corpora that may be read.
     pub corpora: Corpora,
     /// Bounds on clients.

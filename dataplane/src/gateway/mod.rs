@@ -358,6 +358,7 @@ impl Gateway {
             Endpoint::Sessions => self.sessions(principal, request),
             Endpoint::SessionMessages => self.session_messages(principal, request, segments),
             Endpoint::SessionContext => self.session_context(principal, request, segments).await,
+            Endpoint::Statements => self.statements(principal, request).await,
             Endpoint::AdminKeys => self.list_keys(principal),
             Endpoint::AdminCreateKey => self.create_key(principal, request).await,
             Endpoint::AdminRevokeKey => self.revoke_key(principal, request).await,

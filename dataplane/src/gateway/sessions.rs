@@ -4,6 +4,7 @@ use millrace_proto::api::ApiError;
 use millrace_proto::http1::RequestHead;
 use millrace_proto::limits::NAME_BYTES_MAX;
 use millrace_proto::record::{Message, SessionHead};
+use millrace_proto::statement::{MessageId, Statement};
 use serde_json::{Value, json};
 
 use super::routes::Segments;
@@ -62,6 +63,28 @@ impl Gateway {
         Ok(Response::json(200, to_json(&view)))
     }
 
+    /// `as_of` is the time for which the statements hold, `known_at` the time as of whose knowledge; by default all of them
+    /// are listed, ended ones too.
+    pub(super) async fn statements(&self, principal: &Principal, request: &Request<'_>) -> Result<Response, ApiError> {
+        let principal = self.acting(principal, request)?;
+        let limit = whole(request.head, "limit", PAGE_DEFAULT as u64, 1, PAGE_MAX as u64)?;
+        let as_of = whole(request.head, "as_of", u64::MAX, 0, u64::MAX)?;
+        let known_at = whole(request.head, "known_at", u64::MAX, 0, u64::MAX)?;
+        let asked = request.head.query_param("as_of").is_some() || request.head.query_param("known_at").is_some();
+        let name = |name: &'static str| match request.head.query_param(name) {
+            Some(text) if text.len() > NAME_BYTES_MAX => {
+                let message = format!("{name} has {} bytes; at most {NAME_BYTES_MAX} are accepted.", text.len());
+                Err(ApiError::invalid_param(name, message))
+            }
+            other => Ok(other.filter(|text| !text.is_empty())),
+        };
+        let (subject, relation) = (name("subject")?, name("relation")?);
+        let as_of = asked.then_some((as_of, known_at));
+        let found = self.bridge.statements(&principal, subject, relation, as_of, limit as usize).await?;
+        let data: Vec<Value> = found.iter().map(statement_object).collect();
+        Ok(Response::json(200, to_json(&json!({"object": "list", "data": data}))))
+    }
+
     /// The principal, in the place of the user whom the query names.
     fn acting(&self, principal: &Principal, request: &Request<'_>) -> Result<Principal, ApiError> {
         self.bridge.acting_for(principal, request.head.query_param("user").as_deref())
@@ -101,6 +124,21 @@ fn session_object(head: &SessionHead) -> Value {
         "updated_ms": head.updated_ms,
         "messages": head.next_seq,
         "channel": head.address.as_ref().map(|address| &address.channel),
+    })
+}
+
+fn statement_object(statement: &Statement) -> Value {
+    let message = |(conversation, seq): MessageId| json!({"conversation": conversation.to_string(), "seq": seq});
+    json!({
+        "subject": statement.subject,
+        "relation": statement.relation,
+        "object": statement.object,
+        "valid_from_ms": statement.valid_from_ms,
+        "valid_to_ms": statement.valid_to_ms,
+        "recorded_ms": statement.recorded_ms,
+        "ended_ms": statement.ended_ms,
+        "source": message(statement.source),
+        "ended_by": statement.ended_by.map(message),
     })
 }
 

@@ -182,6 +182,7 @@ pub struct ShardMetrics {
     pub(super) delivery_unknown: AtomicU64,
     pub(super) notices: AtomicU64,
     pub(super) recalls: AtomicU64,
+    pub(super) disk_reads: AtomicU64,
 }
 
 impl ShardMetrics {
@@ -295,6 +296,11 @@ impl ShardMetrics {
         self.notices.fetch_add(1, Relaxed);
     }
 
+    /// A conversation was not in memory and was read on a read thread.
+    pub fn read_from_disk(&self) {
+        self.disk_reads.fetch_add(1, Relaxed);
+    }
+
     /// Memory was searched for a turn.
     pub fn recall(&self) {
         self.recalls.fetch_add(1, Relaxed);
@@ -393,6 +399,23 @@ pub struct StorageSnapshot {
     pub commit_seconds: f64,
 }
 
+/// What the extraction of statements says of itself at scrape time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExtractSnapshot {
+    /// Messages that were looked at.
+    pub messages: u64,
+    /// Messages that were given up: the model could not answer about them.
+    pub skipped: u64,
+    /// Statements that were added.
+    pub added: u64,
+    /// Statements that got an end.
+    pub ended: u64,
+    /// Tokens of prompts and replies.
+    pub tokens: u64,
+    /// Rounds that came to nothing and are tried again.
+    pub retries: u64,
+}
+
 /// Facts that do not change while the process runs.
 #[derive(Debug, Clone, Default)]
 pub struct NodeFacts {
@@ -413,6 +436,7 @@ pub struct Metrics {
     shards: Box<[ShardMetrics]>,
     engine: Source<EngineSnapshot>,
     storage: Source<StorageSnapshot>,
+    extract: Source<ExtractSnapshot>,
     facts: OnceLock<NodeFacts>,
     started: Instant,
     pub(super) scrapes: AtomicU64,
@@ -431,6 +455,7 @@ impl Metrics {
             shards: (0..shards.max(1)).map(|_| ShardMetrics::default()).collect(),
             engine: OnceLock::new(),
             storage: OnceLock::new(),
+            extract: OnceLock::new(),
             facts: OnceLock::new(),
             started: Instant::now(),
             scrapes: AtomicU64::new(0),
@@ -452,6 +477,11 @@ impl Metrics {
         let _ = self.storage.set(Box::new(source));
     }
 
+    /// Where figures of the extraction come from; the first call wins.
+    pub fn set_extract(&self, source: impl Fn() -> ExtractSnapshot + Send + Sync + 'static) {
+        let _ = self.extract.set(Box::new(source));
+    }
+
     /// Sets what is known once the node is assembled; the first call wins.
     pub fn set_facts(&self, facts: NodeFacts) {
         let _ = self.facts.set(facts);
@@ -465,6 +495,11 @@ impl Metrics {
     /// The store's figures now, if it is open.
     pub fn storage(&self) -> Option<StorageSnapshot> {
         self.storage.get().map(|source| source())
+    }
+
+    /// The figures of the extraction, if it runs.
+    pub fn extract(&self) -> Option<ExtractSnapshot> {
+        self.extract.get().map(|source| source())
     }
 
     /// Since when the process serves.

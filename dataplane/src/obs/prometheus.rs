@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use millrace_proto::channel::ChannelKind;
 
 use super::histogram::{EDGES_FIRST_TOKEN, EDGES_HTTP, EDGES_INTER_TOKEN, EDGES_REQUEST, Latency, Merged};
-use super::metrics::{EngineSnapshot, Metrics, Rejection, Route, STATUSES, ShardMetrics, StorageSnapshot};
+use super::metrics::{
+    EngineSnapshot, ExtractSnapshot, Metrics, Rejection, Route, STATUSES, ShardMetrics, StorageSnapshot,
+};
 use super::process::ProcessSnapshot;
 use super::{ChannelOutcome, Health};
 
@@ -22,6 +24,9 @@ pub(super) fn render(metrics: &Metrics, health: &Health) -> String {
     }
     if let Some(storage) = metrics.storage() {
         store(&mut page, &storage);
+    }
+    if let Some(extract) = metrics.extract() {
+        extraction(&mut page, extract);
     }
     page.0
 }
@@ -206,6 +211,9 @@ fn channels(page: &mut Page, metrics: &Metrics) {
     page.one("millrace_notices_total", "counter", "Visible events in sessions, such as a cut history.", notices);
     let recalls = sum(metrics, |shard| &shard.recalls);
     page.one("millrace_recalls_total", "counter", "Memory searches for a turn.", recalls);
+    let disk_reads = sum(metrics, |shard| &shard.disk_reads);
+    let help = "Conversations that were read from the disk, on a read thread.";
+    page.one("millrace_conversations_read_from_disk_total", "counter", help, disk_reads);
 }
 
 fn engine_counters(page: &mut Page, engine: &EngineSnapshot) {
@@ -296,6 +304,17 @@ fn store(page: &mut Page, storage: &StorageSnapshot) {
     page.one("millrace_commit_seconds_total", "counter", help, storage.commit_seconds);
 }
 
+fn extraction(page: &mut Page, extract: ExtractSnapshot) {
+    let ExtractSnapshot { messages, skipped, added, ended, tokens, retries } = extract;
+    page.one("millrace_extract_messages_total", "counter", "Messages that were searched for statements.", messages);
+    let help = "Messages that the model could not answer about; they are not tried again.";
+    page.one("millrace_extract_skipped_total", "counter", help, skipped);
+    page.one("millrace_extract_added_total", "counter", "Statements that were added to users' memories.", added);
+    page.one("millrace_extract_ended_total", "counter", "Statements that got an end.", ended);
+    page.one("millrace_extract_tokens_total", "counter", "Tokens that the extraction used.", tokens);
+    page.one("millrace_extract_retries_total", "counter", "Rounds that are tried again later.", retries);
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -324,6 +343,7 @@ mod tests {
             ..Default::default()
         });
         metrics.set_storage(StorageSnapshot::default);
+        metrics.set_extract(ExtractSnapshot::default);
         metrics
     }
 

@@ -4,7 +4,7 @@
 //! ([`MemoryBackend::lose_unsynced`]), and it fails on request. It is also the `memory` storage
 //! type for trials, where losing everything at exit is what was asked for.
 
-use super::{Cf, KvOp, KvStore, ScanRange, Visit};
+use super::{Cf, Here, KvOp, KvStore, ScanRange, Visit};
 use crate::error::KvError;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -157,6 +157,14 @@ impl KvStore for MemoryBackend {
             rows.try_for_each(|(key, value)| each(key, value))
         };
         Ok(())
+    }
+
+    fn get_here(&self, cf: Cf, key: &[u8]) -> Result<Here<Option<Vec<u8>>>, KvError> {
+        self.get(cf, key).map(Here::Found)
+    }
+
+    fn scan_here(&self, cf: Cf, range: ScanRange<'_>, each: Visit<'_>) -> Result<Here<()>, KvError> {
+        self.scan(cf, range, each).map(Here::Found)
     }
 
     fn apply(&self, ops: &[KvOp], sync: bool) -> Result<(), KvError> {

@@ -70,6 +70,10 @@ column_families! {
     SpaceLog = 18, "space_log";
     /// Corpora: their documents and passages (truth).
     Corpus = 19, "corpus";
+    /// Remembered messages that no extraction has looked at yet.
+    Pending = 20, "pending";
+    /// Which passages of shared spaces belong to a user, by user and by space.
+    Owned = 21, "owned";
 }
 
 /// One write.
@@ -123,6 +127,15 @@ impl<'a> ScanRange<'a> {
 /// Gets each row of a scan as (key, value) and says whether to go on.
 pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
+/// What a read found without waiting for a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Here<T> {
+    /// The answer: all of it lies in memory.
+    Found(T),
+    /// Some of it would have to be read from a disk.
+    Elsewhere,
+}
+
 /// What the store needs of an engine. Reads may run on any thread at any time.
 pub trait KvStore: Send + Sync {
     /// The value of one key.
@@ -133,6 +146,12 @@ pub trait KvStore: Send + Sync {
 
     /// Walks a range over one consistent view; `each` says when to stop.
     fn scan(&self, cf: Cf, range: ScanRange<'_>, each: Visit<'_>) -> Result<(), KvError>;
+
+    /// [`KvStore::get`] that never waits for a disk.
+    fn get_here(&self, cf: Cf, key: &[u8]) -> Result<Here<Option<Vec<u8>>>, KvError>;
+
+    /// [`KvStore::scan`] that never waits for a disk. After [`Here::Elsewhere`], `each` has seen a part of the range.
+    fn scan_here(&self, cf: Cf, range: ScanRange<'_>, each: Visit<'_>) -> Result<Here<()>, KvError>;
 
     /// Writes all operations or none. With `sync` it returns after they are durable.
     fn apply(&self, ops: &[KvOp], sync: bool) -> Result<(), KvError>;

@@ -7,14 +7,14 @@
 //! the C interface). Reads go on meanwhile on the old handle; [`RocksBackend::recover`] first makes
 //! sure that a reopen will have room, and only then swaps the handle.
 
-use super::{Cf, KvOp, KvStore, ScanRange, Visit};
+use super::{Cf, Here, KvOp, KvStore, ScanRange, Visit};
 use crate::error::KvError;
 use crate::priority::patient_thread;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType,
-    DBRecoveryMode, Env, LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
+    DBRecoveryMode, Env, LogLevel, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions,
 };
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -31,7 +31,7 @@ const WRITE_BUFFER_SHARE: usize = 4;
 /// Files of a family's first level that are merged together: each file is rewritten less often, and a read looks at
 /// a few more of them, through their filters.
 const FIRST_LEVEL_FILES: i32 = 8;
-/// Step in which a memtable takes memory: 18 families at the default would cost 9 MiB when idle.
+/// Step in which a memtable takes memory: 20 families at the default would cost 10 MiB when idle.
 const ARENA_BLOCK_BYTES: usize = 64 << 10;
 /// Bytes of a block of families with rows of about a kilobyte: at the usual 4 KiB each block would hold three of them.
 const ROW_BLOCK_BYTES: usize = 16 << 10;
@@ -163,7 +163,7 @@ fn family_options(cf: Cf, cache: &Cache, buffers_bytes: usize) -> Options {
     options.set_level_compaction_dynamic_level_bytes(true);
     // Sealed values do not compress; keys share long prefixes that the block format already folds.
     options.set_compression_type(match cf {
-        Cf::Post | Cf::EdgeOut | Cf::EdgeIn | Cf::UserSess | Cf::SpaceLog => DBCompressionType::Lz4,
+        Cf::Post | Cf::EdgeOut | Cf::EdgeIn | Cf::UserSess | Cf::SpaceLog | Cf::Owned => DBCompressionType::Lz4,
         _ => DBCompressionType::None,
     });
     match cf {
@@ -200,6 +200,53 @@ fn family(db: &DB, cf: Cf) -> &rocksdb::ColumnFamily {
     db.cf_handle(cf.name()).expect("every family is opened at start")
 }
 
+/// Reads only what the memtables and the block cache hold.
+fn in_memory() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_read_tier(ReadTier::BlockCache);
+    options
+}
+
+/// A read that would have to wait for the disk ends with the status "incomplete".
+fn here<T>(read: Result<T, rocksdb::Error>) -> Result<Here<T>, KvError> {
+    match read {
+        Ok(found) => Ok(Here::Found(found)),
+        Err(error) if error.kind() == rocksdb::ErrorKind::Incomplete => Ok(Here::Elsewhere),
+        Err(error) => Err(kv_error(error)),
+    }
+}
+
+fn walk(
+    db: &DB,
+    cf: Cf,
+    range: ScanRange<'_>,
+    mut options: ReadOptions,
+    each: Visit<'_>,
+) -> Result<(), rocksdb::Error> {
+    if range.from >= range.to {
+        return Ok(());
+    }
+    options.set_iterate_lower_bound(range.from);
+    options.set_iterate_upper_bound(range.to);
+    let mut rows = db.raw_iterator_cf_opt(family(db, cf), options);
+    if range.reverse {
+        rows.seek_to_last();
+    } else {
+        rows.seek_to_first();
+    }
+    while let Some((key, value)) = rows.item() {
+        if each(key, value).is_break() {
+            break;
+        }
+        if range.reverse {
+            rows.prev();
+        } else {
+            rows.next();
+        }
+    }
+    rows.status()
+}
+
 impl KvStore for RocksBackend {
     fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
         let db = self.read()?;
@@ -213,30 +260,18 @@ impl KvStore for RocksBackend {
     }
 
     fn scan(&self, cf: Cf, range: ScanRange<'_>, each: Visit<'_>) -> Result<(), KvError> {
-        if range.from >= range.to {
-            return Ok(());
-        }
         let db = self.read()?;
-        let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(range.from);
-        options.set_iterate_upper_bound(range.to);
-        let mut rows = db.raw_iterator_cf_opt(family(&db, cf), options);
-        if range.reverse {
-            rows.seek_to_last();
-        } else {
-            rows.seek_to_first();
-        }
-        while let Some((key, value)) = rows.item() {
-            if each(key, value).is_break() {
-                break;
-            }
-            if range.reverse {
-                rows.prev();
-            } else {
-                rows.next();
-            }
-        }
-        rows.status().map_err(kv_error)
+        walk(&db, cf, range, ReadOptions::default(), each).map_err(kv_error)
+    }
+
+    fn get_here(&self, cf: Cf, key: &[u8]) -> Result<Here<Option<Vec<u8>>>, KvError> {
+        let db = self.read()?;
+        here(db.get_cf_opt(family(&db, cf), key, &in_memory()))
+    }
+
+    fn scan_here(&self, cf: Cf, range: ScanRange<'_>, each: Visit<'_>) -> Result<Here<()>, KvError> {
+        let db = self.read()?;
+        here(walk(&db, cf, range, in_memory(), each))
     }
 
     fn apply(&self, ops: &[KvOp], sync: bool) -> Result<(), KvError> {

@@ -100,7 +100,8 @@ pub(crate) fn fuse(
     exists: impl Fn(DocId) -> bool,
     in_time: impl Fn(DocId) -> bool,
 ) -> Vec<(DocId, Fused)> {
-    let mut found: IdMap<DocId, Fused> = IdMap::default();
+    let hits = rankings.vector.len() + rankings.text.len() + rankings.graph.len();
+    let mut found: IdMap<DocId, Fused> = IdMap::with_capacity_and_hasher(2 * hits, Default::default());
     for (list, mean, weight, part) in [
         (&rankings.vector, rankings.vector_mean, VECTOR_WEIGHT, (|why| &mut why.vector) as fn(&mut Why) -> &mut f32),
         (&rankings.text, 0.0, TEXT_WEIGHT, |why| &mut why.text),

@@ -21,13 +21,15 @@ pub(crate) const MENTIONS: u16 = 1;
 const TOGETHER: u16 = 2;
 /// Things of one memory that are linked in pairs: six pairs, not 120.
 const PAIRED_MAX: usize = 4;
+/// Set in the relation of every statement (`statement.rs`); the rest is a digest of its word.
+pub(crate) const STATEMENT_BIT: u16 = 1 << 15;
 /// A fact that still holds.
-const OPEN_END: u64 = u64::MAX;
+pub(crate) const OPEN_END: u64 = u64::MAX;
 
 /// Relevance of the best connected memory: connection alone is a weak sign.
 const CONNECTED: f32 = 0.3;
 
-const EDGE_BYTES: usize = 28 + DOC_BYTES;
+pub(crate) const EDGE_BYTES: usize = 28 + DOC_BYTES;
 /// Schema 1 knew no moment at which an end was told; none of its edges has an end.
 const EDGE_BYTES_V1: usize = 20 + DOC_BYTES;
 
@@ -60,7 +62,7 @@ pub(crate) enum EdgeChange {
 }
 
 impl Edge {
-    fn to_bytes(self) -> Vec<u8> {
+    pub fn to_bytes(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(EDGE_BYTES);
         bytes.extend_from_slice(&self.valid_to_ms.to_be_bytes());
         bytes.extend_from_slice(&self.recorded_ms.to_be_bytes());
@@ -86,7 +88,8 @@ impl Edge {
     }
 }
 
-fn thing(keys: &TenantKeys, user: UserId, entity: &str) -> Vertex {
+/// The vertex of a thing, named by its normal form.
+pub(crate) fn thing(keys: &TenantKeys, user: UserId, entity: &str) -> Vertex {
     keys.blind("entity", &[&user.0, entity.as_bytes()])
 }
 
@@ -114,7 +117,7 @@ fn edges(keys: &TenantKeys, owner: Owner, at_ms: u64, text: &str) -> Vec<EdgeId>
 }
 
 /// The keys of an edge in `edge_out` and `edge_in`.
-fn row_keys(owner: Owner, id: &EdgeId) -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn row_keys(owner: Owner, id: &EdgeId) -> (Vec<u8>, Vec<u8>) {
     let key = |near, far| layout::edge(owner.tenant, owner.user, near, id.relation, id.valid_from_ms, far);
     (key(&id.from, &id.to), key(&id.to, &id.from))
 }
@@ -165,7 +168,9 @@ pub(crate) fn seeds(keys: &TenantKeys, user: UserId, text: &str) -> Vec<Vertex> 
 /// Reads an edge of the family `edge_out`.
 pub(crate) fn read_row(key: &[u8], value: &[u8]) -> Option<(EdgeId, Edge)> {
     let (from, relation, valid_from_ms, to) = layout::edge_parts(key)?;
-    Some((EdgeId { from, relation, valid_from_ms, to }, Edge::from_bytes(value)?))
+    // The words of a statement follow its edge.
+    let edge = if relation & STATEMENT_BIT == 0 { value } else { value.get(..EDGE_BYTES)? };
+    Some((EdgeId { from, relation, valid_from_ms, to }, Edge::from_bytes(edge)?))
 }
 
 /// Memories that are connected to what a text names.

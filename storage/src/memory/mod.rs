@@ -6,9 +6,11 @@ mod fuse;
 mod graph;
 mod kernel;
 mod nsw;
+mod pages;
 mod recall;
 mod scan;
 mod space;
+mod statement;
 mod text;
 mod user;
 mod vector;
@@ -18,9 +20,15 @@ mod words;
 
 pub(crate) use faiss::quiet_math_threads;
 pub use fuse::{RECALL_LIMIT_MAX, RELEVANCE_MIN};
+pub(crate) use graph::EDGE_BYTES;
+pub use nsw::MeasuredGraph;
 pub(crate) use recall::{forget, put_words, remember};
-pub(crate) use space::{Change, remove_orphans, space_key, space_row};
+pub(crate) use space::{Change, forget_passages, own_passages, put_passage, remove_orphans, remove_passage, space_key};
 pub use space::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter};
+pub use statement::{
+    Extracted, PendingFrom, PendingMessage, PendingMessages, STATEMENT_PART_BYTES_MAX, StatementQuery,
+};
+pub(crate) use statement::{check_pending, extracted, pending_row};
 pub(crate) use text::{counts, length, term};
 
 use crate::layout::DocId;
@@ -118,7 +126,7 @@ pub struct SpaceHit {
 pub struct SpaceStats {
     /// Passages in it.
     pub passages: usize,
-    /// Those of them that no sealed segment covers yet: they are compared one by one.
+    /// Those of them that no sealed segment covers yet. What belongs to a user never gets into one and is not counted.
     pub unsealed: usize,
     /// Sealed segments.
     pub segments: usize,
@@ -144,6 +152,11 @@ pub(crate) enum Derived {
         doc: DocId,
         edges: Vec<graph::EdgeChange>,
     },
+    Stated {
+        tenant: TenantId,
+        user: UserId,
+        edges: Vec<graph::EdgeChange>,
+    },
     Space(space::Change),
 }
 
@@ -167,6 +180,7 @@ impl Memory {
                     self.users.put((tenant, user), doc, (&row, &terms), &edges);
                 }
                 Derived::Forgotten { tenant, user, doc, edges } => self.users.remove((tenant, user), doc, &edges),
+                Derived::Stated { tenant, user, edges } => self.users.state((tenant, user), &edges),
                 Derived::Space(change) => self.spaces.applied(shared, seq, change),
             }
         }
@@ -175,6 +189,7 @@ impl Memory {
     /// Drops everything of a user. A search that is under way finds no rows any more.
     pub fn forget_user(&self, owner: (TenantId, UserId)) {
         self.users.forget(owner);
+        self.spaces.forget_user(owner);
     }
 
     /// Ends background work and waits for it.

@@ -10,7 +10,7 @@ use super::text;
 use super::user::{DocMeta, UserIndex};
 use super::vector::VectorRow;
 use super::walk::AsOf;
-use super::{Derived, RecallQuery, Recalled, graph, when::when};
+use super::{Derived, RecallQuery, Recalled, graph, statement, when::when};
 use crate::backend::{Cf, KvOp};
 use crate::batch::MemoryWrite;
 use crate::error::{CommitError, ReadError};
@@ -29,7 +29,7 @@ fn text_row(at_ms: u64, text: &str) -> Vec<u8> {
     [&at_ms.to_be_bytes()[..], text.as_bytes()].concat()
 }
 
-fn read_text_row(plain: &[u8]) -> Result<(u64, String), ReadError> {
+pub(super) fn read_text_row(plain: &[u8]) -> Result<(u64, String), ReadError> {
     let corrupt = |why: &str| ReadError::Corrupt { cf: Cf::Mem.name(), why: why.to_owned() };
     let (at_ms, text) = plain.split_first_chunk().ok_or_else(|| corrupt("shorter than its time"))?;
     let text = std::str::from_utf8(text).map_err(|_| corrupt("its text is not UTF-8"))?;
@@ -111,7 +111,10 @@ fn remove_old_rows(
         return Ok(Vec::new());
     }
     text::delete_rows(keys, tenant, user, doc, &text::counts(&text), ops);
-    Ok(graph::delete_rows(keys, graph::Owner { tenant, user, doc }, at_ms, &text, ops))
+    let owner = graph::Owner { tenant, user, doc };
+    let mut changes = graph::delete_rows(keys, owner, at_ms, &text, ops);
+    changes.extend(statement::delete_of(&*shared.kv, owner, ops)?);
+    Ok(changes)
 }
 
 impl Shared {

@@ -1,15 +1,15 @@
-//! Inner products of one query with many rows of eight-bit codes.
+//! Inner products of one query with many rows of eight-bit codes, side by side here, scattered in `gather`.
 //!
 //! A row of 384 codes is 384 bytes, half of what half precision takes, and the loop is bound by
-//! reading the rows. Plain version first ([`scalar`]); AVX-512 with VNNI multiplies 64 unsigned by
-//! 64 signed codes in one instruction, so the query is moved up by [`QUERY_ZERO`] and the caller
-//! takes that back with the sum of the row's codes. AVX2 widens to 16 bits first, because its
-//! unsigned by signed product saturates. The kernel is chosen once, at first use.
+//! reading the rows. One product stands in `product` for each instruction set; the loops around it are
+//! chosen once, at first use. Queries are moved up by [`QUERY_ZERO`], because the fast products are of unsigned by
+//! signed numbers, and the caller takes that back with the sum of the row's codes.
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;
 
 mod gather;
+mod product;
 
 pub(crate) use gather::{gather, prefetch};
 
@@ -50,83 +50,34 @@ fn check(query: &[u8], rows: &[i8], products: &[i32]) {
 pub(crate) fn scalar(query: &[u8], rows: &[i8], products: &mut [i32]) {
     check(query, rows, products);
     for (row, product) in rows.chunks_exact(query.len()).zip(products) {
-        *product = query.iter().zip(row).map(|(q, x)| i32::from(*q) * i32::from(*x)).sum();
+        *product = product::scalar(query, row);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 fn avx2(query: &[u8], rows: &[i8], products: &mut [i32]) {
-    check(query, rows, products);
-    // SAFETY: handed out only after the processor was asked; the lengths were checked.
-    unsafe { avx2_inner(query, rows, products) }
-}
-
-/// # Safety
-/// The processor has AVX2; the slices passed [`check`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn avx2_inner(query: &[u8], rows: &[i8], products: &mut [i32]) {
-    use std::arch::x86_64::{
-        __m128i, __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16,
-        _mm256_madd_epi16, _mm256_setzero_si256, _mm256_storeu_si256,
-    };
-    const LANES: usize = 16;
-    const SUMS: usize = 4;
-    for (row, product) in rows.chunks_exact(query.len()).zip(products) {
-        let mut sums = [_mm256_setzero_si256(); SUMS];
-        for at in (0..query.len()).step_by(LANES * SUMS) {
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                let offset = at + lane * LANES;
-                // SAFETY: rows are whole multiples of 64 codes, so offset + 16 <= the length of both.
-                let (q, x) = unsafe {
-                    (
-                        _mm_loadu_si128(query.as_ptr().add(offset).cast::<__m128i>()),
-                        _mm_loadu_si128(row.as_ptr().add(offset).cast::<__m128i>()),
-                    )
-                };
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_cvtepu8_epi16(q), _mm256_cvtepi8_epi16(x)));
-            }
+    #[target_feature(enable = "avx2")]
+    fn inner(query: &[u8], rows: &[i8], products: &mut [i32]) {
+        for (row, product) in rows.chunks_exact(query.len()).zip(products) {
+            *product = product::avx2(query, row);
         }
-        let total = _mm256_add_epi32(_mm256_add_epi32(sums[0], sums[1]), _mm256_add_epi32(sums[2], sums[3]));
-        let mut lanes = [0i32; 8];
-        // SAFETY: `lanes` has room for exactly eight numbers.
-        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast::<__m256i>(), total) };
-        *product = lanes.iter().sum();
     }
+    check(query, rows, products);
+    // SAFETY: handed out only after the processor was asked for AVX2.
+    unsafe { inner(query, rows, products) }
 }
 
 #[cfg(target_arch = "x86_64")]
 fn vnni(query: &[u8], rows: &[i8], products: &mut [i32]) {
-    check(query, rows, products);
-    // SAFETY: handed out only after the processor was asked; the lengths were checked.
-    unsafe { vnni_inner(query, rows, products) }
-}
-
-/// # Safety
-/// The processor has AVX-512F and VNNI; the slices passed [`check`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn vnni_inner(query: &[u8], rows: &[i8], products: &mut [i32]) {
-    use std::arch::x86_64::{
-        __m512i, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_reduce_add_epi32,
-        _mm512_setzero_si512,
-    };
-    let dim = query.len();
-    for (row, product) in rows.chunks_exact(dim).zip(products) {
-        // Two sums: the instruction's latency is longer than the distance of two loads.
-        let mut sums = [_mm512_setzero_si512(); 2];
-        for (at, offset) in (0..dim).step_by(ROW_CODES).enumerate() {
-            // SAFETY: rows are whole multiples of 64 codes, so offset + 64 <= the length of both.
-            let (q, x) = unsafe {
-                (
-                    _mm512_loadu_si512(query.as_ptr().add(offset).cast::<__m512i>()),
-                    _mm512_loadu_si512(row.as_ptr().add(offset).cast::<__m512i>()),
-                )
-            };
-            sums[at % 2] = _mm512_dpbusd_epi32(sums[at % 2], q, x);
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn inner(query: &[u8], rows: &[i8], products: &mut [i32]) {
+        for (row, product) in rows.chunks_exact(query.len()).zip(products) {
+            *product = product::vnni(query, row);
         }
-        *product = _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]));
     }
+    check(query, rows, products);
+    // SAFETY: handed out only after the processor was asked for AVX-512F and VNNI.
+    unsafe { inner(query, rows, products) }
 }
 
 #[cfg(test)]

@@ -89,10 +89,14 @@ pub(crate) fn search(
     index: &UserIndex,
     visible: impl Fn(DocId, DocMeta) -> bool,
 ) -> Result<Vec<Hit>, ReadError> {
+    let asked_words = counts(text);
+    if asked_words.is_empty() {
+        return Ok(Vec::new());
+    }
     let mean = (index.words() as f32 / index.docs().max(1) as f32).max(1.0);
     let mut found = vec![Gathered::default(); index.numbers()];
     let mut asked = 0.0;
-    for word in counts(text).keys().take(QUERY_WORDS_MAX) {
+    for word in asked_words.keys().take(QUERY_WORDS_MAX) {
         let term = term(keys, user, word);
         let postings = index.postings(term, || postings(kv, tenant, user, term))?;
         // Numbers of memories that were written again or forgotten are still in the list, and count no more.

@@ -252,6 +252,11 @@ impl HotUsers {
         });
     }
 
+    /// Durable statements.
+    pub fn state(&self, key: Key, edges: &[EdgeChange]) {
+        self.update(key, |index, loaded| index.change(edges, loaded));
+    }
+
     /// Drops a user with all vectors, counts and edges.
     pub fn forget(&self, key: Key) {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);

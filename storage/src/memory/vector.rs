@@ -46,6 +46,10 @@ struct CodeFacts {
 const CODE_MAX: f32 = 127.0;
 /// Rows whose products are computed at a time: they stay in the first-level cache.
 const SCAN_ROWS: usize = 256;
+/// Rows of the second pass that are on their way while one is multiplied.
+const ROWS_AHEAD: usize = 4;
+/// Halves of a cache line.
+const LINE_HALVES: usize = 32;
 /// Share of `|row| * |query|` that summing in single precision may be off by.
 const ROUNDING: f32 = 1e-5;
 /// Bytes that one row takes besides its numbers: id, facts, table entry, slack.
@@ -150,15 +154,19 @@ impl<Id: Copy + Eq + Hash> Block<Id> {
             }
         }
         let floor = floor.full_worst().unwrap_or(f32::NEG_INFINITY);
+        let near = (0u32..).zip(&estimates).filter(|(_, estimate)| estimate.highest >= floor);
+        let near: Vec<usize> = near.map(|(at, _)| at as usize).collect();
         let dot = kernel::dot();
         let mut best = TopK::new(k);
-        for (at, (estimate, id)) in estimates.iter().zip(&self.ids).enumerate() {
-            if estimate.highest >= floor && wanted(id) {
-                let score = dot(query, &self.rows[at * self.dim..][..self.dim]);
-                // Numbers beyond half precision are refused when written; an older row may hold them.
-                if !score.is_nan() {
-                    best.offer(score, at as u32);
-                }
+        for (n, at) in near.iter().enumerate() {
+            // The rows lie anywhere: the next ones come from memory while this one is multiplied.
+            if let Some(next) = near.get(n + ROWS_AHEAD) {
+                (0..self.dim).step_by(LINE_HALVES).for_each(|x| scan::prefetch(&self.rows, next * self.dim + x));
+            }
+            let score = dot(query, &self.rows[at * self.dim..][..self.dim]);
+            // Numbers beyond half precision are refused when written; an older row may hold them.
+            if !score.is_nan() && best.takes(score) && wanted(&self.ids[*at]) {
+                best.offer(score, *at as u32);
             }
         }
         (best.into_sorted().into_iter().map(|(score, at)| (self.ids[at as usize], score)).collect(), mean)

@@ -1,7 +1,10 @@
 //! A forgotten user is gone: from every read at once, from the memory, and from what old files still hold.
 
 use crate::common::{Random, T1, conversation, copy_folder, holding, over, remembered, rocks, say, seed, user};
-use millrace_storage::{Batch, Cf, CommitError, Fault, KvOp, KvStore, MemoryBackend, ReadError, RocksBackend, Store};
+use millrace_storage::{
+    Batch, Cf, CommitError, Fault, KvOp, KvStore, MemoryBackend, ReadError, RocksBackend, SpaceFilter, SpaceQuery,
+    SpaceWrite, Store,
+};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
@@ -174,6 +177,104 @@ fn a_write_that_was_sealed_before_does_not_come_back() {
     assert_gone(&store, "alice");
     say(&store, "alice", "I am new here");
     assert_there(&store, "alice", "I am new here");
+}
+
+fn passages(store: &Store, embedding: &[f32], who: Option<&str>) -> Vec<String> {
+    let (sender, receiver) = mpsc::channel();
+    let filter = SpaceFilter { user: who.map(|name| user(T1, name)), ..SpaceFilter::default() };
+    let query = SpaceQuery { tenant: T1, space: "notes".into(), embedding: embedding.to_vec(), limit: 1, filter };
+    store.search_space(query, Box::new(move |result| sender.send(result).unwrap())).unwrap();
+    receiver.recv().unwrap().unwrap().into_iter().map(|hit| hit.text).collect()
+}
+
+/// Passages of a shared space that belong to a user: their rows are under the user's key and their vectors in no segment
+/// file, so that neither the files nor an older copy of the database bring them back.
+#[test]
+fn passages_of_a_forgotten_user_are_in_no_row_and_no_segment() {
+    const ROWS: u64 = 9_000;
+    let folder = tempfile::tempdir().unwrap();
+    let (data, copy) = (folder.path().join("data"), folder.path().join("copy"));
+    let store = rocks(&data);
+    let mut random = Random::new(7);
+    let (hers, his) = (random.unit(16), random.unit(16));
+    let write = |id, text: &str, embedding: &[f32], owner: Option<&str>| SpaceWrite {
+        tenant: T1,
+        space: "notes".into(),
+        id,
+        text: text.into(),
+        embedding: embedding.to_vec(),
+        owner: owner.map(|name| user(T1, name)),
+        tags: vec!["note".into()],
+        at_ms: 1,
+    };
+    say(&store, "alice", "hello");
+    let key = sealed_key(&data);
+    let mut batch = Batch::new();
+    batch.put_space(write(1, SECRET, &hers, Some("alice")));
+    batch.put_space(write(2, "a boat called Windhover", &his, Some("bob")));
+    // Hers once, everybody's now; and the other way round.
+    batch.put_space(write(3, "the old treaty", &hers, Some("alice")));
+    store.commit(batch).unwrap();
+    for ids in (4..ROWS).collect::<Vec<_>>().chunks(1_000) {
+        let mut batch = Batch::new();
+        for id in ids {
+            batch.put_space(write(*id, "of no interest", &random.unit(16), None));
+        }
+        batch.put_space(write(3, "the new treaty", &his, None));
+        store.commit(batch).unwrap();
+    }
+    let started = std::time::Instant::now();
+    assert_eq!(passages(&store, &hers, Some("alice")), [SECRET]);
+    while store.stats().segments_sealed == 0 {
+        assert!(started.elapsed() < std::time::Duration::from_secs(120), "no segment is built");
+        std::thread::yield_now();
+    }
+    // A passage that is in a segment becomes hers.
+    let mut batch = Batch::new();
+    batch.put_space(write(5, "another secret", &hers.iter().map(|x| -x).collect::<Vec<_>>(), Some("alice")));
+    store.commit(batch).unwrap();
+    let other: Vec<f32> = hers.iter().map(|x| -x).collect();
+    assert_eq!(passages(&store, &other, Some("alice")), ["another secret"]);
+    assert_ne!(passages(&store, &other, None), ["another secret"]);
+    store.flush().unwrap();
+    store.checkpoint(&copy).unwrap();
+    let ciphertext = {
+        let engine = RocksBackend::open(&copy, 1 << 20).unwrap();
+        let mut rows = Vec::new();
+        engine
+            .scan(Cf::Space, millrace_storage::ScanRange::forward(&[], &[0xff; 64]), &mut |_, value| {
+                rows.extend((value[16..32] == user(T1, "alice").0).then(|| value.to_vec()));
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+        rows
+    };
+    assert_eq!(ciphertext.len(), 2, "both of hers are under her key");
+
+    forget(&store, "alice").unwrap();
+    assert_ne!(passages(&store, &hers, Some("alice")), [SECRET]);
+    assert_ne!(passages(&store, &other, Some("alice")), ["another secret"]);
+    assert_eq!(passages(&store, &his, Some("bob")), ["a boat called Windhover"]);
+    assert_eq!(holding(&data, SECRET.as_bytes()), Vec::<std::path::PathBuf>::new());
+    assert_eq!(holding(&data, &key), Vec::<std::path::PathBuf>::new());
+    store.shutdown();
+    drop(store);
+
+    // Somebody brings the older tables back, beside the segment files of today: her rows are there and do not open, and no
+    // vector of hers is found through a segment.
+    fs::remove_dir_all(data.join("db")).unwrap();
+    copy_folder(&copy, &data.join("db"));
+    fs::remove_file(data.join("db/user-keys")).unwrap();
+    let store = rocks(&data);
+    assert_eq!(store.stats().segments_rejected, 0);
+    for near in [&hers, &other] {
+        let found = passages(&store, near, Some("alice"));
+        assert!(found == ["of no interest"] || found == ["the new treaty"], "{found:?}");
+    }
+    assert_eq!(passages(&store, &his, Some("bob")), ["a boat called Windhover"]);
+    let stats = store.space_stats(T1, "notes").unwrap();
+    // Numbers 3 to 8,999 are everybody's but for 5, and 2 is bob's.
+    assert_eq!(stats.passages as u64, ROWS - 3 - 1 + 1, "{stats:?}");
 }
 
 /// The child of the kill test: writes users and forgets every second one, until it is killed.

@@ -12,4 +12,5 @@ mod rotating;
 mod sealing;
 mod sessions;
 mod spaces;
+mod statements;
 mod upgrading;

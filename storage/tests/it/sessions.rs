@@ -2,7 +2,8 @@
 
 use crate::common::{T1, T2, conversation, head, message, rocks, user};
 use millrace_proto::record::{Credential, SCOPE_ADMIN};
-use millrace_storage::Batch;
+use millrace_storage::{Batch, Here};
+use std::sync::mpsc;
 
 #[test]
 fn what_was_committed_is_there_after_a_restart() {
@@ -99,4 +100,44 @@ fn an_invalid_batch_is_refused_whole_and_says_why() {
     let error = store.commit(batch).unwrap_err().to_string();
     assert!(error.contains("500") && error.contains("200"), "{error}");
     assert_eq!(store.meta("good").unwrap(), None);
+}
+
+/// A reactor never waits for a disk: what is cold is said to be elsewhere, comes from a read thread, and is here then.
+#[test]
+fn a_cold_session_is_elsewhere_until_it_was_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (alice, chat) = (user(T1, "alice"), conversation(T1, "c"));
+    {
+        let store = rocks(folder.path());
+        let mut batch = Batch::new();
+        batch.put_session(&head(T1, alice, "c", 5));
+        for seq in 0..40 {
+            batch.append_message(T1, chat, &message(seq, &format!("text {seq}")));
+        }
+        store.commit(batch).unwrap();
+        let Here::Found((warm, messages)) = store.load_here(T1, chat, 3).unwrap() else {
+            panic!("it was just written")
+        };
+        assert_eq!((warm.unwrap().title, messages.len(), messages[0].seq), ("about c".into(), 3, 37));
+        store.flush().unwrap();
+        store.shutdown();
+    }
+    let store = rocks(folder.path());
+    assert_eq!(store.load_here(T1, chat, 3).unwrap(), Here::Elsewhere);
+    let (sender, receiver) = mpsc::channel();
+    store.load(T1, chat, 3, Box::new(move |result| sender.send(result).unwrap())).unwrap();
+    let read = receiver.recv().unwrap().unwrap();
+    assert_eq!(read.1.iter().map(|message| message.seq).collect::<Vec<_>>(), [37, 38, 39]);
+    assert_eq!(store.load_here(T1, chat, 3).unwrap(), Here::Found(read));
+    let (head, messages) = match store.load_here(T1, chat, 0).unwrap() {
+        Here::Found(found) => found,
+        Here::Elsewhere => panic!("the head is here"),
+    };
+    assert!(head.is_some() && messages.is_empty());
+    // Nobody's session: the filters say so without the disk, once they are in memory.
+    let (sender, receiver) = mpsc::channel();
+    let nobody = conversation(T1, "nobody");
+    store.load(T1, nobody, 3, Box::new(move |result| sender.send(result).unwrap())).unwrap();
+    assert_eq!(receiver.recv().unwrap().unwrap(), (None, Vec::new()));
+    assert_eq!(store.load_here(T1, nobody, 3).unwrap(), Here::Found((None, Vec::new())));
 }

@@ -102,7 +102,7 @@ fn a_new_store_has_the_newest_schema() {
     let folder = tempfile::tempdir().unwrap();
     let kv = Arc::new(MemoryBackend::new());
     drop(crate::common::over(folder.path(), &kv));
-    assert_eq!(kv.get(Cf::Ctl, b"schema").unwrap(), Some(4u32.to_be_bytes().to_vec()));
+    assert_eq!(kv.get(Cf::Ctl, b"schema").unwrap(), Some(5u32.to_be_bytes().to_vec()));
 }
 
 /// `tests/data/store-v2` was written by the program of schema 2: of alice and bob each a session of three messages that are

@@ -93,6 +93,7 @@ impl State {
 
     fn completed(&mut self, completion: Completion) {
         match completion {
+            Completion::Loaded { key, result } => self.loaded(key, result),
             Completion::Persisted { op, result } => {
                 if let Err(Fault::Io(why)) = &result {
                     tracing::error!(why, "a batch was not written");

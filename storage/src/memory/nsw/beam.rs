@@ -1,12 +1,15 @@
 //! The walk: keeps the best rows it met, and looks at the links of the best that it has not looked at.
 
 use super::codes::{CodedQuery, CodedRows};
-use super::{LINKS, NONE};
+use super::{LINKS, Links, NONE, Pivots};
 use crate::memory::scan::prefetch;
 use crate::memory::vector::TopK;
 
 /// Rows compared at a time where all are compared.
 const COMPARED: usize = 256;
+/// Rows whose links are looked at together: their memory is waited for once. Nearly all kept rows are looked at in the
+/// end, so little of it is in vain.
+const EXPANDED: usize = 4;
 /// Marks a kept row whose links were looked at; rows are numbered below it.
 const LOOKED_AT: u32 = 1 << 31;
 
@@ -18,6 +21,7 @@ pub(crate) struct Scratch {
     walk: u8,
     /// The best rows, the best first. The top bit of a row says that its links were looked at.
     kept: Vec<(f32, u32)>,
+    nodes: Vec<u32>,
     fresh: Vec<u32>,
     products: Vec<i32>,
     scores: Vec<f32>,
@@ -42,12 +46,12 @@ impl Scratch {
     }
 }
 
-/// Begins a walk with the best `count` of some rows.
-pub(super) fn best_pivots(rows: &CodedRows, query: &CodedQuery, pivots: &[u32], count: usize, scratch: &mut Scratch) {
-    scratch.begin(rows.len());
-    rows.scores(query, pivots, &mut scratch.products, &mut scratch.scores);
+/// Begins a walk over so many rows with the best `count` pivots.
+pub(super) fn best_pivots(pivots: &Pivots, rows: usize, query: &CodedQuery, count: usize, scratch: &mut Scratch) {
+    scratch.begin(rows);
+    pivots.copies.scores(query, &pivots.places, &mut scratch.products, &mut scratch.scores);
     let mut best = TopK::new(count);
-    for (row, score) in pivots.iter().zip(&scratch.scores) {
+    for (row, score) in pivots.rows.iter().zip(&scratch.scores) {
         best.offer(*score, *row);
     }
     for (score, row) in best.into_sorted() {
@@ -59,7 +63,7 @@ pub(super) fn best_pivots(rows: &CodedRows, query: &CodedQuery, pivots: &[u32], 
 /// Walks on from what `scratch` keeps. `rate` makes a number to compare by of a row's inner product.
 pub(super) fn walk(
     rows: &CodedRows,
-    links: &[[u32; LINKS]],
+    links: &[Links],
     query: &CodedQuery,
     effort: usize,
     scratch: &mut Scratch,
@@ -70,19 +74,24 @@ pub(super) fn walk(
     }
     scratch.kept.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut next = 0;
-    while let Some((_, row)) = scratch.kept.get_mut(next) {
-        if *row & LOOKED_AT != 0 {
+    loop {
+        scratch.nodes.clear();
+        while let Some((_, row)) = scratch.kept.get_mut(next).filter(|_| scratch.nodes.len() < EXPANDED) {
+            if *row & LOOKED_AT == 0 {
+                prefetch(links, *row as usize);
+                prefetch(&links[*row as usize].0, LINKS / 2);
+                scratch.nodes.push(*row);
+                *row |= LOOKED_AT;
+            }
             next += 1;
-            continue;
         }
-        let node = *row;
-        *row |= LOOKED_AT;
-        // The links of the row that will probably come next.
-        if let Some((_, likely)) = scratch.kept.get(next + 1) {
-            prefetch(links, (likely & !LOOKED_AT) as usize);
+        if scratch.nodes.is_empty() {
+            return;
         }
         scratch.fresh.clear();
-        for link in links[node as usize].iter().take_while(|link| **link != NONE) {
+        for link in
+            scratch.nodes.iter().flat_map(|node| links[*node as usize].0.iter().take_while(|link| **link != NONE))
+        {
             let met = &mut scratch.met[*link as usize];
             if *met != scratch.walk {
                 *met = scratch.walk;

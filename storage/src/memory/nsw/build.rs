@@ -7,7 +7,7 @@
 
 use super::beam::{Scratch, best_pivots, walk};
 use super::codes::{CodedQuery, CodedRows};
-use super::{COMPARED_MAX, Graph, LINKS, NONE, PIVOTS_MAX, ROWS_PER_PIVOT};
+use super::{COMPARED_MAX, Graph, LINKS, Links, NONE, PIVOTS_MAX, Pivots, ROWS_PER_PIVOT, no_links};
 
 /// Rows that the walk keeps for a new row: more make better links and a slower build.
 const BUILD_EFFORT: usize = 128;
@@ -21,7 +21,8 @@ const BUILD_STARTS: usize = 2;
 /// Links all rows, unless they are so few that all are compared anyway. `pace` is called every few milliseconds; it may pause, and ends the work by saying no.
 pub(crate) fn build(rows: CodedRows, pace: &mut dyn FnMut() -> bool) -> Option<Graph> {
     if rows.len() <= COMPARED_MAX {
-        return Some(Graph { rows, links: Vec::new(), pivots: Vec::new() });
+        let pivots = Pivots::none(rows.dim());
+        return Some(Graph { rows, links: Vec::new(), pivots });
     }
     link(rows, pace)
 }
@@ -34,8 +35,8 @@ pub(super) fn link(rows: CodedRows, pace: &mut dyn FnMut() -> bool) -> Option<Gr
     let pivots_max = (count / ROWS_PER_PIVOT).clamp(1, PIVOTS_MAX).min(count);
     let mut growing = Growing {
         squares,
-        links: vec![[NONE; LINKS]; count],
-        pivots: Vec::with_capacity(pivots_max),
+        links: no_links(count),
+        pivots: Pivots::none(rows.dim()),
         scratch: Scratch::default(),
         query: CodedQuery::default(),
         near: Near::default(),
@@ -45,8 +46,8 @@ pub(super) fn link(rows: CodedRows, pace: &mut dyn FnMut() -> bool) -> Option<Gr
         if entered > 0 {
             growing.enter(row);
         }
-        if growing.pivots.len() < pivots_max {
-            growing.pivots.push(row);
+        if growing.pivots.rows.len() < pivots_max {
+            growing.pivots.push(growing.rows, row);
         }
         if entered % PACE_ROWS == 0 && !pace() {
             return None;
@@ -85,8 +86,8 @@ struct Near {
 struct Growing<'a> {
     rows: &'a CodedRows,
     squares: Vec<f32>,
-    links: Vec<[u32; LINKS]>,
-    pivots: Vec<u32>,
+    links: Vec<Links>,
+    pivots: Pivots,
     scratch: Scratch,
     query: CodedQuery,
     near: Near,
@@ -95,7 +96,7 @@ struct Growing<'a> {
 impl Growing<'_> {
     fn enter(&mut self, row: u32) {
         self.rows.query_of(row, &mut self.query);
-        best_pivots(self.rows, &self.query, &self.pivots, BUILD_STARTS, &mut self.scratch);
+        best_pivots(&self.pivots, self.rows.len(), &self.query, BUILD_STARTS, &mut self.scratch);
         let squares = &self.squares;
         // Grows as the squared distance to the new row falls.
         let rate = |other: u32, product: f32| 2.0 * product - squares[other as usize];
@@ -105,7 +106,7 @@ impl Growing<'_> {
         self.near.candidates.extend(self.scratch.found().map(|(other, rating)| (square - rating, other)));
         self.near.choose(self.rows, &self.squares, LINKS_NEW);
         let chosen = std::mem::take(&mut self.near.chosen);
-        self.links[row as usize][..chosen.len()].copy_from_slice(&chosen);
+        self.links[row as usize].0[..chosen.len()].copy_from_slice(&chosen);
         for other in &chosen {
             self.link_back(*other, row);
         }
@@ -114,7 +115,7 @@ impl Growing<'_> {
 
     /// Adds the link `from` -> `to`; a node that is full chooses anew.
     fn link_back(&mut self, from: u32, to: u32) {
-        let links = &mut self.links[from as usize];
+        let links = &mut self.links[from as usize].0;
         if let Some(free) = links.iter_mut().find(|link| **link == NONE) {
             *free = to;
             return;
@@ -135,7 +136,7 @@ impl Growing<'_> {
         near.candidates.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let kept = std::mem::take(&mut near.chosen);
         near.choose(self.rows, &self.squares, LINKS);
-        let links = &mut self.links[from as usize];
+        let links = &mut self.links[from as usize].0;
         links.fill(NONE);
         links[..near.chosen.len()].copy_from_slice(&near.chosen);
         near.chosen = kept;

@@ -9,6 +9,7 @@
 //! Records are padded to 16 bytes, 50 numbers to exactly one line of 64 bytes. A product read from
 //! codes is off by some thousandths of the lengths; the caller compares the best with the stored rows.
 
+use super::super::pages;
 use super::super::scan::{QUERY_ZERO, ROW_CODES, gather};
 use bytemuck::{Pod, Zeroable};
 
@@ -81,7 +82,11 @@ impl CodedRows {
 
     pub fn reserve(&mut self, rows: usize) {
         let lines = self.lines_for(self.len + rows);
-        self.lines.reserve_exact(lines.saturating_sub(self.lines.len()));
+        if self.lines.is_empty() {
+            self.lines = pages::with_capacity(lines);
+        } else {
+            self.lines.reserve_exact(lines.saturating_sub(self.lines.len()));
+        }
     }
 
     pub fn push(&mut self, row: &[f32]) {
@@ -93,6 +98,16 @@ impl CodedRows {
         bytemuck::cast_slice_mut::<i8, u8>(&mut record[dim..dim + 4]).copy_from_slice(&scale.to_le_bytes());
         bytemuck::cast_slice_mut::<i8, u8>(&mut record[dim + 4..dim + 8]).copy_from_slice(&sum.to_le_bytes());
         self.error_squares += f64::from(error);
+        self.len += 1;
+    }
+
+    /// Adds a row of other rows of this length.
+    pub fn push_copy(&mut self, other: &Self, at: u32) {
+        assert_eq!(other.dim, self.dim, "rows of one length");
+        let (stride, from) = (self.stride(), self.len * self.stride());
+        self.lines.resize(self.lines_for(self.len + 1), Line::zeroed());
+        let record = &other.record_bytes()[at as usize * stride..][..stride];
+        bytemuck::cast_slice_mut::<Line, i8>(&mut self.lines)[from..from + stride].copy_from_slice(record);
         self.len += 1;
     }
 
@@ -168,7 +183,9 @@ impl CodedRows {
         error_squares: f64,
         fill: impl FnOnce(&mut [u8]) -> std::io::Result<()>,
     ) -> std::io::Result<Self> {
-        let mut lines = vec![Line::zeroed(); Self::parts_bytes(dim, rows) / LINE_BYTES];
+        let count = Self::parts_bytes(dim, rows) / LINE_BYTES;
+        let mut lines = pages::with_capacity(count);
+        lines.resize(count, Line::zeroed());
         fill(bytemuck::cast_slice_mut(&mut lines))?;
         Ok(Self { dim, len: rows, lines, error_squares })
     }

@@ -16,11 +16,15 @@
 mod beam;
 mod build;
 mod codes;
+mod measure;
 
 pub(crate) use beam::Scratch;
 pub(crate) use build::build;
 pub(crate) use codes::CodedRows;
+pub use measure::MeasuredGraph;
 
+use super::pages;
+use bytemuck::{Pod, Zeroable};
 use std::io::{self, Read, Write};
 
 /// Up to so many rows are compared in full, which takes no longer than a walk and misses nothing: they get no links.
@@ -36,13 +40,42 @@ const ROWS_PER_PIVOT: usize = 64;
 /// Pivots that a search starts from.
 const STARTS: usize = 6;
 
+/// The links of a node, in cache lines of their own.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(128))]
+struct Links([u32; LINKS]);
+
 /// A complete graph. Searching takes `&self`.
 pub(crate) struct Graph {
     rows: CodedRows,
     /// None where all rows are compared.
-    links: Vec<[u32; LINKS]>,
-    /// As many as searches start from; none where there are no links.
-    pivots: Vec<u32>,
+    links: Vec<Links>,
+    /// None where there are no links.
+    pivots: Pivots,
+}
+
+/// The rows at which searches start, once more side by side: comparing all of them is one run over memory.
+struct Pivots {
+    rows: Vec<u32>,
+    copies: CodedRows,
+    /// The places of the copies: 0 and up.
+    places: Vec<u32>,
+}
+
+impl Pivots {
+    fn none(dim: usize) -> Self {
+        Self { rows: Vec::new(), copies: CodedRows::new(dim), places: Vec::new() }
+    }
+
+    fn push(&mut self, rows: &CodedRows, row: u32) {
+        self.places.push(self.rows.len() as u32);
+        self.rows.push(row);
+        self.copies.push_copy(rows, row);
+    }
+
+    fn bytes(&self) -> usize {
+        self.copies.bytes() + (self.rows.capacity() + self.places.capacity()) * 4
+    }
 }
 
 impl Graph {
@@ -55,7 +88,7 @@ impl Graph {
     }
 
     pub fn bytes(&self) -> usize {
-        self.rows.bytes() + self.links.capacity() * LINKS * 4 + self.pivots.capacity() * 4
+        self.rows.bytes() + self.links.capacity() * LINKS * 4 + self.pivots.bytes()
     }
 
     /// The usual distance between a score read from codes and the product of the rows themselves, for a query of
@@ -79,7 +112,7 @@ impl Graph {
             return self.search_among(query, count, (0..self.len() as u32).filter(|row| wanted(*row)), scratch);
         }
         let query = self.rows.query(query);
-        beam::best_pivots(&self.rows, &query, &self.pivots, STARTS, scratch);
+        beam::best_pivots(&self.pivots, self.len(), &query, STARTS, scratch);
         beam::walk(&self.rows, &self.links, &query, effort.max(count), scratch, |_, score| score);
         scratch.found().filter(|(row, _)| wanted(*row)).take(count).collect()
     }
@@ -102,10 +135,10 @@ impl Graph {
         out.write_all(&(self.dim() as u32).to_le_bytes())?;
         out.write_all(&(self.len() as u64).to_le_bytes())?;
         out.write_all(&error.to_le_bytes())?;
-        out.write_all(&(self.pivots.len() as u32).to_le_bytes())?;
+        out.write_all(&(self.pivots.rows.len() as u32).to_le_bytes())?;
         out.write_all(records)?;
         out.write_all(bytemuck::cast_slice(&self.links))?;
-        out.write_all(bytemuck::cast_slice(&self.pivots))?;
+        out.write_all(bytemuck::cast_slice(&self.pivots.rows))?;
         Ok(out)
     }
 
@@ -125,21 +158,31 @@ impl Graph {
         }
         let error = f64::from_le_bytes(error.try_into().expect("eight"));
         let coded = CodedRows::read(dim, rows, error, |bytes| source.read_exact(bytes))?;
-        let mut links = vec![[NONE; LINKS]; if pivots == 0 { 0 } else { rows }];
+        let mut links = no_links(if pivots == 0 { 0 } else { rows });
         source.read_exact(bytemuck::cast_slice_mut(&mut links))?;
         let mut pivot_rows = vec![0u32; pivots];
         source.read_exact(bytemuck::cast_slice_mut(&mut pivot_rows))?;
         let inside = |row: u32| (row as usize) < rows;
-        if !links.iter().flatten().all(|row| *row == NONE || inside(*row)) || !pivot_rows.iter().all(|row| inside(*row))
+        if !links.iter().flat_map(|links| links.0).all(|row| row == NONE || inside(row))
+            || !pivot_rows.iter().all(|row| inside(*row))
         {
             return Err(damaged("a link of the graph leads outside"));
         }
-        Ok(Self { rows: coded, links, pivots: pivot_rows })
+        let mut pivots = Pivots::none(dim);
+        pivot_rows.into_iter().for_each(|row| pivots.push(&coded, row));
+        Ok(Self { rows: coded, links, pivots })
     }
 }
 
 // The stream holds numbers as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "segment files are little-endian");
+
+/// Nodes without links.
+fn no_links(rows: usize) -> Vec<Links> {
+    let mut links = pages::with_capacity(rows);
+    links.resize(rows, Links([NONE; LINKS]));
+    links
+}
 
 fn damaged(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.to_owned())
@@ -223,7 +266,7 @@ mod tests {
             assert!(Graph::read_from(&stream[..cut], 700).is_err(), "{cut}");
         }
         let mut outside = stream.clone();
-        let links_at = stream.len() - graph.pivots.len() * 4 - 700 * LINKS * 4;
+        let links_at = stream.len() - graph.pivots.rows.len() * 4 - 700 * LINKS * 4;
         outside[links_at..links_at + 4].copy_from_slice(&700u32.to_le_bytes());
         assert!(Graph::read_from(outside.as_slice(), 700).is_err());
     }

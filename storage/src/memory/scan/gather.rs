@@ -4,7 +4,7 @@
 //! whole [`ROW_CODES`], so what a kernel reads beyond a row's codes (its facts, the next record) counts
 //! nothing. The walk is bound by the latency of memory, not by the products: rows are fetched ahead.
 
-use super::ROW_CODES;
+use super::{ROW_CODES, product};
 use std::sync::OnceLock;
 
 /// Products of `query` (whole [`ROW_CODES`], unsigned) with the records of `rows`, each at `row * stride` of `bytes`.
@@ -73,90 +73,40 @@ fn distance(stride: usize) -> usize {
 fn scalar(query: &[u8], bytes: &[i8], stride: usize, rows: &[u32], products: &mut [i32]) {
     check(query, bytes, stride, rows, products);
     for (row, product) in rows.iter().zip(products) {
-        let record = &bytes[*row as usize * stride..][..query.len()];
-        *product = query.iter().zip(record).map(|(q, x)| i32::from(*q) * i32::from(*x)).sum();
+        *product = product::scalar(query, &bytes[*row as usize * stride..][..query.len()]);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 fn avx2(query: &[u8], bytes: &[i8], stride: usize, rows: &[u32], products: &mut [i32]) {
-    check(query, bytes, stride, rows, products);
-    // SAFETY: handed out only after the processor was asked; the places were checked.
-    unsafe { avx2_inner(query, bytes, stride, rows, products) }
-}
-
-/// # Safety
-/// The processor has AVX2; the arguments passed [`check`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn avx2_inner(query: &[u8], bytes: &[i8], stride: usize, rows: &[u32], products: &mut [i32]) {
-    use std::arch::x86_64::{
-        __m128i, __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16,
-        _mm256_madd_epi16, _mm256_setzero_si256, _mm256_storeu_si256,
-    };
-    const LANES: usize = 16;
-    const SUMS: usize = 4;
-    let ahead = distance(stride);
-    (0..ahead).for_each(|at| fetch_ahead(bytes, stride, rows, at));
-    for (at, (row, product)) in rows.iter().zip(products).enumerate() {
-        fetch_ahead(bytes, stride, rows, at + ahead);
-        let record = &bytes[*row as usize * stride..][..query.len()];
-        let mut sums = [_mm256_setzero_si256(); SUMS];
-        for from in (0..query.len()).step_by(LANES * SUMS) {
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                let offset = from + lane * LANES;
-                // SAFETY: the query is whole multiples of 64 codes and the record as long: offset + 16 lies inside both.
-                let (q, x) = unsafe {
-                    (
-                        _mm_loadu_si128(query.as_ptr().add(offset).cast::<__m128i>()),
-                        _mm_loadu_si128(record.as_ptr().add(offset).cast::<__m128i>()),
-                    )
-                };
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_cvtepu8_epi16(q), _mm256_cvtepi8_epi16(x)));
-            }
+    #[target_feature(enable = "avx2")]
+    fn inner(query: &[u8], bytes: &[i8], stride: usize, rows: &[u32], products: &mut [i32]) {
+        let ahead = distance(stride);
+        (0..ahead).for_each(|at| fetch_ahead(bytes, stride, rows, at));
+        for (at, (row, product)) in rows.iter().zip(products).enumerate() {
+            fetch_ahead(bytes, stride, rows, at + ahead);
+            *product = product::avx2(query, &bytes[*row as usize * stride..][..query.len()]);
         }
-        let total = _mm256_add_epi32(_mm256_add_epi32(sums[0], sums[1]), _mm256_add_epi32(sums[2], sums[3]));
-        let mut lanes = [0i32; 8];
-        // SAFETY: `lanes` has room for exactly eight numbers.
-        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast::<__m256i>(), total) };
-        *product = lanes.iter().sum();
     }
+    check(query, bytes, stride, rows, products);
+    // SAFETY: handed out only after the processor was asked for AVX2.
+    unsafe { inner(query, bytes, stride, rows, products) }
 }
 
 #[cfg(target_arch = "x86_64")]
 fn vnni(query: &[u8], bytes: &[i8], stride: usize, rows: &[u32], products: &mut [i32]) {
-    check(query, bytes, stride, rows, products);
-    // SAFETY: handed out only after the processor was asked; the places were checked.
-    unsafe { vnni_inner(query, bytes, stride, rows, products) }
-}
-
-/// # Safety
-/// The processor has AVX-512F and VNNI; the arguments passed [`check`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn vnni_inner(query: &[u8], bytes: &[i8], stride: usize, rows: &[u32], products: &mut [i32]) {
-    use std::arch::x86_64::{
-        __m512i, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_reduce_add_epi32,
-        _mm512_setzero_si512,
-    };
-    let ahead = distance(stride);
-    (0..ahead).for_each(|at| fetch_ahead(bytes, stride, rows, at));
-    for (at, (row, product)) in rows.iter().zip(products).enumerate() {
-        fetch_ahead(bytes, stride, rows, at + ahead);
-        let record = &bytes[*row as usize * stride..][..query.len()];
-        let mut sums = [_mm512_setzero_si512(); 2];
-        for (step, offset) in (0..query.len()).step_by(ROW_CODES).enumerate() {
-            // SAFETY: the query is whole multiples of 64 codes and the record as long: offset + 64 lies inside both.
-            let (q, x) = unsafe {
-                (
-                    _mm512_loadu_si512(query.as_ptr().add(offset).cast::<__m512i>()),
-                    _mm512_loadu_si512(record.as_ptr().add(offset).cast::<__m512i>()),
-                )
-            };
-            sums[step % 2] = _mm512_dpbusd_epi32(sums[step % 2], q, x);
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn inner(query: &[u8], bytes: &[i8], stride: usize, rows: &[u32], products: &mut [i32]) {
+        let ahead = distance(stride);
+        (0..ahead).for_each(|at| fetch_ahead(bytes, stride, rows, at));
+        for (at, (row, product)) in rows.iter().zip(products).enumerate() {
+            fetch_ahead(bytes, stride, rows, at + ahead);
+            *product = product::vnni(query, &bytes[*row as usize * stride..][..query.len()]);
         }
-        *product = _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]));
     }
+    check(query, bytes, stride, rows, products);
+    // SAFETY: handed out only after the processor was asked for AVX-512F and VNNI.
+    unsafe { inner(query, bytes, stride, rows, products) }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 use super::facts::FactsBuilder;
 use super::index::Plan;
+use super::owned::owner_of;
 use super::row::{Passage, read_space_row};
 use super::segment::{self, Index, Segment};
 use super::{Build, Key, Manifest, READ_ROWS, Slot};
@@ -164,7 +165,7 @@ impl Shared {
             if pace.go_on() { Ok(()) } else { Err(Ended::Closing) }
         };
         match vids {
-            None => self.each_passage(&keys, key, &mut take)?,
+            None => self.each_passage(key, false, &mut take)?,
             Some(vids) => self.these_passages(&keys, key, &vids, &mut take)?,
         }
         // Without an older segment there is nothing that would have to be told of a removal.
@@ -298,7 +299,8 @@ impl Shared {
             let rows: Vec<Vec<u8>> = some.iter().map(|vid| layout::space(tenant, space, *vid)).collect();
             let values = self.kv.multi_get(Cf::Space, &rows).map_err(failed)?;
             for ((vid, row), sealed) in some.iter().zip(&rows).zip(values) {
-                if let Some(sealed) = sealed {
+                // A passage that belongs to a user now is gone, as far as segments are concerned.
+                if let Some(sealed) = sealed.filter(|sealed| owner_of(sealed).is_none()) {
                     each(*vid, &keys.open(Cf::Space, row, sealed)?)?;
                 }
             }

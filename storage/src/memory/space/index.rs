@@ -7,7 +7,8 @@ use super::{DEAD_SHARE_MAX, DELTA_MAX};
 use crate::memory::faiss::FaissError;
 use crate::memory::nsw::Scratch;
 use crate::memory::vector::Block;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use millrace_proto::id::UserId;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -87,16 +88,68 @@ pub(super) enum Plan {
     Merge(Range<usize>),
 }
 
+/// Passages that are compared one by one.
+#[derive(Default)]
+struct Exact {
+    /// By length of the vectors.
+    blocks: BTreeMap<usize, Block<u64>>,
+    facts: HashMap<u64, (u64, Arc<Group>)>,
+    /// Each group once.
+    groups: HashSet<Arc<Group>>,
+}
+
+impl Exact {
+    fn put(&mut self, vid: u64, Indexed { vector, at_ms, group }: Indexed) {
+        self.blocks.entry(vector.len()).or_insert_with(|| Block::new(vector.len())).put(vid, &vector);
+        let group = match self.groups.get(&group) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let group = Arc::new(group);
+                self.groups.insert(Arc::clone(&group));
+                group
+            }
+        };
+        self.facts.insert(vid, (at_ms, group));
+    }
+
+    fn remove(&mut self, vid: u64) {
+        if self.facts.remove(&vid).is_some() {
+            for block in self.blocks.values_mut() {
+                block.remove(vid);
+            }
+        }
+    }
+
+    /// Gives memory back once nothing is left.
+    fn shrink(&mut self) {
+        if self.facts.is_empty() {
+            *self = Self::default();
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.blocks.values().map(Block::bytes).sum::<usize>() + self.facts.len() * 48
+    }
+
+    fn nearest(&self, query: &[f32], limit: usize, filter: &SpaceFilter, found: &mut Vec<Candidate>) {
+        let Some(block) = self.blocks.get(&query.len()) else { return };
+        let wanted =
+            |vid: &u64| self.facts.get(vid).is_some_and(|(at_ms, group)| filter.in_time(*at_ms) && filter.lets(group));
+        let near = block.nearest(query, limit, wanted);
+        found.extend(near.into_iter().map(|(vid, score)| Candidate { vid, score, error: 0.0 }));
+    }
+}
+
 /// One space in memory.
 #[derive(Default)]
 pub(super) struct SpaceIndex {
     /// Oldest first.
     pub parts: Vec<Part>,
-    /// By length of the vectors.
-    delta: BTreeMap<usize, Block<u64>>,
-    delta_facts: HashMap<u64, (u64, Arc<Group>)>,
-    /// Each group of the delta once.
-    delta_groups: HashMap<Arc<Group>, ()>,
+    /// What nobody owns and no segment covers.
+    delta: Exact,
+    /// What a user owns; no segment ever holds it.
+    owned: HashMap<UserId, Exact>,
+    owner_of: HashMap<u64, UserId>,
     /// Everything changed since the segments, with the number of the group that changed it.
     pub changed: HashMap<u64, u64>,
     /// After a build that came to nothing: changes to wait for before the next one.
@@ -106,27 +159,38 @@ pub(super) struct SpaceIndex {
 impl SpaceIndex {
     pub fn apply(&mut self, seq: u64, vid: u64, written: Option<Indexed>) {
         self.parts.iter_mut().for_each(|part| part.mark_dead(vid));
-        self.remove_from_delta(vid);
-        if let Some(Indexed { vector, at_ms, group }) = written {
-            self.delta.entry(vector.len()).or_insert_with(|| Block::new(vector.len())).put(vid, &vector);
-            let group = match self.delta_groups.get_key_value(&group) {
-                Some((known, ())) => Arc::clone(known),
-                None => {
-                    let group = Arc::new(group);
-                    self.delta_groups.insert(Arc::clone(&group), ());
-                    group
-                }
-            };
-            self.delta_facts.insert(vid, (at_ms, group));
+        self.delta.remove(vid);
+        self.remove_owned(vid);
+        if let Some(indexed) = written {
+            match indexed.group.owner {
+                Some(owner) => self.put_owned(owner, vid, indexed),
+                None => self.delta.put(vid, indexed),
+            }
         }
         self.changed.insert(vid, seq);
     }
 
-    fn remove_from_delta(&mut self, vid: u64) {
-        if self.delta_facts.remove(&vid).is_some() {
-            for block in self.delta.values_mut() {
-                block.remove(vid);
+    /// A passage of a user, which is not new.
+    pub fn put_owned(&mut self, owner: UserId, vid: u64, indexed: Indexed) {
+        self.owned.entry(owner).or_default().put(vid, indexed);
+        self.owner_of.insert(vid, owner);
+    }
+
+    fn remove_owned(&mut self, vid: u64) {
+        if let Some(owner) = self.owner_of.remove(&vid)
+            && let Some(owned) = self.owned.get_mut(&owner)
+        {
+            owned.remove(vid);
+            if owned.facts.is_empty() {
+                self.owned.remove(&owner);
             }
+        }
+    }
+
+    /// Drops all that a user owns.
+    pub fn forget_user(&mut self, user: UserId) {
+        if self.owned.remove(&user).is_some() {
+            self.owner_of.retain(|_, owner| *owner != user);
         }
     }
 
@@ -147,32 +211,27 @@ impl SpaceIndex {
         let newest = self.parts.last().map_or(0, |part| part.applied_seq);
         let (later, covered): (HashMap<u64, u64>, HashMap<u64, u64>) =
             std::mem::take(&mut self.changed).into_iter().partition(|(_, seq)| *seq > newest);
-        covered.into_keys().for_each(|vid| self.remove_from_delta(vid));
+        covered.into_keys().for_each(|vid| self.delta.remove(vid));
         for vid in later.keys() {
             self.parts[at].mark_dead(*vid);
         }
         self.changed = later;
-        if self.delta_facts.is_empty() {
-            self.delta.clear();
-        }
-        let facts = &self.delta_facts;
-        if facts.is_empty() {
-            self.delta_groups.clear();
-        }
+        self.delta.shrink();
         self.hold_until = 0;
     }
 
     pub fn delta_len(&self) -> usize {
-        self.delta_facts.len()
+        self.delta.facts.len()
     }
 
     pub fn rows(&self) -> usize {
-        self.delta_len() + self.parts.iter().map(|part| part.rows() - part.dead).sum::<usize>()
+        self.delta_len() + self.owner_of.len() + self.parts.iter().map(|part| part.rows() - part.dead).sum::<usize>()
     }
 
     pub fn bytes(&self) -> usize {
         let parts = self.parts.iter().map(|part| part.segment.bytes() + part.alive.0.len() * 8).sum::<usize>();
-        parts + self.delta.values().map(Block::bytes).sum::<usize>() + self.changed.len() * 24 + self.delta_len() * 48
+        let exact = self.delta.bytes() + self.owned.values().map(Exact::bytes).sum::<usize>();
+        parts + exact + self.changed.len() * 24 + self.owner_of.len() * 32
     }
 
     /// What should be built, if anything.
@@ -216,12 +275,9 @@ impl SpaceIndex {
     ) -> Result<Vec<Candidate>, FaissError> {
         let length = query.iter().map(|x| x * x).sum::<f32>().sqrt();
         let mut found = Vec::new();
-        if let Some(block) = self.delta.get(&query.len()) {
-            let wanted = |vid: &u64| {
-                self.delta_facts.get(vid).is_some_and(|(at_ms, group)| filter.in_time(*at_ms) && filter.lets(group))
-            };
-            let near = block.nearest(query, limit, wanted);
-            found.extend(near.into_iter().map(|(vid, score)| Candidate { vid, score, error: 0.0 }));
+        let own = filter.user.as_ref().and_then(|user| self.owned.get(user));
+        for exact in own.into_iter().chain([&self.delta]) {
+            exact.nearest(query, limit, filter, &mut found);
         }
         for part in &self.parts {
             if part.segment.index.dim() == Some(query.len()) {
@@ -343,7 +399,7 @@ mod tests {
         fn segment(&self, vids: impl Iterator<Item = u64>, mut gone: BTreeSet<u64>, oldest: bool) -> Segment {
             let (mut ids, mut facts, mut coded) = (Vec::new(), FactsBuilder::default(), CodedRows::new(DIM));
             for vid in vids {
-                if let Some(indexed) = self.indexed(vid) {
+                if let Some(indexed) = self.indexed(vid).filter(|indexed| indexed.group.owner.is_none()) {
                     gone.remove(&vid);
                     ids.push(vid);
                     facts.push(indexed.at_ms, indexed.group);
@@ -371,6 +427,14 @@ mod tests {
             }
             for (seq, vid) in self.log.iter().filter(|(seq, _)| *seq > last) {
                 again.apply(*seq, *vid, self.indexed(*vid));
+            }
+            for vid in self.passages.keys() {
+                let indexed = self.indexed(*vid).expect("it is listed");
+                if let Some(owner) = indexed.group.owner
+                    && !again.changed.contains_key(vid)
+                {
+                    again.put_owned(owner, *vid, indexed);
+                }
             }
             again
         }

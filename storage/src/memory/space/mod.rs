@@ -11,7 +11,8 @@
 //! FAISS's graph cannot remove, and adding one row to it costs time in proportion to all rows.
 //!
 //! **Filters.** A passage may have an owner, tags and a time ([`crate::SpaceWrite`]), a search a
-//! [`SpaceFilter`]. Owners are enforced, not asked for: a passage with an owner is found by nobody else.
+//! [`SpaceFilter`]. Owners are enforced, not asked for: a passage with an owner is found by nobody else, and it
+//! never enters a segment (`owned.rs`).
 //! The rows that a filter leaves of a segment are a bitmap, which is kept for the next question. Few rows
 //! are compared one by one; among many the graph is walked with more effort, and wherever that finds too
 //! little, they are compared after all.
@@ -19,18 +20,20 @@
 mod build;
 mod facts;
 mod index;
+mod owned;
 mod row;
 mod segment;
 
 pub use facts::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter};
-pub(crate) use row::{Change, space_key, space_row};
+pub(crate) use owned::{forget_passages, own_passages, put_passage, remove_passage};
+pub(crate) use row::{Change, space_key};
 
 use super::nsw::Scratch;
 use super::{SpaceHit, SpaceQuery, SpaceStats};
 use crate::backend::{Cf, KvStore, ScanRange};
 use crate::error::{KvError, ReadError};
 use crate::layout::{self, SpaceKey};
-use crate::seal::TenantKeys;
+use crate::seal::{Owner, TenantKeys};
 use crate::store::Shared;
 use crossbeam::channel::{Sender, bounded};
 use index::{Candidate, Plan, SpaceIndex};
@@ -174,6 +177,17 @@ impl Spaces {
         }
     }
 
+    /// Drops what a user owns, in every space of the tenant.
+    pub fn forget_user(&self, (tenant, user): Owner) {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let theirs: Vec<Arc<Slot>> =
+            slots.iter().filter(|((of, _), _)| *of == tenant).map(|(_, slot)| Arc::clone(slot)).collect();
+        drop(slots);
+        for slot in theirs {
+            slot.index.write().unwrap_or_else(PoisonError::into_inner).forget_user(user);
+        }
+    }
+
     /// Ends building: what is half done is given up and done again after the next start.
     pub fn close(&self) {
         self.closed.store(true, Relaxed);
@@ -241,7 +255,7 @@ impl Shared {
             index.candidates(&query.embedding, limit, &query.filter, scratch)
         });
         let candidates = candidates.map_err(|error| ReadError::Invalid { why: error.to_string() })?;
-        self.compare_stored(query, &keys, space, &candidates, limit)
+        self.compare_stored(query, space, &candidates, limit)
     }
 
     /// How large a space is, as far as it is in memory; loads it when it is cold.
@@ -262,7 +276,6 @@ impl Shared {
     fn compare_stored(
         &self,
         query: &SpaceQuery,
-        keys: &TenantKeys,
         space: SpaceKey,
         candidates: &[Candidate],
         limit: usize,
@@ -275,7 +288,10 @@ impl Shared {
         for ((id, key), sealed) in vids.iter().zip(&rows).zip(self.kv.multi_get(Cf::Space, &rows)?) {
             // Removed between the search and now.
             let Some(sealed) = sealed else { continue };
-            let plain = keys.open(Cf::Space, key, sealed)?;
+            let plain = match self.open(query.tenant, Cf::Space, key, sealed) {
+                Err(ReadError::Forgotten { .. }) => continue,
+                other => other?,
+            };
             let passage = read_space_row(&plain)?;
             let indexed = passage.indexed;
             // Replaced between the search and now: it may have another owner.
@@ -310,7 +326,7 @@ impl Shared {
             _ => Vec::new(),
         };
         if segments.is_empty() {
-            return self.each_passage(keys, (tenant, space), &mut |vid, plain| {
+            return self.each_passage((tenant, space), true, &mut |vid, plain| {
                 let indexed = read_space_row(plain)?.indexed;
                 let mut index = slot.index.write().unwrap_or_else(PoisonError::into_inner);
                 if !index.changed.contains_key(&vid) {
@@ -330,7 +346,10 @@ impl Shared {
         for (seq, vid) in self.logged(tenant, space, applied_seq)? {
             let key = layout::space(tenant, space, vid);
             let written = match self.kv.get(Cf::Space, &key)? {
-                Some(sealed) => Some(read_space_row(&keys.open(Cf::Space, &key, sealed)?)?.indexed),
+                Some(sealed) => match self.open(tenant, Cf::Space, &key, sealed) {
+                    Err(ReadError::Forgotten { .. }) => None,
+                    plain => Some(read_space_row(&plain?)?.indexed),
+                },
                 None => None,
             };
             let mut index = slot.index.write().unwrap_or_else(PoisonError::into_inner);
@@ -338,7 +357,7 @@ impl Shared {
                 index.apply(seq, vid, written);
             }
         }
-        Ok(())
+        self.load_owned((tenant, space), slot)
     }
 
     /// The change log after a number, in order.
@@ -357,11 +376,11 @@ impl Shared {
         Ok(changes)
     }
 
-    /// Every passage of a space in ascending order of its number, opened.
+    /// Every passage of a space in ascending order of its number, opened; those of users only `with_owned`.
     fn each_passage<E: From<ReadError>>(
         &self,
-        keys: &TenantKeys,
         (tenant, space): Key,
+        with_owned: bool,
         each: &mut impl FnMut(u64, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut from = layout::space_prefix(tenant, space);
@@ -381,7 +400,13 @@ impl Shared {
             for (key, sealed) in rows {
                 let vid = layout::tail_u64(&key)
                     .ok_or_else(|| ReadError::Corrupt { cf: Cf::Space.name(), why: "a key is too short".into() })?;
-                each(vid, &keys.open(Cf::Space, &key, sealed)?)?;
+                if !with_owned && owned::owner_of(&sealed).is_some() {
+                    continue;
+                }
+                match self.open(tenant, Cf::Space, &key, sealed) {
+                    Err(ReadError::Forgotten { .. }) => continue,
+                    plain => each(vid, &plain?)?,
+                }
             }
             if !full {
                 return Ok(());
