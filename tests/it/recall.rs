@@ -142,7 +142,8 @@ fn what_was_said_is_read_for_statements_while_nothing_else_runs() {
     let wrong = server.get("/v1/memory/statements?as_of=yesterday");
     assert_eq!(wrong.status, 400, "{}", wrong.text());
 
-    // After a restart only what is new is read.
+    // After a crash only what is new is read.
+    server.kill();
     server.restart();
     turn(&server, &server.key, "anna", "monday", "I like green tea.");
     assert_eq!(read(&server, 1.0), 1.0);
