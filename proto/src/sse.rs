@@ -36,6 +36,16 @@ pub fn write_json<T: serde::Serialize>(out: &mut Vec<u8>, value: &T) -> Result<(
     Ok(())
 }
 
+/// The events in bytes that the functions here have written, each with the blank line that ends it.
+pub fn events(mut written: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let end = written.windows(2).position(|two| two == b"\n\n")?;
+        let (event, rest) = written.split_at(end + 2);
+        written = rest;
+        Some(event)
+    })
+}
+
 /// An event grew beyond what the decoder collects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a server-sent event is longer than {EVENT_BYTES_MAX} bytes")]
@@ -123,6 +133,8 @@ mod tests {
         out.extend_from_slice(DONE);
         assert_eq!(out, b"data: a\ndata: b\n\ndata: {\"t\":\"x\\ny\"}\n\n: keep-alive\n\ndata: [DONE]\n\n");
         assert_eq!(events(&out), ["a\nb", "{\"t\":\"x\\ny\"}", "[DONE]"]);
+        let parts: Vec<&[u8]> = super::events(&out).collect();
+        assert_eq!((parts.len(), parts[0], parts[3]), (4, b"data: a\ndata: b\n\n".as_slice(), DONE));
     }
 
     #[test]

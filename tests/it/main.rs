@@ -26,6 +26,7 @@ mod platforms;
 mod quic;
 mod recall;
 mod reload;
+mod resume;
 mod slow;
 mod start;
 mod streaming;

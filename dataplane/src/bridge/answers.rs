@@ -40,7 +40,8 @@ impl Answers {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, StreamEvent)>> {
+    /// The same as a poll.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, StreamEvent)>> {
         let count = self.streams.len();
         let mut open = false;
         for at in (0..count).map(|step| (self.turn + step) % count) {

@@ -122,7 +122,8 @@ impl TokenStream {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
+    /// The same as a poll.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
         let event = {
             let mut channel = self.channel.borrow_mut();
             match channel.events.pop_front() {

@@ -11,7 +11,7 @@ use millrace_storage::{CORPUS_NAME_BYTES_MAX, KeySource, Suite};
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
 use super::{
-    AgentOptions, Config, Corpora, EngineOptions, IoMode, Limits, MemoryOptions, OauthOptions, StorageOptions,
+    AgentOptions, Config, Corpora, EngineOptions, IoMode, Limits, MemoryOptions, OauthOptions, StorageOptions, ResumeOptions,
     StorageType, TlsOptions, units,
 };
 use crate::net::tls::TlsFiles;
@@ -148,6 +148,11 @@ pub(super) fn check(
             connections_max: texts.whole("limits.connections_max", 8, 1_000_000)?,
             idle_timeout: texts.duration("limits.idle_timeout", second, hour)?,
             request_timeout: texts.duration("limits.request_timeout", second, hour)?,
+        },
+        resume: ResumeOptions {
+            grace: texts.duration("resume.grace", Duration::ZERO, hour)?,
+            tokens_max: texts.whole("resume.tokens_max", 16, 1_000_000)?,
+            replies_max: texts.whole("resume.replies_max", 1, 100_000)?,
         },
         oauth: OauthOptions {
             issuer: texts.issuer("oauth.issuer")?,

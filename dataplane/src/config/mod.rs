@@ -181,6 +181,17 @@ pub struct Limits {
     pub request_timeout: Duration,
 }
 
+/// Settings of replies that a client may come back for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResumeOptions {
+    /// How long a reply goes on and is kept without its client.
+    pub grace: Duration,
+    /// Newest tokens of a reply that are kept.
+    pub tokens_max: usize,
+    /// Replies of one tenant that are kept.
+    pub replies_max: usize,
+}
+
 /// Settings of the TLS port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsOptions {
@@ -249,6 +260,8 @@ pub struct Config {
     pub corpora: Corpora,
     /// Bounds on clients.
     pub limits: Limits,
+    /// Replies that a client may come back for.
+    pub resume: ResumeOptions,
     /// What the OAuth endpoints are called and how they sign; its issuer is settled when the ports are known.
     pub oauth: OauthOptions,
     /// Other issuers whose tokens are accepted.

@@ -14,8 +14,9 @@ const state = {
   retry: 500,
   session: "",
   sessions: [],
-  nextId: 1,
-  running: null, // {id, node, text}
+  // Another tab may speak in the same session: numbers from different places keep their answers apart.
+  nextId: crypto.getRandomValues(new Uint32Array(1))[0] + 1,
+  running: null, // {id, session, node, text, offset}
   unsent: null, // text that was sent while the connection was down
 };
 
@@ -196,11 +197,8 @@ function connect() {
   });
   socket.addEventListener("close", () => {
     if (state.socket !== socket) return;
-    const wasRunning = state.running;
     state.ready = false;
-    finishRunning("");
-    if (state.refused || !state.key) return;
-    if (wasRunning) addFailure({ message: "The connection was lost.", next_step: "The answer so far is kept by the server; it is shown after the reconnect." });
+    if (state.refused || !state.key) return finishRunning("");
     setState("off", "reconnecting");
     setTimeout(connect, state.retry + Math.random() * 250);
     state.retry = Math.min(state.retry * 2, RETRY_MS_MAX);
@@ -219,7 +217,9 @@ function receive(frame) {
       $("model").textContent = frame.model || "";
       setState("on", "connected");
       loadSessions();
-      send({ type: "history", session: state.session });
+      // An answer goes on for a while without its connection: the rest of it is wanted.
+      if (state.running) send({ type: "resume", session: state.running.session, id: state.running.id, offset: state.running.offset });
+      else send({ type: "history", session: state.session });
       $("text").focus();
       break;
     case "history":
@@ -237,12 +237,16 @@ function receive(frame) {
     case "delta":
       if (!mine) break;
       state.running.text += frame.text;
+      state.running.offset = frame.offset;
       showRunning();
       break;
     case "notice":
       if (!mine && frame.id !== undefined) break;
       addMessage("notice", frame.text);
-      if (mine) $("log").append(state.running.node);
+      if (mine) {
+        state.running.offset = frame.offset;
+        $("log").append(state.running.node);
+      }
       break;
     case "done":
       if (!mine) break;
@@ -266,6 +270,11 @@ function fail(error, concernsUs) {
   }
   if (!concernsUs) return;
   finishRunning("");
+  if (error.code === "reply_not_found" || error.code === "events_forgotten") {
+    // We came back too late; what was finished stands in the history.
+    send({ type: "history", session: state.session });
+    return;
+  }
   addFailure(error);
 }
 
@@ -323,7 +332,7 @@ function submit(text) {
   const node = addMessage("assistant", "");
   node.classList.add("running");
   const id = state.nextId++;
-  setRunning({ id, node, text: "", began: performance.now() });
+  setRunning({ id, session: state.session, node, text: "", offset: 0, began: performance.now() });
   toBottom();
   send({ type: "send", session: state.session, text, id });
 }

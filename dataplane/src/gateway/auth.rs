@@ -19,6 +19,8 @@ use millrace_proto::oauth::jwt;
 use millrace_proto::record::{Credential, scope_names};
 
 use super::meter::{Meter, Meters};
+use super::resume::{Frame, Replies};
+use crate::bridge::StreamEvent;
 use crate::identity::{self, Granted};
 
 /// What every key starts with.
@@ -85,18 +87,28 @@ impl Principal {
     }
 }
 
-/// What the shards' gateways share: the epoch of the keys and the rate meters.
+/// What the shards' gateways share: the epoch of the keys, the rate meters, and replies that may be read again.
 #[derive(Debug)]
 pub struct Common {
     started: Instant,
     epoch: AtomicU64,
     /// Rates of keys, clients, tenants, addresses and channels.
     pub meters: Meters,
+    /// Streamed completions that may be resumed.
+    pub completions: Replies<Frame>,
+    /// Turns of chat sockets.
+    pub turns: Replies<StreamEvent>,
 }
 
 impl Default for Common {
     fn default() -> Self {
-        Self { started: Instant::now(), epoch: AtomicU64::new(0), meters: Meters::default() }
+        Self {
+            started: Instant::now(),
+            epoch: AtomicU64::new(0),
+            meters: Meters::default(),
+            completions: Replies::default(),
+            turns: Replies::default(),
+        }
     }
 }
 
@@ -105,6 +117,11 @@ impl Common {
     pub fn now_ns(&self) -> u64 {
         // Meters begin at zero, which must lie in the past.
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The same in milliseconds: the clock of what waits for a reader.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ns() / 1_000_000
     }
 
     /// Keys have changed: every shard looks its keys up again.

@@ -18,24 +18,26 @@ use crate::net::{Gone, Outgoing, Request, Response};
 
 /// How long a streamed answer may stay silent before its status line is sent. Until then an
 /// error (a full queue, a prompt that is too long) still gets its own status.
-const STATUS_WAIT: Duration = Duration::from_millis(1_500);
+pub(super) const STATUS_WAIT: Duration = Duration::from_millis(1_500);
 
 /// Pause between comments that keep a silent stream alive through proxies.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Events that may share one write: the tokens of several steps, when the peer reads slowly.
-const EVENTS_PER_WRITE_MAX: usize = 256;
+pub(super) const EVENTS_PER_WRITE_MAX: usize = 256;
 
 /// Headers beyond those that every answer has.
 pub(super) type Headers = Vec<(&'static str, String)>;
 
 /// The answers that the bridge has begun.
-struct Begun {
-    shape: Shape,
+pub(super) struct Begun {
+    pub shape: Shape,
     streams: bool,
-    answers: Answers,
+    /// The stream is kept for a client that loses its connection.
+    resumes: bool,
+    pub answers: Answers,
     /// The prompt, when each answer is to repeat it.
-    echo: Option<String>,
+    pub echo: Option<String>,
 }
 
 /// What the next event of some answers turned out to be.
@@ -49,8 +51,15 @@ enum Waited {
 }
 
 impl Gateway {
-    pub(super) async fn chat(&self, principal: &Principal, body: &[u8], extra: Headers, out: &mut Outgoing) {
-        let begun = ChatRequest::parse(body).and_then(|request| {
+    pub(super) async fn chat(&self, principal: &Principal, request: &Request<'_>, extra: Headers, out: &mut Outgoing) {
+        if let Some(extra) = self.resumed(principal, request.head, extra, out).await {
+            let begun = self.begin_chat(principal, request.body);
+            self.generate(principal, begun, extra, out).await;
+        }
+    }
+
+    fn begin_chat(&self, principal: &Principal, body: &[u8]) -> Result<Begun, ApiError> {
+        ChatRequest::parse(body).and_then(|request| {
             let mut shape =
                 self.shape(Style::Chat, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
             shape.expect_answers(request.answers());
@@ -59,22 +68,33 @@ impl Gateway {
                 let syntax = self.bridge.call_syntax();
                 shape.expect_calls(|| Calls::new(syntax, names.clone(), !used.parallel));
             }
-            let streams = request.wants_stream();
-            self.bridge.chat(principal, request).map(|answers| Begun { shape, streams, answers, echo: None })
-        });
-        self.generate(begun, extra, out).await;
+            let (streams, resumes) = (request.wants_stream(), request.wants_resume());
+            self.bridge.chat(principal, request).map(|answers| Begun { shape, streams, resumes, answers, echo: None })
+        })
     }
 
-    pub(super) async fn complete(&self, principal: &Principal, body: &[u8], extra: Headers, out: &mut Outgoing) {
-        let begun = CompletionRequest::parse(body).and_then(|request| {
+    pub(super) async fn complete(
+        &self,
+        principal: &Principal,
+        request: &Request<'_>,
+        extra: Headers,
+        out: &mut Outgoing,
+    ) {
+        if let Some(extra) = self.resumed(principal, request.head, extra, out).await {
+            let begun = self.begin_completion(principal, request.body);
+            self.generate(principal, begun, extra, out).await;
+        }
+    }
+
+    fn begin_completion(&self, principal: &Principal, body: &[u8]) -> Result<Begun, ApiError> {
+        CompletionRequest::parse(body).and_then(|request| {
             let echo = echo_of(&request)?;
             let mut shape =
                 self.shape(Style::Text, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
             shape.expect_answers(request.answers());
-            let streams = request.wants_stream();
-            self.bridge.complete(principal, request).map(|answers| Begun { shape, streams, answers, echo })
-        });
-        self.generate(begun, extra, out).await;
+            let (streams, resumes) = (request.wants_stream(), request.wants_resume());
+            self.bridge.complete(principal, request).map(|answers| Begun { shape, streams, resumes, answers, echo })
+        })
     }
 
     pub(super) async fn embeddings(&self, principal: &Principal, request: &Request<'_>) -> Result<Response, ApiError> {
@@ -88,14 +108,23 @@ impl Gateway {
         Shape::new(style, self.net.next_request_id(), unix_ms() / 1_000, model, wants_usage, wants_logprobs)
     }
 
-    async fn generate(&self, begun: Result<Begun, ApiError>, extra: Headers, out: &mut Outgoing) {
+    async fn generate(
+        &self,
+        principal: &Principal,
+        begun: Result<Begun, ApiError>,
+        extra: Headers,
+        out: &mut Outgoing,
+    ) {
         let begun = match begun {
             Ok(begun) => begun,
             Err(error) => return self.fail(&error, extra, out),
         };
         let metrics = self.net.metrics();
         metrics.stream_opened();
-        if begun.streams {
+        if begun.streams && begun.resumes {
+            // The work is not this connection's: it goes on for a while without it.
+            let _: Result<(), Gone> = self.stream_kept(principal, begun, extra, out).await;
+        } else if begun.streams {
             // The peer's leaving is noticed by the connection, which drops this future, and by
             // a failed write; both drop the answers, which cancels their generation.
             let _: Result<(), Gone> = self.stream(begun, extra, out).await;
@@ -150,7 +179,7 @@ impl Gateway {
                         over = true;
                     }
                     Waited::Event(answer, event) => {
-                        over = self.write_event(&mut shape, &mut events, answer, event, out.request_id());
+                        over = write_event(&mut shape, &mut events, answer, event, out.request_id());
                     }
                 }
                 if over {
@@ -168,39 +197,6 @@ impl Gateway {
                 return out.flush().await;
             }
             out.flush().await?;
-        }
-    }
-
-    /// Appends an event; true = nothing follows.
-    fn write_event(
-        &self,
-        shape: &mut Shape,
-        events: &mut Vec<u8>,
-        answer: usize,
-        event: StreamEvent,
-        request_id: &str,
-    ) -> bool {
-        match event {
-            StreamEvent::Started { .. } => false,
-            StreamEvent::Delta { text, tokens } => {
-                shape.delta(events, answer, &text, &tokens);
-                false
-            }
-            StreamEvent::Notice { text } => {
-                shape.notice(events, &text);
-                false
-            }
-            StreamEvent::Done { reason: Finish::Failed(why), .. } => {
-                tracing::warn!(request_id, why, "a generation failed");
-                shape.fail(events, &failed());
-                true
-            }
-            StreamEvent::Done { reason, usage, timings, .. } => shape.close(events, answer, &reason, usage, timings),
-            StreamEvent::Error(error) => {
-                tracing::warn!(request_id, code = error.code, message = %error.message, "a stream failed");
-                shape.fail(events, &error);
-                true
-            }
         }
     }
 
@@ -244,10 +240,42 @@ impl Gateway {
         }
     }
 
-    fn fail(&self, error: &ApiError, extra: Headers, out: &mut Outgoing) {
+    pub(super) fn fail(&self, error: &ApiError, extra: Headers, out: &mut Outgoing) {
         let mut response = self.report(error, out.request_id());
         response.headers.extend(extra);
         out.respond(response);
+    }
+}
+
+/// Appends an event; true = nothing follows.
+pub(super) fn write_event(
+    shape: &mut Shape,
+    events: &mut Vec<u8>,
+    answer: usize,
+    event: StreamEvent,
+    request_id: &str,
+) -> bool {
+    match event {
+        StreamEvent::Started { .. } => false,
+        StreamEvent::Delta { text, tokens } => {
+            shape.delta(events, answer, &text, &tokens);
+            false
+        }
+        StreamEvent::Notice { text } => {
+            shape.notice(events, &text);
+            false
+        }
+        StreamEvent::Done { reason: Finish::Failed(why), .. } => {
+            tracing::warn!(request_id, why, "a generation failed");
+            shape.fail(events, &failed());
+            true
+        }
+        StreamEvent::Done { reason, usage, timings, .. } => shape.close(events, answer, &reason, usage, timings),
+        StreamEvent::Error(error) => {
+            tracing::warn!(request_id, code = error.code, message = %error.message, "a stream failed");
+            shape.fail(events, &error);
+            true
+        }
     }
 }
 
@@ -290,11 +318,11 @@ async fn next_within(answers: &mut Answers, wait: Duration, line: &Line) -> Wait
     .await
 }
 
-fn ended_early() -> ApiError {
+pub(super) fn ended_early() -> ApiError {
     ApiError::internal("The answer ended without a result.")
 }
 
-fn stopping() -> ApiError {
+pub(super) fn stopping() -> ApiError {
     ApiError::overloaded("This node shuts down and could not finish the answer in time.", 1)
 }
 

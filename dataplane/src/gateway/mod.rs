@@ -20,6 +20,7 @@ mod oauth;
 mod overload;
 pub mod rates;
 pub mod reserve;
+mod resume;
 pub mod routes;
 mod sealing;
 mod sessions;
@@ -215,6 +216,9 @@ impl Gateway {
     /// What the shard calls with every tick of its timer.
     pub fn tick(&self) {
         self.overload.tick();
+        let (common, drain) = (&self.shared.gateway, self.net.draining.get());
+        common.completions.sweep(common.now_ms(), drain);
+        common.turns.sweep(common.now_ms(), drain);
     }
 
     /// What an `Authorization` header says, as far as can be said without waiting.
@@ -297,7 +301,7 @@ impl Gateway {
         self.allowed_origin(head)?;
         let response = Response::empty(204)
             .header("access-control-allow-methods", allow)
-            .header("access-control-allow-headers", "authorization, content-type, x-request-id")
+            .header("access-control-allow-headers", "authorization, content-type, last-event-id, prefer, x-request-id")
             .header("access-control-max-age", "600");
         Some(self.with_cors(response, head))
     }
@@ -388,6 +392,7 @@ impl Gateway {
             | Endpoint::ConsoleAsset
             | Endpoint::Chat
             | Endpoint::Completions
+            | Endpoint::KeptCompletion
             | Endpoint::ChatSocket
             | Endpoint::OauthToken
             | Endpoint::OauthIntrospect
@@ -507,11 +512,18 @@ impl Service for Gateway {
             (Endpoint::ChatSocket, _) => return self.open_socket(request.head, out),
             (Endpoint::Chat, Some(principal)) => {
                 let extra = self.extra_headers(principal, request.head);
-                Box::pin(self.chat(principal, request.body, extra, out)).await;
+                Box::pin(self.chat(principal, &request, extra, out)).await;
             }
             (Endpoint::Completions, Some(principal)) => {
                 let extra = self.extra_headers(principal, request.head);
-                Box::pin(self.complete(principal, request.body, extra, out)).await;
+                Box::pin(self.complete(principal, &request, extra, out)).await;
+            }
+            (Endpoint::KeptCompletion, Some(principal)) => {
+                let extra = self.extra_headers(principal, request.head);
+                match segment(routes::segments(plan.row, request.head.path()), 0) {
+                    Ok(name) => Box::pin(self.kept_completion(principal, &request, &name, extra, out)).await,
+                    Err(error) => self.fail(&error, extra, out),
+                }
             }
             (Endpoint::Models, Some(_)) => {
                 let list = self.models_json.get_or_init(|| json(&ModelList::new(self.models())).into());

@@ -63,6 +63,7 @@ pub enum Endpoint {
     ConsoleAsset,
     Chat,
     Completions,
+    KeptCompletion,
     Embeddings,
     Models,
     Model,
@@ -177,6 +178,8 @@ pub static ROUTES: &[Row] = &[
         row(Verb::Post, "/v1/completions", CHAT, Endpoint::Completions, Route::Completions),
         BODY_BYTES_MAX,
     )),
+    for_client(row(Verb::Get, "/v1/chat/completions/{}", CHAT, Endpoint::KeptCompletion, Route::Chat)),
+    for_client(row(Verb::Get, "/v1/completions/{}", CHAT, Endpoint::KeptCompletion, Route::Completions)),
     for_client(with_body(
         row(Verb::Post, "/v1/embeddings", CHAT, Endpoint::Embeddings, Route::Embeddings),
         BODY_BYTES_MAX,

@@ -109,6 +109,11 @@ impl Shape {
         }
     }
 
+    /// The id of the completion.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// There will be so many answers.
     pub fn expect_answers(&mut self, count: usize) {
         let first = self.answers[0].unique.clone();

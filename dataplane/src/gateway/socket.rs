@@ -2,14 +2,18 @@
 //!
 //! JSON in text frames. The key comes in the first frame, so that it is in no URL and no log;
 //! before it the page's origin is compared with the host. Client frames: `auth`, `send`,
-//! `stop`, `history`; server frames: `ready`, `history`, `delta`, `notice`, `done`, `error`.
-//! Answers are written only as fast as the peer reads: what a slow peer has not taken yet is
-//! joined in its stream, so a socket's memory is bounded by the answers it asked for.
+//! `stop`, `history`, `resume`; server frames: `ready`, `history`, `delta`, `notice`, `done`, `error`.
+//! Frames of an answer carry the `offset` behind them, which counts what the model made: with few exceptions
+//! (half characters, guessed tokens) one for each token. An answer goes on for a while when its socket is
+//! lost; on a new one, `resume` with session, id and the last offset brings the rest. A close with code 1000 says
+//! that nobody will come back.
+//! Answers are written only as fast as the peer reads: one that is slow holds its answer back, and what the model
+//! makes meanwhile is joined in its stream, so a socket's memory is bounded by the answers it asked for.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use millrace_agent::Finish;
@@ -21,10 +25,11 @@ use millrace_proto::ws::{self, Decoder, Event, Opcode, Side, close_code};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::resume::{Follower, Progress, keep_turn, missed_events, no_reply};
 use super::sessions::message_object;
 use super::shape::{api_usage, finish_reason};
 use super::{Gateway, Principal};
-use crate::bridge::{StreamEvent, TokenStream};
+use crate::bridge::StreamEvent;
 use crate::net::line::{Cut, Line};
 use crate::net::outgoing::FLUSH_BYTES;
 use crate::net::wire::Reader;
@@ -70,20 +75,48 @@ enum ClientFrame {
     Send { session: String, text: String, id: u64 },
     Stop { id: u64 },
     History { session: String },
+    Resume { session: String, id: u64, offset: u64 },
 }
+
+/// Events of one answer that may share a frame.
+const EVENTS_PER_FRAME_MAX: usize = 256;
 
 struct Run {
     id: u64,
-    stream: TokenStream,
-    /// The last event was written.
+    follower: Follower<StreamEvent>,
+    /// The last event was written, or another socket reads on.
     over: bool,
 }
 
 impl Run {
-    /// Writes an event of this answer.
-    fn write(&mut self, out: &mut Outgoing, event: Option<StreamEvent>) {
-        self.over = matches!(event, None | Some(StreamEvent::Done { .. } | StreamEvent::Error(_)));
-        write_event(out, self.id, event);
+    /// Writes what is ready of this answer; false = nothing is.
+    fn write(&mut self, out: &mut Outgoing, context: Option<&Context<'_>>) -> bool {
+        let mut events: Vec<(u64, StreamEvent)> = Vec::new();
+        let mut take = |number: u64, event: &StreamEvent| match (events.last_mut(), event) {
+            (Some((last, StreamEvent::Delta { text, .. })), StreamEvent::Delta { text: more, .. }) => {
+                *last = number;
+                text.push_str(more);
+            }
+            _ => events.push((number, event.clone())),
+        };
+        let progress = match context {
+            None => self.follower.read(EVENTS_PER_FRAME_MAX, &mut take),
+            Some(context) => match self.follower.poll_read(context, EVENTS_PER_FRAME_MAX, &mut take) {
+                Poll::Ready(progress) => progress,
+                Poll::Pending => Progress::Wait,
+            },
+        };
+        match progress {
+            Progress::Wait => return false,
+            Progress::Over | Progress::Replaced => self.over = true,
+            Progress::Events => {
+                for (offset, event) in events {
+                    self.over |= matches!(event, StreamEvent::Done { .. } | StreamEvent::Error(_));
+                    write_event(out, self.id, event, offset);
+                }
+            }
+        }
+        true
     }
 }
 
@@ -162,8 +195,12 @@ impl Gateway {
             Ok(()) => return,
             Err(end) => end,
         };
-        for _ in talk.runs.drain(..) {
+        let for_good = matches!(end, End::Echo(Some(close_code::NORMAL)));
+        for run in talk.runs.drain(..) {
             self.net.metrics().stream_closed();
+            if for_good {
+                run.follower.leave();
+            }
         }
         match end {
             End::Gone => {}
@@ -209,12 +246,8 @@ impl Talk<'_> {
             if let Poll::Ready(read) = reader.poll_read(context, input) {
                 return Poll::Ready(Some(read));
             }
-            for run in runs.iter_mut() {
-                let next = pin!(run.stream.next()).poll(context);
-                if let Poll::Ready(event) = next {
-                    run.write(out, event);
-                    return Poll::Ready(None);
-                }
+            if runs.iter_mut().any(|run| run.write(out, Some(context))) {
+                return Poll::Ready(None);
             }
             timer.as_mut().poll(context).map(|()| None)
         })
@@ -313,10 +346,15 @@ impl Talk<'_> {
             }
             (ClientFrame::Stop { id }, Some(_)) => {
                 if let Some(at) = self.runs.iter().position(|run| run.id == id) {
-                    // Dropping the stream stops the work on it.
-                    self.runs.remove(at);
+                    self.runs.remove(at).follower.leave();
                     self.gateway.net.metrics().stream_closed();
                     self.say(&json!({"type": "done", "id": id, "finish_reason": "cancelled", "usage": null}));
+                }
+                Ok(())
+            }
+            (ClientFrame::Resume { session, id, offset }, Some(key)) => {
+                if let Err(error) = self.resume(&key, &session, id, offset) {
+                    self.error(Some(id), &error);
                 }
                 Ok(())
             }
@@ -334,16 +372,12 @@ impl Talk<'_> {
         if self.gateway.net.refuses_work() {
             return Err(ApiError::overloaded("This node is shutting down and takes no new work.", 1));
         }
-        if self.runs.iter().any(|run| run.id == id) {
-            return Err(ApiError::invalid_param("id", format!("An answer with the id {id} is under way.")));
-        }
-        if self.runs.len() >= RUNS_MAX {
-            return Err(ApiError::rate_limited(format!("{RUNS_MAX} answers are under way on this socket."), 1));
-        }
+        self.check_room(id)?;
         if text.trim().is_empty() {
             return Err(ApiError::invalid_param("text", "The message is empty."));
         }
         check_session(&session)?;
+        let name = turn_name(&session, id);
         let request = ChatRequest {
             session: Some(session),
             messages: vec![ChatMessage::new(ChatRole::User, text)],
@@ -352,9 +386,39 @@ impl Talk<'_> {
         };
         request.validate()?;
         let stream = self.gateway.bridge.chat(&principal, request)?.into_first();
+        let common = &self.gateway.shared.gateway;
+        let kept = common.turns.open(&principal, &name, &self.gateway.bounds(), common.now_ms());
+        let follower = Follower::new(&kept, 0, common).expect("a new answer has its beginning");
+        keep_turn(&kept, stream);
+        self.follow(id, follower);
+        Ok(())
+    }
+
+    /// Goes on with an answer that was begun on another socket, behind what its client has.
+    fn resume(&mut self, key: &str, session: &str, id: u64, offset: u64) -> Result<(), ApiError> {
+        let principal = self.principal(key)?;
+        self.check_room(id)?;
+        check_session(session)?;
+        let common = &self.gateway.shared.gateway;
+        let kept = common.turns.find(&principal, &turn_name(session, id)).ok_or_else(|| no_reply("The answer"))?;
+        let follower = Follower::new(&kept, offset, common).map_err(|missed| missed_events(missed, offset))?;
+        self.follow(id, follower);
+        Ok(())
+    }
+
+    fn follow(&mut self, id: u64, follower: Follower<StreamEvent>) {
         self.gateway.net.metrics().stream_opened();
         self.line.set_idle(false);
-        self.runs.push(Run { id, stream, over: false });
+        self.runs.push(Run { id, follower, over: false });
+    }
+
+    fn check_room(&self, id: u64) -> Result<(), ApiError> {
+        if self.runs.iter().any(|run| run.id == id) {
+            return Err(ApiError::invalid_param("id", format!("An answer with the id {id} is under way.")));
+        }
+        if self.runs.len() >= RUNS_MAX {
+            return Err(ApiError::rate_limited(format!("{RUNS_MAX} answers are under way on this socket."), 1));
+        }
         Ok(())
     }
 
@@ -382,12 +446,7 @@ impl Talk<'_> {
         let out = &mut self.out;
         let metrics = self.gateway.net.metrics();
         self.runs.retain_mut(|run| {
-            while !run.over && out.buffered() < FLUSH_BYTES {
-                match run.stream.try_next() {
-                    Some(event) => run.write(out, Some(event)),
-                    None => break,
-                }
-            }
+            while !run.over && out.buffered() < FLUSH_BYTES && run.write(out, None) {}
             if run.over {
                 metrics.stream_closed();
             }
@@ -465,28 +524,27 @@ fn no_key() -> End {
     End::Close(close_code::POLICY, "the first frame must carry the key")
 }
 
-fn write_event(out: &mut Outgoing, id: u64, event: Option<StreamEvent>) {
+fn write_event(out: &mut Outgoing, id: u64, event: StreamEvent, offset: u64) {
     let value = match event {
-        Some(StreamEvent::Started { .. }) => return,
-        Some(StreamEvent::Delta { text, .. }) => json!({"type": "delta", "id": id, "text": text}),
-        Some(StreamEvent::Notice { text }) => json!({"type": "notice", "id": id, "text": text}),
-        Some(StreamEvent::Done { reason: Finish::Failed(why), .. }) => {
+        StreamEvent::Started { .. } => return,
+        StreamEvent::Delta { text, .. } => json!({"type": "delta", "id": id, "text": text, "offset": offset}),
+        StreamEvent::Notice { text } => json!({"type": "notice", "id": id, "text": text, "offset": offset}),
+        StreamEvent::Done { reason: Finish::Failed(why), .. } => {
             tracing::warn!(why, "a generation failed");
             error_frame(
                 Some(id),
                 &ApiError::internal("The model engine failed on this message; the node's log has the reason."),
             )
         }
-        Some(StreamEvent::Done { reason, usage, message_seq, .. }) => json!({
+        StreamEvent::Done { reason, usage, message_seq, .. } => json!({
             "type": "done",
             "id": id,
+            "offset": offset,
             "finish_reason": finish_reason(&reason),
             "usage": api_usage(usage),
             "seq": message_seq,
         }),
-        Some(StreamEvent::Error(error)) => error_frame(Some(id), &error),
-        // The end was written with the event before it.
-        None => return,
+        StreamEvent::Error(error) => error_frame(Some(id), &error),
     };
     say(out, &value);
 }
@@ -502,6 +560,11 @@ fn error_frame(id: Option<u64>, error: &ApiError) -> Value {
     }
     frame["error"] = error.to_value()["error"].take();
     frame
+}
+
+/// What a turn is called: its session and the number that the client gave it. The length keeps both apart.
+fn turn_name(session: &str, id: u64) -> String {
+    format!("{}:{session}/{id}", session.len())
 }
 
 fn check_session(session: &str) -> Result<(), ApiError> {
@@ -552,8 +615,18 @@ mod tests {
         let send: ClientFrame =
             serde_json::from_str(r#"{"type":"send","session":"s","text":"hi","id":3,"more":1}"#).expect("a frame");
         assert!(matches!(send, ClientFrame::Send { id: 3, .. }));
+        let resume = serde_json::from_str(r#"{"type":"resume","session":"s","id":3,"offset":9}"#).expect("a frame");
+        assert!(matches!(resume, ClientFrame::Resume { id: 3, offset: 9, .. }));
         for bad in ["", "[]", "{}", r#"{"type":"quit"}"#, r#"{"type":"send","id":-1}"#, r#"{"type":"stop"}"#] {
             assert!(serde_json::from_str::<ClientFrame>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_choice_of_session_and_number_means_another_turn() {
+        let names = [("a", 12), ("a/1", 2), ("a", 1), ("", 1)].map(|(session, id)| turn_name(session, id));
+        for (at, name) in names.iter().enumerate() {
+            assert!(!names[at + 1..].contains(name), "{name}");
         }
     }
 

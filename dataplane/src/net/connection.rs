@@ -11,10 +11,10 @@
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use millrace_proto::api::ApiError;
@@ -124,22 +124,36 @@ pub async fn run<S: Service>(net: Rc<Net>, service: Rc<S>, stream: TcpStream, ip
     let guard = net.lines.join(&stream);
     let line = guard.line().clone();
     net.metrics().connection_opened();
-    {
-        let peer = Peer { ip, secure: tls.is_some() };
-        let connection = Connection { net: &net, line: &line, service: &service, peer };
-        let mut life = pin!(connection.begin(stream, tls));
-        let ended = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| life.as_mut().poll(context))) {
-            Ok(Poll::Ready(())) => Poll::Ready(true),
-            Ok(Poll::Pending) => Poll::Pending,
-            Err(_) => Poll::Ready(false),
-        })
-        .await;
-        if !ended {
-            tracing::error!(shard = net.shard, "a request handler panicked; its connection is closed");
-        }
+    let peer = Peer { ip, secure: tls.is_some() };
+    let connection = Connection { net: &net, line: &line, service: &service, peer };
+    if !contained(pin!(connection.begin(stream, tls))).await {
+        tracing::error!(shard = net.shard, "a request handler panicked; its connection is closed");
     }
     drop(guard);
     net.metrics().connection_closed();
+}
+
+/// Runs `work`, which its caller pins so that no copy of it is kept; false = it panicked.
+pub async fn contained(mut work: Pin<&mut impl Future<Output = ()>>) -> bool {
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+        Ok(state) => state.map(|()| true),
+        Err(_) => Poll::Ready(false),
+    })
+    .await
+}
+
+/// Runs `work` until its peer has left. Dropping the work cancels it.
+pub(super) async fn while_wanted<T>(
+    mut work: Pin<&mut impl Future<Output = T>>,
+    mut left: impl FnMut(&mut Context<'_>) -> bool,
+) -> Option<T> {
+    poll_fn(|context| {
+        if let Poll::Ready(next) = work.as_mut().poll(context) {
+            return Poll::Ready(Some(next));
+        }
+        if left(context) { Poll::Ready(None) } else { Poll::Pending }
+    })
+    .await
 }
 
 /// Where the body of a request was found.
@@ -332,17 +346,12 @@ impl<S: Service> Connection<'_, S> {
     ) -> Option<T> {
         let mut work = pin!(work);
         let mut left = None;
-        let finished = poll_fn(|context| {
-            if let Poll::Ready(next) = work.as_mut().poll(context) {
-                return Poll::Ready(Some(next));
+        let finished = while_wanted(work.as_mut(), |context| match reader.poll_left(context, ahead) {
+            Poll::Ready(how) => {
+                left = Some(how);
+                true
             }
-            match reader.poll_left(context, ahead) {
-                Poll::Ready(how) => {
-                    left = Some(how);
-                    Poll::Ready(None)
-                }
-                Poll::Pending => Poll::Pending,
-            }
+            Poll::Pending => false,
         })
         .await;
         if finished.is_some() || left == Some(Left::Gone) {

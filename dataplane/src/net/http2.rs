@@ -7,7 +7,6 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -24,7 +23,7 @@ use millrace_proto::limits::HEAD_BYTES_MAX;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Net;
-use super::connection::{Admitted, Request, Service, count, malformed};
+use super::connection::{Admitted, Request, Service, contained, count, malformed, while_wanted};
 use super::line::{Line, Peer};
 use super::outgoing::{FLUSH_BYTES, Gone, Outgoing, Response};
 use super::wire::{Reader, Writer};
@@ -161,16 +160,8 @@ async fn accept<S: Service>(mut connection: Connection<Wire, Bytes>, shared: &Rc
 /// One request from its head to the end of its answer. A panic in the service ends this stream only.
 async fn stream<S: Service>(shared: Rc<Shared<S>>, request: http::Request<RecvStream>, respond: SendResponse<Bytes>) {
     let sink = Rc::new(RefCell::new(Sink::new(respond)));
-    {
-        let mut life = pin!(exchange(&shared, request, &sink));
-        let ended = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| life.as_mut().poll(context))) {
-            Ok(state) => state.map(|()| true),
-            Err(_) => Poll::Ready(false),
-        })
-        .await;
-        if !ended {
-            tracing::error!(shard = shared.net.shard, "a request handler panicked; its stream is reset");
-        }
+    if !contained(pin!(exchange(&shared, request, &sink))).await {
+        tracing::error!(shard = shared.net.shard, "a request handler panicked; its stream is reset");
     }
     sink.borrow_mut().abandon();
     shared.running.set(shared.running.get() - 1);
@@ -216,17 +207,8 @@ async fn exchange<S: Service>(shared: &Shared<S>, request: http::Request<RecvStr
         }
     };
     let request = Request { head: &head, body: &bytes, peer: *peer };
-    let finished = {
-        let mut work = pin!(service.serve(plan, request, &mut out));
-        poll_fn(|context| {
-            if let Poll::Ready(next) = work.as_mut().poll(context) {
-                return Poll::Ready(Some(next));
-            }
-            let left = cancel_on_leave && sink.borrow_mut().poll_left(context).is_ready();
-            if left { Poll::Ready(None) } else { Poll::Pending }
-        })
-        .await
-    };
+    let left = |context: &mut Context<'_>| cancel_on_leave && sink.borrow_mut().poll_left(context).is_ready();
+    let finished = while_wanted(pin!(service.serve(plan, request, &mut out)), left).await;
     count(net, metric, if finished.is_some() { out.status() } else { 499 }, started);
     if finished.is_some() {
         let _ = out.flush().await;

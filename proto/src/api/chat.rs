@@ -91,6 +91,8 @@ pub struct ChatRequest {
 pub struct StreamOptions {
     /// Whether the last chunk carries the token counts.
     pub include_usage: Option<bool>,
+    /// Whether the stream may be resumed after a lost connection: its work goes on for a while, and its events have ids.
+    pub resume: Option<bool>,
 }
 
 /// Who says a message of a request.
@@ -370,6 +372,11 @@ impl ChatRequest {
     /// Whether the stream ends with token counts.
     pub fn wants_usage(&self) -> bool {
         self.stream_options.is_some_and(|options| options.include_usage == Some(true))
+    }
+
+    /// Whether the stream is to be kept for a client that loses its connection.
+    pub fn wants_resume(&self) -> bool {
+        self.stream_options.is_some_and(|options| options.resume == Some(true))
     }
 
     /// `Some(n)` when log probabilities are asked for, with n alternatives.

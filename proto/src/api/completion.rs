@@ -203,6 +203,11 @@ impl CompletionRequest {
         self.stream_options.is_some_and(|options| options.include_usage == Some(true))
     }
 
+    /// Whether the stream is to be kept for a client that loses its connection.
+    pub fn wants_resume(&self) -> bool {
+        self.stream_options.is_some_and(|options| options.resume == Some(true))
+    }
+
     /// `Some(n)` when log probabilities are asked for, with n alternatives.
     pub fn logprobs_wanted(&self) -> Option<u8> {
         self.logprobs.and_then(|n| u8::try_from(n).ok())

@@ -16,9 +16,9 @@ use millrace_proto::http1::{BodyFraming, Method, Parts, RequestHead};
 use millrace_proto::http3::{self as h3, Code, Event, Fault, RequestReader, UniReader};
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 
-use super::{READ_BYTES_MAX, STREAMS_MAX, contained, within};
+use super::{READ_BYTES_MAX, STREAMS_MAX, within};
 use crate::net::Net;
-use crate::net::connection::{Admitted, Request, Service, count, malformed};
+use crate::net::connection::{Admitted, Request, Service, contained, count, malformed, while_wanted};
 use crate::net::line::{Line, Peer};
 use crate::net::outgoing::{Gone, Outgoing, Response};
 use crate::obs::{Rejection, Route};
@@ -186,7 +186,7 @@ async fn unidirectional<S: Service>(shared: Rc<Shared<S>>, mut receive: RecvStre
 /// One request from its head to the end of its answer. A panic in the service ends this stream only.
 async fn stream<S: Service>(shared: Rc<Shared<S>>, send: SendStream, receive: RecvStream) {
     let sink = Rc::new(RefCell::new(Sink::new(send)));
-    if !contained(exchange(&shared, receive, &sink)).await {
+    if !contained(pin!(exchange(&shared, receive, &sink))).await {
         tracing::error!(shard = shared.net.shard, "a request handler panicked; its stream is reset");
     }
     sink.borrow_mut().abandon(Code::InternalError);
@@ -245,17 +245,8 @@ async fn exchange<S: Service>(shared: &Shared<S>, receive: RecvStream, sink: &Rc
         return incoming.stop();
     }
     let request = Request { head: &head, body: &body, peer: *peer };
-    let finished = {
-        let mut work = pin!(service.serve(plan, request, &mut out));
-        poll_fn(|context| {
-            if let Poll::Ready(next) = work.as_mut().poll(context) {
-                return Poll::Ready(Some(next));
-            }
-            let left = cancel_on_leave && sink.borrow_mut().poll_left(context).is_ready();
-            if left { Poll::Ready(None) } else { Poll::Pending }
-        })
-        .await
-    };
+    let left = |context: &mut Context<'_>| cancel_on_leave && sink.borrow_mut().poll_left(context).is_ready();
+    let finished = while_wanted(pin!(service.serve(plan, request, &mut out)), left).await;
     count(net, metric, if finished.is_some() { out.status() } else { 499 }, started);
     if finished.is_some() {
         let _ = out.flush().await;

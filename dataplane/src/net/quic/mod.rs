@@ -23,7 +23,6 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::UdpSocket;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -214,16 +213,6 @@ async fn within<T>(patience: Duration, work: impl Future<Output = T>) -> Option<
         }
         let late = late.get_or_insert_with(|| Box::pin(monoio::time::sleep(patience)));
         late.as_mut().poll(context).map(|()| None)
-    })
-    .await
-}
-
-/// Runs `work`; false = it panicked.
-async fn contained(work: impl Future<Output = ()>) -> bool {
-    let mut work = pin!(work);
-    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
-        Ok(state) => state.map(|()| true),
-        Err(_) => Poll::Ready(false),
     })
     .await
 }

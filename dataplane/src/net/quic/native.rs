@@ -16,7 +16,8 @@ use millrace_proto::native::{
 };
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 
-use super::{READ_BYTES_MAX, STREAMS_MAX, contained, within};
+use super::{READ_BYTES_MAX, STREAMS_MAX, within};
+use crate::net::connection::contained;
 use crate::net::line::{Line, Peer};
 use crate::net::outgoing::{FLUSH_BYTES, Gone};
 use crate::net::{Net, Service};
@@ -269,12 +270,12 @@ async fn stream<S: NativeService>(
     ahead: BytesMut,
 ) {
     let running = Cell::new(false);
-    let fine = contained(async {
+    let fine = contained(pin!(async {
         if let Err(error) = requests(&shared, &mut answers, &mut receive, ahead, &running).await {
             shared.net.metrics().rejected(Rejection::Protocol);
             close(&shared.connection, close_code::PROTOCOL, &error.to_string());
         }
-    })
+    }))
     .await;
     if !fine {
         tracing::error!(shard = shared.net.shard, "a request handler panicked; its stream is reset");
