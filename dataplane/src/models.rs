@@ -136,6 +136,11 @@ pub fn draft_model(config: &Config) -> Result<Option<Found>, Trouble> {
     name.map(|name| named(config, name, Kind::Chat, "draft_model")).transpose()
 }
 
+/// The model that answers when the chat model would be late, if a configuration means one.
+pub fn small_model(config: &Config) -> Result<Option<Found>, Trouble> {
+    config.small_model.as_ref().map(|name| named(config, name, Kind::Chat, "small_model")).transpose()
+}
+
 /// The encoder that a configuration means; `None` when there is none or it is turned off.
 pub fn encoder(config: &Config) -> Result<Option<Found>, Trouble> {
     match (&config.embedding_model, config.embeddings) {

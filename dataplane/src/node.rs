@@ -36,11 +36,11 @@ use crate::models::{self, Found};
 use crate::net::tls::Tls;
 use crate::net::{self, Listeners, QuicSockets};
 use crate::obs::{self, EngineSnapshot, Health, Metrics, NodeFacts, StorageSnapshot};
-use crate::plan::Plan;
+use crate::plan::{Plan, SMALL_KV_PART};
 use crate::reload::Reloader;
 use crate::shard::live::{Live, Settings};
 use crate::shard::reactor::{self, Preference};
-use crate::shard::{self, Shards, Shared, StartOptions};
+use crate::shard::{self, Shards, Shared, Small, StartOptions};
 use crate::sys;
 use crate::trouble::Trouble;
 
@@ -281,8 +281,8 @@ fn plan(config: &Config) -> Result<Plan, Trouble> {
     let chat = models::chat_model(config)?;
     let encoder = models::encoder(config)?;
     let of = |model: Option<Found>| model.map_or(0, |model| model.bytes);
-    let draft = models::draft_model(config)?;
-    let plan = Plan::new(config, chat.bytes + of(draft), of(encoder));
+    let beside = of(models::draft_model(config)?) + of(models::small_model(config)?);
+    let plan = Plan::new(config, chat.bytes + beside, of(encoder));
     if plan.fits() {
         return Ok(plan);
     }
@@ -298,6 +298,8 @@ struct Parts {
     store: Store,
     chat: Chat,
     draft: Option<Arc<Model>>,
+    /// The small model and its name.
+    small: Option<(String, Chat)>,
     encoder: Option<Arc<Encoder>>,
 }
 
@@ -305,11 +307,18 @@ struct Parts {
 fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     let chat = models::chat_model(config)?;
     let encoder = models::encoder(config)?;
-    let name = chat.name.strip_suffix(".gguf").unwrap_or(&chat.name).to_owned();
+    let name = model_name(&chat);
     let cache = config.data.join(CACHE_FOLDER);
     let draft_cache = cache.clone();
     let draft_load = models::draft_model(config)?
         .map(|found| in_thread("load-draft", move || load_model(&found, &draft_cache)))
+        .transpose()?;
+    let small_cache = cache.clone();
+    let small_load = models::small_model(config)?
+        .map(|found| {
+            let name = model_name(&found);
+            Ok((name, in_thread("load-small", move || load_chat(&found, &small_cache))?))
+        })
         .transpose()?;
     let chat_load = in_thread("load-model", move || load_chat(&chat, &cache))?;
     let precision = config.engine.embedding_precision();
@@ -321,9 +330,15 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     tracing::debug!(took = ?began.elapsed(), "store opened");
     let chat = finished(&chat_load, deadline, config)?;
     let draft = draft_load.map(|load| finished(&load, deadline, config)).transpose()?;
+    let small = small_load.map(|(name, load)| Ok((name, finished(&load, deadline, config)?))).transpose()?;
     let encoder = encoder_load.map(|load| finished(&load, deadline, config)).transpose()?;
     config.engine.context_max = config.engine.context_max.min(chat.model.info().context_max);
-    Ok(Parts { name, store, chat, draft, encoder })
+    Ok(Parts { name, store, chat, draft, small, encoder })
+}
+
+/// What clients call a chat model: its file without the ending.
+fn model_name(found: &Found) -> String {
+    found.name.strip_suffix(".gguf").unwrap_or(&found.name).to_owned()
 }
 
 type Loading<T> = mpsc::Receiver<Result<T, Trouble>>;
@@ -438,7 +453,8 @@ impl Node {
         for (flags, reason) in &probe.refused {
             tracing::info!(?flags, reason, "the kernel refused a ring");
         }
-        let engine = start_engine(&config, &parts.chat, parts.draft.clone())?;
+        let engine = start_engine(&config, &parts.chat, parts.draft.clone(), config.engine.kv_mib)?;
+        let small = parts.small.take().map(|(name, chat)| start_small(&config, name, &chat)).transpose()?;
         let embedder = start_embedder(&engine, parts.encoder.as_ref())?;
         let control = Control::start().map_err(|error| {
             Trouble::new("the control thread cannot start", error.to_string(), "look at `ulimit -u` and `ulimit -n`")
@@ -489,6 +505,7 @@ impl Node {
             model: parts.chat.model,
             tokenizer: parts.chat.tokenizer,
             template: parts.chat.template,
+            small,
             embedder,
             platforms: Platforms::new(control.clone()),
             pace,
@@ -548,6 +565,9 @@ impl Node {
         self.shared.engine.shutdown();
         // After the engine, which ends the answer that a round may be waiting for.
         drop(self.extraction);
+        if let Some(small) = &self.shared.small {
+            small.engine.shutdown();
+        }
         if let Some(embedder) = &self.shared.embedder {
             embedder.shutdown();
         }
@@ -603,16 +623,27 @@ fn instruction_set() -> &'static str {
     "scalar"
 }
 
-fn start_engine(config: &Config, chat: &Chat, draft: Option<Arc<Model>>) -> Result<Arc<Engine>, Trouble> {
+/// The small model gets a quarter of the chat model's room for keys and values.
+fn start_small(config: &Config, name: String, chat: &Chat) -> Result<Small, Trouble> {
+    let engine = start_engine(config, chat, None, config.engine.kv_mib.div_ceil(SMALL_KV_PART))?;
+    Ok(Small { name, engine, tokenizer: Arc::clone(&chat.tokenizer), template: Arc::clone(&chat.template) })
+}
+
+fn start_engine(
+    config: &Config,
+    chat: &Chat,
+    draft: Option<Arc<Model>>,
+    kv_mib: usize,
+) -> Result<Arc<Engine>, Trouble> {
     let options = &config.engine;
     let settings = EngineConfig {
         threads: options.threads,
         cpus: None,
         nice: ENGINE_NICE,
         kv_format: options.kv_type,
-        kv_bytes_max: options.kv_mib << 20,
+        kv_bytes_max: kv_mib << 20,
         kv_kept_bytes_max: options.kv_kept_mib.map_or(KV_KEPT_WEIGHTS * chat.model.weights_bytes(), |mib| mib << 20),
-        context_max: options.context_max,
+        context_max: options.context_max.min(chat.model.info().context_max),
         sequences_max: options.sequences_max,
         queue_max: options.queue_max,
         prefill_chunk: options.prefill_chunk,

@@ -14,6 +14,8 @@ const REACTOR_BYTES: u64 = 2 << 20;
 const SEQUENCE_BYTES: u64 = 512 << 10;
 /// Code, allocator slack, log, control thread.
 const PROCESS_BYTES: u64 = 32 << 20;
+/// The KV pool of the small model is one part in this many of the chat model's.
+pub const SMALL_KV_PART: usize = 4;
 /// Connections that are planned as busy at once; idle ones hold almost nothing.
 const CONNECTIONS_PLANNED_MAX: usize = 4096;
 
@@ -42,11 +44,16 @@ impl Plan {
         let mut parts = Vec::new();
         let mut part = |what: String, bytes: u64| parts.push(Part { what, bytes });
         let draft = if config.draft_model.is_some() { " and draft model" } else { "" };
-        part(format!("chat model{draft} weights, packed for the kernels"), chat_bytes);
+        let small = if config.small_model.is_some() { " and small model" } else { "" };
+        part(format!("chat model{draft}{small} weights, packed for the kernels"), chat_bytes);
         if encoder_bytes > 0 {
             part("encoder weights".into(), encoder_bytes);
         }
         part(format!("KV pool (engine.kv_mib = {})", engine.kv_mib), (engine.kv_mib as u64) << 20);
+        if config.small_model.is_some() {
+            let kv_mib = engine.kv_mib.div_ceil(SMALL_KV_PART);
+            part(format!("KV pool of the small model ({kv_mib} MiB)"), (kv_mib as u64) << 20);
+        }
         let rows = (engine.sequences_max + engine.prefill_chunk) as u64;
         part(
             format!(

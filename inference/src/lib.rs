@@ -32,4 +32,4 @@ pub use speculate::Speculation;
 pub use stats::Stats;
 pub use template::{ChatTemplate, TemplateError, TemplateMessage, ToolFormat};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerError};
-pub use worker::{Engine, EngineConfig, EngineError};
+pub use worker::{Engine, EngineConfig, EngineError, Forecast};

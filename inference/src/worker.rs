@@ -182,6 +182,15 @@ pub(crate) enum Message {
     Wake,
 }
 
+/// What a request would have to expect if it were submitted now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// Time to its first token.
+    pub first_token: Duration,
+    /// Time to its last one, for a reply of the usual length.
+    pub complete: Duration,
+}
+
 /// A running engine. Shared between threads; dropping the last handle shuts it down.
 pub struct Engine {
     shared: Arc<Shared>,
@@ -348,6 +357,20 @@ impl Engine {
         move || _ = sender.try_send(Message::Wake)
     }
 
+    /// What a request of `tenant` would have to expect now; `None` before anything was measured.
+    pub fn forecast(&self, tenant: u64, prompt_tokens: usize, max_tokens: usize) -> Option<Forecast> {
+        let new = Newcomer { background: false, tenant, weight: 1, prompt: prompt_tokens, max_tokens };
+        let demand = self.shared.demand();
+        let first_token = demand.first_token(&new, self.started.elapsed())?;
+        let rest = demand.token_pause(&new)?.mul_f64(demand.reply_tokens(max_tokens) - 1.0);
+        Some(Forecast { first_token, complete: first_token + rest })
+    }
+
+    /// The longest predicted time to the first token that is accepted, if there is a limit.
+    pub fn first_token_max(&self) -> Option<Duration> {
+        self.first_token_max
+    }
+
     /// Live counters.
     pub fn stats(&self) -> &Stats {
         &self.shared.stats
@@ -399,7 +422,9 @@ impl Engine {
         let now = self.started.elapsed();
         let forecast = demand.first_token(new, now);
         let until_deadline = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        admit::check_wait(forecast, until_deadline, self.first_token_max)?;
+        // What gives way to others has agreed to wait.
+        let first_token_max = self.first_token_max.filter(|_| !new.background);
+        admit::check_wait(forecast, until_deadline, first_token_max)?;
         demand.enqueue(new, now);
         Ok(forecast)
     }

@@ -15,6 +15,7 @@ mod forgetting;
 mod handover;
 mod io;
 mod kill;
+mod ladder;
 mod late;
 mod limits;
 mod metrics;

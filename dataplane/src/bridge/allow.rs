@@ -1,7 +1,7 @@
 //! How much of the engine a request may have: its caller's tokens, and what the load leaves for it.
 //!
-//! The ladder under load: a request that names no length gets a shorter answer first, then it is refused with
-//! the time at which to come back. What was asked for by number is never cut: it is granted or refused.
+//! A request that names no length gets a shorter answer before it is refused with the time at which to come back.
+//! What was asked for by number is never cut: it is granted or refused.
 
 use millrace_proto::api::ApiError;
 
@@ -32,7 +32,8 @@ impl Allowance {
 }
 
 impl State {
-    /// Reserves the prompt and the reply: `asked` tokens, or `usual` ones of a request that names no number.
+    /// Reserves the prompt and the reply: `asked` tokens, or `usual` ones of a request that names no number, fewer while
+    /// the engine is behind.
     pub fn allow(
         &self,
         principal: &Principal,
@@ -40,12 +41,23 @@ impl State {
         asked: Option<u32>,
         usual: u32,
     ) -> Result<Allowance, ApiError> {
+        self.allow_at(principal, prompt_tokens, asked, usual, self.is_behind())
+    }
+
+    /// The same, with `squeeze` for whether the load asks for short answers.
+    pub fn allow_at(
+        &self,
+        principal: &Principal,
+        prompt_tokens: u32,
+        asked: Option<u32>,
+        usual: u32,
+        squeeze: bool,
+    ) -> Result<Allowance, ApiError> {
         let live = self.shared.live.now();
         let short = live.rates.short_reply_tokens;
-        let behind = self.shared.engine.stats().waiting.get() * 2 >= self.shared.config.engine.queue_max as u64;
         let (mut reply_tokens, mut shortened) = match asked {
             Some(asked) => (asked, false),
-            None if behind && short > 0 && short < usual => (short, true),
+            None if squeeze && short > 0 && short < usual => (short, true),
             None => (usual, false),
         };
         let ask =

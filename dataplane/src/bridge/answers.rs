@@ -4,12 +4,16 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 use super::stream::{StreamEvent, TokenStream};
+use crate::obs::Rung;
 
 /// The answers of one request, at least one. Dropping them stops the work on all.
 pub struct Answers {
     streams: Vec<TokenStream>,
     /// Whose turn it is to be looked at first, so that a quick answer does not hide the others.
     turn: usize,
+    rung: Rung,
+    /// The model that answers, when it is not the one that is meant by default.
+    model: Option<String>,
 }
 
 impl From<TokenStream> for Answers {
@@ -22,7 +26,22 @@ impl Answers {
     /// `streams` in the order of the answers' indices.
     pub(super) fn new(streams: Vec<TokenStream>) -> Self {
         assert!(!streams.is_empty(), "a request has an answer");
-        Self { streams, turn: 0 }
+        Self { streams, turn: 0, rung: Rung::AsAsked, model: None }
+    }
+
+    /// The answers, which are less than what was asked for.
+    pub(super) fn reduced(self, rung: Rung, model: Option<String>) -> Self {
+        Self { rung, model, ..self }
+    }
+
+    /// How they were admitted.
+    pub fn rung(&self) -> Rung {
+        self.rung
+    }
+
+    /// The model that answers, when it is not the one that is meant by default.
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
     }
 
     /// How many there are.

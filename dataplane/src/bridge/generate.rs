@@ -16,9 +16,11 @@ use super::Bridge;
 use super::answers::Answers;
 use super::errors::submit_error;
 use super::inlet::Completion;
-use super::state::{Call, State, Submission, Target};
-use super::stream::{Once, Origin, StreamSender, TokenStream};
-use super::tools::{self, Constrained};
+use super::ladder::{Patience, Wish};
+use super::prompt::ModelPrompter;
+use super::state::{Call, State};
+use super::stream::Once;
+use super::tools;
 use crate::gateway::Principal;
 use crate::models;
 use crate::shard::Shared;
@@ -119,8 +121,13 @@ pub(super) fn embedding_name(shared: &Shared) -> Option<String> {
     models::encoder(&shared.config).ok().flatten().map(|found| found.name)
 }
 
+/// Whether a request names no model in particular.
+fn means_default(asked: &str) -> bool {
+    asked.is_empty() || asked == DEFAULT_MODEL
+}
+
 pub(super) fn check_model(asked: &str, known: &[String]) -> Result<(), ApiError> {
-    if asked.is_empty() || asked == DEFAULT_MODEL || known.iter().any(|name| name.eq_ignore_ascii_case(asked)) {
+    if means_default(asked) || known.iter().any(|name| name.eq_ignore_ascii_case(asked)) {
         return Ok(());
     }
     let mut known = known.to_vec();
@@ -137,13 +144,18 @@ impl State {
         &mut self,
         principal: &Principal,
         request: &ChatRequest,
-        bridge: Weak<Bridge>,
+        patience: Patience,
+        bridge: &Weak<Bridge>,
     ) -> Result<Answers, ApiError> {
         let used = request.tool_use();
-        let prompt = self
-            .prompter
-            .encode_chat(&request.messages, used.as_ref().map_or(&[], |used| used.tools))
-            .map_err(|why| ApiError::bad_request("template_refused", why).with_param("messages"))?;
+        let tools = used.as_ref().map_or(&[][..], |used| used.tools);
+        let encode = |prompter: &ModelPrompter| {
+            prompter
+                .encode_chat(&request.messages, tools)
+                .map_err(|why| ApiError::bad_request("template_refused", why).with_param("messages"))
+        };
+        // Models write calls in different ways, and the answer is read as the main one does.
+        let any_model = means_default(&request.model) && tools.is_empty();
         let options = options(
             &request.sampling(),
             request.max_tokens(),
@@ -152,22 +164,26 @@ impl State {
             request.logprobs_wanted(),
         );
         let demanded =
-            used.and_then(|used| tools::demanded(&used, self.prompter.call_syntax(), &self.shared.tokenizer));
+            used.as_ref().and_then(|used| tools::demanded(used, self.prompter.call_syntax(), &self.shared.tokenizer));
         let constrained = demanded.or(request.output_format()?.map(tools::constrained));
-        self.start(principal, prompt, options, request.answers(), constrained, bridge)
+        let wish = Wish { options, count: request.answers(), constrained, any_model, patience };
+        self.start(principal, &wish, encode, bridge)
     }
 
     pub fn complete(
         &mut self,
         principal: &Principal,
         request: &CompletionRequest,
-        bridge: Weak<Bridge>,
+        patience: Patience,
+        bridge: &Weak<Bridge>,
     ) -> Result<Answers, ApiError> {
-        let prompt = match &request.prompt {
-            Some(Prompt::Text(text)) => self.prompter.encode_plain(text),
-            Some(Prompt::Tokens(tokens)) => tokens.clone(),
-            _ => return Err(ApiError::invalid_param("prompt", "prompt must be one text or one list of tokens.")),
+        let encode = |prompter: &ModelPrompter| match &request.prompt {
+            Some(Prompt::Text(text)) => Ok(prompter.encode_plain(text)),
+            Some(Prompt::Tokens(tokens)) => Ok(tokens.clone()),
+            _ => Err(ApiError::invalid_param("prompt", "prompt must be one text or one list of tokens.")),
         };
+        // Token ids mean nothing to another model.
+        let any_model = means_default(&request.model) && matches!(request.prompt, Some(Prompt::Text(_)));
         let options = options(
             &request.sampling(),
             Some(request.max_tokens()),
@@ -176,54 +192,8 @@ impl State {
             request.logprobs_wanted(),
         );
         let constrained = request.output_format()?.map(tools::constrained);
-        self.start(principal, prompt, options, request.answers(), constrained, bridge)
-    }
-
-    /// Starts `count` answers to one prompt. They share its keys and values: the first computes them, and the others
-    /// begin once its blocks are there.
-    fn start(
-        &mut self,
-        principal: &Principal,
-        prompt: Vec<u32>,
-        mut options: GenerationOptions,
-        count: usize,
-        constrained: Option<Constrained>,
-        bridge: Weak<Bridge>,
-    ) -> Result<Answers, ApiError> {
-        let context = self.shared.engine.context_max();
-        let room = context.saturating_sub(prompt.len());
-        // Without a limit the reply gets what a session's reply gets, or what is left of the context.
-        let usual = self.shared.config.agent.reply_tokens_max.min(room);
-        let max_tokens = options.max_tokens.map_or(usual, |n| n as usize);
-        if max_tokens == 0 || max_tokens > room {
-            return Err(ApiError::context_too_long(prompt.len(), max_tokens.max(1), context));
-        }
-        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        let whole = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let asked = options.max_tokens.map(|_| whole(max_tokens));
-        let mut streams = Vec::with_capacity(count);
-        for answer in 0..count {
-            let sender = StreamSender::default();
-            // When one is refused, dropping the streams ends those before it and gives back what they reserved.
-            let allowance = self.allow(principal, prompt_tokens, asked, whole(usual))?;
-            if allowance.shortened && answer == 0 {
-                sender.push(allowance.notice());
-            }
-            let submission = Submission {
-                prompt: prompt.clone(),
-                max_tokens: allowance.reply_tokens,
-                options: &options,
-                constrained: constrained.clone(),
-                deadline: Some(self.shared.config.limits.request_timeout),
-                tenant: principal.tenant,
-            };
-            let run = self.submit(submission, Target::Stream(sender.clone())).map_err(|error| submit_error(&error))?;
-            let stream = TokenStream::new(&sender, Origin::Run(run), Weak::clone(&bridge), Some(prompt_tokens));
-            streams.push(stream.charge(allowance.reservation));
-            // Each answer has a seed of its own, and the first is the one that is given without `n`.
-            options.seed = options.seed.wrapping_add(1);
-        }
-        Ok(Answers::new(streams))
+        let wish = Wish { options, count: request.answers(), constrained, any_model, patience };
+        self.start(principal, &wish, encode, bridge)
     }
 
     /// Asks the encoder; the answer is put where the caller waits. Also says how many tokens the texts have.

@@ -13,6 +13,7 @@ mod answers;
 mod errors;
 mod generate;
 mod inlet;
+mod ladder;
 mod message;
 mod outbox;
 mod pace;
@@ -38,6 +39,7 @@ use millrace_proto::record::{ChatAddress, InboxRecord, SCOPE_ADMIN, SCOPE_IMPERS
 use millrace_proto::toolcall::CallSyntax;
 
 pub use answers::Answers;
+pub use ladder::Patience;
 pub use message::{Ingested, ShardMessage};
 pub use pace::Pace;
 pub use people::Registry;
@@ -47,6 +49,7 @@ pub use stream::{StreamEvent, TokenStream};
 pub use views::{ContextView, FactView, MessageView};
 
 use crate::gateway::Principal;
+use crate::obs::Rung;
 use crate::shard::Shared;
 use state::{State, Waiter};
 use stream::{Once, Origin, StreamSender};
@@ -123,18 +126,28 @@ impl Bridge {
     /// Starts the answers to a chat: in a session when the request names one, else from its messages alone.
     ///
     /// An error that is known at once is returned; one that shows later is the first event of the stream.
-    pub fn chat(self: &Rc<Self>, principal: &Principal, request: ChatRequest) -> Result<Answers, ApiError> {
+    pub fn chat(
+        self: &Rc<Self>,
+        principal: &Principal,
+        request: ChatRequest,
+        patience: Patience,
+    ) -> Result<Answers, ApiError> {
         self.check_model(&request.model)?;
         match request.session.clone() {
-            Some(session) => self.session_chat(principal, &session, &request).map(Answers::from),
-            None => self.state.borrow_mut().stateless_chat(principal, &request, Rc::downgrade(self)),
+            Some(session) => self.session_chat(principal, &session, &request),
+            None => self.state.borrow_mut().stateless_chat(principal, &request, patience, &Rc::downgrade(self)),
         }
     }
 
     /// Continues a prompt.
-    pub fn complete(self: &Rc<Self>, principal: &Principal, request: CompletionRequest) -> Result<Answers, ApiError> {
+    pub fn complete(
+        self: &Rc<Self>,
+        principal: &Principal,
+        request: CompletionRequest,
+        patience: Patience,
+    ) -> Result<Answers, ApiError> {
         self.check_model(&request.model)?;
-        self.state.borrow_mut().complete(principal, &request, Rc::downgrade(self))
+        self.state.borrow_mut().complete(principal, &request, patience, &Rc::downgrade(self))
     }
 
     fn session_chat(
@@ -142,7 +155,7 @@ impl Bridge {
         principal: &Principal,
         session: &str,
         request: &ChatRequest,
-    ) -> Result<TokenStream, ApiError> {
+    ) -> Result<Answers, ApiError> {
         let principal = self.acting_for(principal, request.user.as_deref())?;
         let (text, system) = generate::session_messages(request)?;
         let mut options = generate::session_options(request, system);
@@ -154,7 +167,8 @@ impl Bridge {
         let usual = self.shared.config.agent.reply_tokens_max;
         let wanted = usual.try_into().unwrap_or(u32::MAX);
         let allowance = state.allow(&principal, crate::gateway::reserve::estimate(said), options.max_tokens, wanted)?;
-        if allowance.shortened {
+        let shortened = allowance.shortened;
+        if shortened {
             options.max_tokens = Some(allowance.reply_tokens);
             sender.push(allowance.notice());
         }
@@ -164,7 +178,9 @@ impl Bridge {
         let stream =
             TokenStream::new(&sender, Origin::Turn(ticket), Rc::downgrade(self), None).charge(allowance.reservation);
         state.send_turn(arrival)?;
-        Ok(stream)
+        let rung = if shortened { Rung::Shorter } else { Rung::AsAsked };
+        state.count_rung(rung);
+        Ok(Answers::from(stream).reduced(rung, None))
     }
 
     /// Stores a channel event and returns when it is durable. Two copies of an event have one effect.

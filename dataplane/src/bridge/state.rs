@@ -17,6 +17,7 @@ use millrace_storage::{Batch, CommitError, InboxFirst, RELEVANCE_MIN, RecallQuer
 
 use super::errors::{storage_error, turn_error};
 use super::inlet::{Completion, Inlet};
+use super::ladder::Voice;
 use super::message::{Ingested, ShardMessage};
 use super::prompt::ModelPrompter;
 use super::stream::{Once, Origin, StreamEvent, StreamSender};
@@ -61,6 +62,8 @@ pub(super) struct Run {
     pub submitted: Instant,
     pub last_text: Option<Instant>,
     pub prompt_tokens: u32,
+    /// Knows the tokens of the model that generates.
+    pub prompter: Arc<ModelPrompter>,
     /// The parameter that its constraint comes from.
     pub constrained_by: Option<&'static str>,
 }
@@ -84,6 +87,8 @@ pub(super) struct State {
     pub shared: Arc<Shared>,
     pub clock: Clock,
     pub prompter: Arc<ModelPrompter>,
+    /// The small model of the ladder.
+    pub small: Option<Voice>,
     pub inlet: Arc<Inlet>,
     pub agent: Agent,
     pub delivery: Delivery,
@@ -114,6 +119,11 @@ pub(super) struct State {
 impl State {
     pub fn new(index: usize, shared: Arc<Shared>, clock: Clock) -> Self {
         let prompter = Arc::new(ModelPrompter::new(Arc::clone(&shared.tokenizer), Arc::clone(&shared.template)));
+        let small = shared.small.as_ref().map(|small| Voice {
+            engine: Arc::clone(&small.engine),
+            prompter: Arc::new(ModelPrompter::new(Arc::clone(&small.tokenizer), Arc::clone(&small.template))),
+            name: Some(small.name.clone()),
+        });
         let inlet = Arc::new(Inlet::new(shared.mailboxes[index].clone()));
         let config = agent_config(&shared);
         let agent =
@@ -130,6 +140,7 @@ impl State {
             shared,
             clock,
             prompter,
+            small,
             inlet,
             agent,
             delivery,
@@ -406,13 +417,16 @@ impl State {
             }
             Effect::Generate { run, key, prompt, max_tokens, options, deadline_ms } => {
                 let deadline = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
+                let voice = self.main_voice();
                 let submission = Submission {
+                    voice: &voice,
                     prompt,
                     max_tokens,
                     options: &options,
                     constrained: None,
                     deadline: Some(deadline),
                     tenant: key.tenant,
+                    background: false,
                 };
                 match self.submit(submission, Target::Agent(run)) {
                     Ok(id) => {

@@ -216,7 +216,8 @@ fn model_finding(check: &'static str, model: &Found, why: &'static str) -> Findi
 pub(super) fn memory_plan(config: &Config) -> Finding {
     const WHY: &str = "a plan that does not fit ends in the OOM killer instead of a clear refusal";
     let bytes = |model: Option<Found>| model.map_or(0, |model| model.bytes);
-    let chat = bytes(models::chat_model(config).ok()) + bytes(models::draft_model(config).ok().flatten());
+    let beside = bytes(models::draft_model(config).ok().flatten()) + bytes(models::small_model(config).ok().flatten());
+    let chat = bytes(models::chat_model(config).ok()) + beside;
     let plan = Plan::new(config, chat, bytes(models::encoder(config).ok().flatten()));
     let what = format!("{} of {} planned", human_bytes(plan.total()), human_bytes(plan.limit));
     if plan.fits() {

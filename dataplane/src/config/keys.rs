@@ -59,6 +59,9 @@ keys! {
     "draft_model", "MILLRACE_DRAFT_MODEL", "",
         "A much smaller chat model of the same family (same vocabulary) that guesses tokens for the chat model, named like it; empty is none",
         "Its weights come on top in memory, and an eighth of engine.kv_mib is its own; used only while it makes answers faster.";
+    "small_model", "MILLRACE_SMALL_MODEL", "",
+        "A chat model that answers requests without a session, tools or a model's name when `model` would be late: file name in the models folder, or a path; empty is none",
+        "Memory for its weights and a quarter of engine.kv_mib; both models share the processor.";
     "workers", "MAX_WORKERS", "auto",
         "Reactor threads, 1 to 256; auto is one for each CPU, at most 16",
         "Each takes about 1 MiB and one io_uring; more than CPUs only adds switches.";
@@ -230,6 +233,12 @@ keys! {
     "limits.short_reply_tokens", "MILLRACE_LIMITS_SHORT_REPLY_TOKENS", "128",
         "Longest reply in tokens for requests that name no length while half of engine.queue_max waits, or what is left of a limit on tokens; the answer says so. Up to 131072; 0 refuses instead",
         "Long replies under load keep others waiting.";
+    "limits.async_replies_max", "MILLRACE_LIMITS_ASYNC_REPLIES_MAX", "16",
+        "Replies of one tenant that are made later, for clients that accept it (`Prefer: respond-async`) when they would be late, up to 100000; 0 refuses instead",
+        "Each holds a place in the engine's queue, and its text in memory until it is fetched or too old.";
+    "limits.async_deadline", "MILLRACE_LIMITS_ASYNC_DEADLINE", "10m",
+        "How long such a reply may take, and how long it is kept afterwards, 1s to 1h",
+        "A longer time keeps more of them.";
     "resume.grace", "MILLRACE_RESUME_GRACE", "15s",
         "How long a reply that may be resumed (chat sockets, and streams with stream_options.resume) goes on without its client and is kept for it, 0s to 1h; 0s cancels it at once",
         "Replies that nobody comes back for use the engine for this long.";

@@ -173,6 +173,10 @@ pub struct Limits {
     pub tenant_tokens_per_day: u32,
     /// Longest reply of requests that name no length while the engine is behind.
     pub short_reply_tokens: u32,
+    /// Replies of one tenant that are made later.
+    pub async_replies_max: usize,
+    /// How long such a reply may take, and how long it is kept afterwards.
+    pub async_deadline: Duration,
     /// Open connections of the node.
     pub connections_max: usize,
     /// Wait between requests of a connection.
@@ -222,6 +226,8 @@ pub struct Config {
     pub embedding_model: Option<String>,
     /// Model that guesses for the chat model: file name or path.
     pub draft_model: Option<String>,
+    /// Model that answers when the chat model would be late: file name or path.
+    pub small_model: Option<String>,
     /// False when the embedding model was turned off (`none`).
     pub embeddings: bool,
     /// Reactor threads (`MAX_WORKERS`).

@@ -18,6 +18,7 @@ use millrace_proto::id::{TenantId, UserId};
 use millrace_proto::oauth::jwt;
 use millrace_proto::record::{Credential, scope_names};
 
+use super::later::Whole;
 use super::meter::{Meter, Meters};
 use super::resume::{Frame, Replies};
 use crate::bridge::StreamEvent;
@@ -96,6 +97,8 @@ pub struct Common {
     pub meters: Meters,
     /// Streamed completions that may be resumed.
     pub completions: Replies<Frame>,
+    /// Whole answers that are made later.
+    pub later: Replies<Whole>,
     /// Turns of chat sockets.
     pub turns: Replies<StreamEvent>,
 }
@@ -107,6 +110,7 @@ impl Default for Common {
             epoch: AtomicU64::new(0),
             meters: Meters::default(),
             completions: Replies::default(),
+            later: Replies::default(),
             turns: Replies::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use millrace_agent::Finish;
@@ -12,9 +12,10 @@ use millrace_proto::sse;
 use super::calls::Calls;
 use super::shape::{Answer, Shape, Style};
 use super::{Gateway, Principal, json, unix_ms};
-use crate::bridge::{Answers, StreamEvent};
+use crate::bridge::{Answers, Patience, StreamEvent};
 use crate::net::line::Line;
 use crate::net::{Gone, Outgoing, Request, Response};
+use crate::obs::Rung;
 
 /// How long a streamed answer may stay silent before its status line is sent. Until then an
 /// error (a full queue, a prompt that is too long) still gets its own status.
@@ -25,6 +26,9 @@ pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Events that may share one write: the tokens of several steps, when the peer reads slowly.
 pub(super) const EVENTS_PER_WRITE_MAX: usize = 256;
+
+/// Says that a client gets less than it has asked for because of the load, and what.
+const DEGRADED: &str = "millrace-degraded";
 
 /// Headers beyond those that every answer has.
 pub(super) type Headers = Vec<(&'static str, String)>;
@@ -53,12 +57,12 @@ enum Waited {
 impl Gateway {
     pub(super) async fn chat(&self, principal: &Principal, request: &Request<'_>, extra: Headers, out: &mut Outgoing) {
         if let Some(extra) = self.resumed(principal, request.head, extra, out).await {
-            let begun = self.begin_chat(principal, request.body);
+            let begun = self.begin_chat(principal, request.body, self.patience(request.head));
             self.generate(principal, begun, extra, out).await;
         }
     }
 
-    fn begin_chat(&self, principal: &Principal, body: &[u8]) -> Result<Begun, ApiError> {
+    fn begin_chat(&self, principal: &Principal, body: &[u8], patience: Patience) -> Result<Begun, ApiError> {
         ChatRequest::parse(body).and_then(|request| {
             let mut shape =
                 self.shape(Style::Chat, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
@@ -69,7 +73,13 @@ impl Gateway {
                 shape.expect_calls(|| Calls::new(syntax, names.clone(), !used.parallel));
             }
             let (streams, resumes) = (request.wants_stream(), request.wants_resume());
-            self.bridge.chat(principal, request).map(|answers| Begun { shape, streams, resumes, answers, echo: None })
+            self.bridge.chat(principal, request, patience).map(|answers| Begun {
+                shape,
+                streams,
+                resumes,
+                answers,
+                echo: None,
+            })
         })
     }
 
@@ -81,19 +91,25 @@ impl Gateway {
         out: &mut Outgoing,
     ) {
         if let Some(extra) = self.resumed(principal, request.head, extra, out).await {
-            let begun = self.begin_completion(principal, request.body);
+            let begun = self.begin_completion(principal, request.body, self.patience(request.head));
             self.generate(principal, begun, extra, out).await;
         }
     }
 
-    fn begin_completion(&self, principal: &Principal, body: &[u8]) -> Result<Begun, ApiError> {
+    fn begin_completion(&self, principal: &Principal, body: &[u8], patience: Patience) -> Result<Begun, ApiError> {
         CompletionRequest::parse(body).and_then(|request| {
             let echo = echo_of(&request)?;
             let mut shape =
                 self.shape(Style::Text, &request.model, request.wants_usage(), request.logprobs_wanted().is_some());
             shape.expect_answers(request.answers());
             let (streams, resumes) = (request.wants_stream(), request.wants_resume());
-            self.bridge.complete(principal, request).map(|answers| Begun { shape, streams, resumes, answers, echo })
+            self.bridge.complete(principal, request, patience).map(|answers| Begun {
+                shape,
+                streams,
+                resumes,
+                answers,
+                echo,
+            })
         })
     }
 
@@ -112,13 +128,23 @@ impl Gateway {
         &self,
         principal: &Principal,
         begun: Result<Begun, ApiError>,
-        extra: Headers,
+        mut extra: Headers,
         out: &mut Outgoing,
     ) {
-        let begun = match begun {
+        let mut begun = match begun {
             Ok(begun) => begun,
             Err(error) => return self.fail(&error, extra, out),
         };
+        let rung = begun.answers.rung();
+        if rung != Rung::AsAsked {
+            extra.push((DEGRADED, rung.as_str().to_owned()));
+        }
+        if let Some(model) = begun.answers.model() {
+            begun.shape.set_model(model.to_owned());
+        }
+        if rung == Rung::Later {
+            return self.answer_later(principal, begun, extra, out);
+        }
         let metrics = self.net.metrics();
         metrics.stream_opened();
         if begun.streams && begun.resumes {
@@ -200,43 +226,22 @@ impl Gateway {
         }
     }
 
-    /// Collects whole answers.
+    /// Answers in one piece.
     async fn collect(&self, begun: Begun, extra: Headers, out: &mut Outgoing) {
-        let Begun { mut shape, answers: mut coming, echo, .. } = begun;
-        let begun = || Answer { text: echo.clone().unwrap_or_default(), ..Answer::default() };
-        let mut answers: Vec<Answer> = std::iter::repeat_with(begun).take(coming.count()).collect();
-        let mut notices = Vec::new();
-        loop {
-            let (at, event) = match next_within(&mut coming, KEEP_ALIVE, out.line()).await {
-                Waited::Event(at, event) => (at, event),
-                Waited::Silence => continue,
-                Waited::End => return self.fail(&ended_early(), extra, out),
-                Waited::Stopping => return self.fail(&stopping(), extra, out),
-            };
-            match event {
-                StreamEvent::Started { .. } => {}
-                StreamEvent::Delta { text, mut tokens } => {
-                    answers[at].text.push_str(&text);
-                    answers[at].tokens.append(&mut tokens);
-                }
-                StreamEvent::Notice { text } => notices.push(text),
-                StreamEvent::Error(error) => return self.fail(&error, extra, out),
-                StreamEvent::Done { reason: Finish::Failed(why), .. } => {
-                    tracing::warn!(request_id = out.request_id(), why, "a generation failed");
-                    return self.fail(&failed(), extra, out);
-                }
-                StreamEvent::Done { reason, usage, timings, .. } => {
-                    let spent = shape.spend(usage, timings);
-                    answers[at].finish = Some(reason);
-                    if answers.iter().any(|answer| answer.finish.is_none()) {
-                        continue;
-                    }
-                    let body = shape.whole(answers, spent, &notices);
-                    let mut response = Response::json(200, body);
-                    response.headers.extend(extra);
-                    return out.respond(response);
-                }
+        let request_id = out.request_id().to_owned();
+        let mut collected = Collected::new(begun);
+        let line = out.line().clone();
+        let whole = poll_fn(|context| match collected.poll_whole(context, &request_id) {
+            Poll::Pending if line.poll_ending(context).is_ready() => Poll::Ready(Err(stopping())),
+            whole => whole,
+        });
+        match whole.await {
+            Ok(body) => {
+                let mut response = Response::json(200, body);
+                response.headers.extend(extra);
+                out.respond(response);
             }
+            Err(error) => self.fail(&error, extra, out),
         }
     }
 
@@ -244,6 +249,58 @@ impl Gateway {
         let mut response = self.report(error, out.request_id());
         response.headers.extend(extra);
         out.respond(response);
+    }
+}
+
+/// Whole answers in the making.
+pub(super) struct Collected {
+    shape: Shape,
+    coming: Answers,
+    answers: Vec<Answer>,
+    notices: Vec<String>,
+}
+
+impl Collected {
+    /// Nothing has come yet.
+    pub(super) fn new(begun: Begun) -> Self {
+        let Begun { shape, answers: coming, echo, .. } = begun;
+        let empty = || Answer { text: echo.clone().unwrap_or_default(), ..Answer::default() };
+        let answers = std::iter::repeat_with(empty).take(coming.count()).collect();
+        Self { shape, coming, answers, notices: Vec::new() }
+    }
+
+    /// Ready with the body once all answers are complete.
+    pub(super) fn poll_whole(
+        &mut self,
+        context: &mut Context<'_>,
+        request_id: &str,
+    ) -> Poll<Result<Vec<u8>, ApiError>> {
+        loop {
+            let Some((at, event)) = ready!(self.coming.poll_next(context)) else {
+                return Poll::Ready(Err(ended_early()));
+            };
+            match event {
+                StreamEvent::Started { .. } => {}
+                StreamEvent::Delta { text, mut tokens } => {
+                    self.answers[at].text.push_str(&text);
+                    self.answers[at].tokens.append(&mut tokens);
+                }
+                StreamEvent::Notice { text } => self.notices.push(text),
+                StreamEvent::Error(error) => return Poll::Ready(Err(error)),
+                StreamEvent::Done { reason: Finish::Failed(why), .. } => {
+                    tracing::warn!(request_id, why, "a generation failed");
+                    return Poll::Ready(Err(failed()));
+                }
+                StreamEvent::Done { reason, usage, timings, .. } => {
+                    let spent = self.shape.spend(usage, timings);
+                    self.answers[at].finish = Some(reason);
+                    if self.answers.iter().all(|answer| answer.finish.is_some()) {
+                        let answers = std::mem::take(&mut self.answers);
+                        return Poll::Ready(Ok(self.shape.whole(answers, spent, &self.notices)));
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -296,7 +353,7 @@ pub(super) fn cors_headers(origin: Option<&str>) -> Headers {
     origin.map_or_else(Vec::new, |origin| {
         vec![
             ("access-control-allow-origin", origin.to_owned()),
-            ("access-control-expose-headers", "x-request-id, retry-after".to_owned()),
+            ("access-control-expose-headers", "x-request-id, retry-after, location, millrace-degraded".to_owned()),
             ("vary", "Origin".to_owned()),
         ]
     })

@@ -14,6 +14,7 @@ mod console;
 mod corpora;
 mod generate;
 mod hook;
+mod later;
 pub mod meter;
 mod native;
 mod oauth;
@@ -219,6 +220,7 @@ impl Gateway {
         let (common, drain) = (&self.shared.gateway, self.net.draining.get());
         common.completions.sweep(common.now_ms(), drain);
         common.turns.sweep(common.now_ms(), drain);
+        common.later.sweep(common.now_ms(), drain);
     }
 
     /// What an `Authorization` header says, as far as can be said without waiting.
@@ -279,7 +281,7 @@ impl Gateway {
             None => response,
             Some(origin) => response
                 .header("access-control-allow-origin", origin)
-                .header("access-control-expose-headers", "x-request-id, retry-after")
+                .header("access-control-expose-headers", "x-request-id, retry-after, location, millrace-degraded")
                 .header("vary", "Origin"),
         }
     }

@@ -114,6 +114,16 @@ impl Shape {
         &self.id
     }
 
+    /// Which endpoint's shapes.
+    pub fn style(&self) -> Style {
+        self.style
+    }
+
+    /// Another model answers than the one that was named.
+    pub fn set_model(&mut self, model: String) {
+        self.model = model;
+    }
+
     /// There will be so many answers.
     pub fn expect_answers(&mut self, count: usize) {
         let first = self.answers[0].unique.clone();

@@ -29,7 +29,7 @@ use super::resume::{Follower, Progress, keep_turn, missed_events, no_reply};
 use super::sessions::message_object;
 use super::shape::{api_usage, finish_reason};
 use super::{Gateway, Principal};
-use crate::bridge::StreamEvent;
+use crate::bridge::{Patience, StreamEvent};
 use crate::net::line::{Cut, Line};
 use crate::net::outgoing::FLUSH_BYTES;
 use crate::net::wire::Reader;
@@ -385,7 +385,7 @@ impl Talk<'_> {
             ..ChatRequest::default()
         };
         request.validate()?;
-        let stream = self.gateway.bridge.chat(&principal, request)?.into_first();
+        let stream = self.gateway.bridge.chat(&principal, request, Patience::default())?.into_first();
         let common = &self.gateway.shared.gateway;
         let kept = common.turns.open(&principal, &name, &self.gateway.bounds(), common.now_ms());
         let follower = Follower::new(&kept, 0, common).expect("a new answer has its beginning");

@@ -136,6 +136,38 @@ impl Rejection {
     }
 }
 
+/// How a request for an answer was admitted, from the best to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Rung {
+    /// With everything that it asked for.
+    AsAsked,
+    /// With the small model.
+    SmallModel,
+    /// With a shorter answer.
+    Shorter,
+    /// To be answered later.
+    Later,
+    /// Not at all.
+    Refused,
+}
+
+impl Rung {
+    /// Every rung, in label order.
+    pub const ALL: [Self; 5] = [Self::AsAsked, Self::SmallModel, Self::Shorter, Self::Later, Self::Refused];
+
+    /// The value of the `rung` label and of the header that tells the client.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AsAsked => "as_asked",
+            Self::SmallModel => "small_model",
+            Self::Shorter => "shorter",
+            Self::Later => "async",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// Status codes kept apart; every other code counts as 0 and is shown as `other`.
 pub(super) const STATUSES: [u16; 28] = [
     101, 200, 201, 202, 204, 304, 400, 401, 403, 404, 405, 408, 409, 411, 413, 414, 415, 417, 422, 426, 429, 431, 500,
@@ -160,6 +192,7 @@ pub struct Turn {
 pub struct ShardMetrics {
     requests: [[AtomicU64; STATUSES.len()]; Route::ALL.len()],
     rejections: [AtomicU64; Rejection::ALL.len()],
+    admissions: [AtomicU64; Rung::ALL.len()],
     pub(super) request_seconds: [Latency; Route::ALL.len()],
     pub(super) first_token: Latency,
     pub(super) inter_token: Latency,
@@ -201,6 +234,11 @@ impl ShardMetrics {
     /// Something was turned away.
     pub fn rejected(&self, reason: Rejection) {
         self.rejections[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A request for an answer was admitted on this rung, or refused.
+    pub fn admitted(&self, rung: Rung) {
+        self.admissions[rung as usize].fetch_add(1, Relaxed);
     }
 
     /// Submission to first token of a turn.
@@ -308,6 +346,10 @@ impl ShardMetrics {
 
     pub(super) fn requests_of(&self, route: usize, status: usize) -> u64 {
         self.requests[route][status].load(Relaxed)
+    }
+
+    pub(super) fn admissions_of(&self, rung: usize) -> u64 {
+        self.admissions[rung].load(Relaxed)
     }
 
     pub(super) fn rejections_of(&self, reason: usize) -> u64 {

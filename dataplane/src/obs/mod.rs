@@ -19,6 +19,7 @@ pub use histogram::Latency;
 pub use metrics::{
     EngineSnapshot, ExtractSnapshot, Metrics, NodeFacts, Rejection, Route, ShardMetrics, StorageSnapshot, Turn,
 };
+pub use metrics::{EngineSnapshot, Metrics, NodeFacts, Rejection, Route, Rung, ShardMetrics, StorageSnapshot, Turn};
 pub use process::ProcessSnapshot;
 
 /// Whether the node may be given traffic, and if not, why.

@@ -9,6 +9,7 @@ use super::histogram::{EDGES_FIRST_TOKEN, EDGES_HTTP, EDGES_INTER_TOKEN, EDGES_R
 use super::metrics::{
     EngineSnapshot, ExtractSnapshot, Metrics, Rejection, Route, STATUSES, ShardMetrics, StorageSnapshot,
 };
+use super::metrics::{EngineSnapshot, Metrics, Rejection, Route, Rung, STATUSES, ShardMetrics, StorageSnapshot};
 use super::process::ProcessSnapshot;
 use super::{ChannelOutcome, Health};
 
@@ -141,6 +142,11 @@ fn http(page: &mut Page, metrics: &Metrics) {
     for reason in Rejection::ALL {
         let count: u64 = metrics.shards().iter().map(|shard| shard.rejections_of(reason as usize)).sum();
         page.sample("millrace_rejected_total", &[("reason", reason.as_str())], count);
+    }
+    page.family("millrace_admissions_total", "counter", "Requests for answers of the API, by how they were admitted.");
+    for rung in Rung::ALL {
+        let count: u64 = metrics.shards().iter().map(|shard| shard.admissions_of(rung as usize)).sum();
+        page.sample("millrace_admissions_total", &[("rung", rung.as_str())], count);
     }
     page.one("millrace_connections_open", "gauge", "Client connections open.", metrics.connections_open());
     let total = sum(metrics, |shard| &shard.connections_total);

@@ -12,6 +12,18 @@ use crate::control::Control;
 use crate::control::platforms::Platforms;
 use crate::obs::{Health, Metrics};
 
+/// A model that answers when the main one would be late.
+pub struct Small {
+    /// Its name.
+    pub name: String,
+    /// Its engine.
+    pub engine: Arc<Engine>,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Its chat template.
+    pub template: Arc<ChatTemplate>,
+}
+
 /// The node as its shards see it. Nothing in here is mutable by one shard alone: each field
 /// is either immutable, or a thread-safe door to a subsystem with its own thread.
 pub struct Shared {
@@ -27,6 +39,8 @@ pub struct Shared {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template.
     pub template: Arc<ChatTemplate>,
+    /// A small model for when the main one would be late, if one is configured.
+    pub small: Option<Small>,
     /// The embedding worker, when an embedding model is configured.
     pub embedder: Option<Arc<EmbedWorker>>,
     /// Calls to other systems.

@@ -206,10 +206,31 @@ impl Demand {
         Some(Duration::from_nanos((self.step_ns / 2.0 + ns) as u64))
     }
 
+    /// Time between two tokens of this request once it runs, beside what runs and waits now; `None` before anything was
+    /// measured.
+    pub fn token_pause(&self, new: &Newcomer) -> Option<Duration> {
+        let rates = self.rates?;
+        let replies = (self.running.len() + 1).min(self.limits.sequences_max.max(1));
+        let running: usize = self.running.iter().map(|running| running.context).sum();
+        let context = (running + new.prompt) / (self.running.len() + 1);
+        let guesses = if replies <= self.running.len() { self.habits } else { Habits::default() };
+        let sampled = (replies as f64 * guesses.rows.max(1.0)).round() as usize;
+        let step = rates.of(&Work { sampled, plain: 0, attended: sampled * context });
+        // While prompts are computed beside replies, steps are as long as the pace allows.
+        let prompts = self.waiting > 0 || self.running.iter().any(|running| running.prompt > 0);
+        let step = if prompts { step.max(self.limits.target_ns) } else { step };
+        Some(Duration::from_nanos((step / guesses.tokens.max(1.0) / (1.0 - self.habits.background)) as u64))
+    }
+
+    /// Tokens that a reply of at most `max_tokens` is expected to have.
+    pub fn reply_tokens(&self, max_tokens: usize) -> f64 {
+        self.reply.unwrap_or(max_tokens as f64).min(max_tokens as f64).max(1.0)
+    }
+
     /// Nanoseconds until these requests with these prompt tokens and then the new one have their first token.
     fn play(&self, new: &Newcomer, rates: Rates, (requests, tokens): (usize, usize)) -> f64 {
         let fresh = self.fresh.unwrap_or(1.0);
-        let reply = |max_tokens: usize| self.reply.unwrap_or(max_tokens as f64).min(max_tokens as f64).max(1.0);
+        let reply = |max_tokens: usize| self.reply_tokens(max_tokens);
         let each = ((tokens as f64 + new.prompt as f64) / (requests + 1) as f64 * fresh).max(1.0);
         let whole = (tokens as f64 + new.prompt as f64) / (requests + 1) as f64;
         // A place in the batch is also room in the KV pool.

@@ -10,6 +10,7 @@ use millrace_proto::id::TenantId;
 use super::{Call, Run, State, Target};
 use crate::bridge::errors::constraint_error;
 use crate::bridge::inlet::Completion;
+use crate::bridge::ladder::Voice;
 use crate::bridge::stream::StreamEvent;
 use crate::bridge::tools::Constrained;
 use crate::bridge::translate::{finish, stream_event, timings_of, usage_of};
@@ -45,8 +46,9 @@ impl State {
         let options = submission.options;
         let prompt_tokens = u32::try_from(submission.prompt.len()).unwrap_or(u32::MAX);
         let submitted = Instant::now();
+        let prompter = Arc::clone(&submission.voice.prompter);
         let (constraint, constrained_by) = submission.constrained.map(|c| (c.constraint, c.param)).unzip();
-        let cancel = self.shared.engine.submit(engine::Request {
+        let cancel = submission.voice.engine.submit(engine::Request {
             ticket: id,
             prompt: submission.prompt,
             sampling: engine::Sampling {
@@ -69,10 +71,11 @@ impl State {
             cache_salt: u64::from(submission.tenant.0),
             tenant: u64::from(submission.tenant.0),
             weight: 1,
-            background: false,
+            background: submission.background,
             outlet: Arc::clone(&self.inlet) as _,
         })?;
-        self.runs.insert(id, Run { target, cancel, submitted, last_text: None, prompt_tokens, constrained_by });
+        self.runs
+            .insert(id, Run { target, cancel, submitted, last_text: None, prompt_tokens, prompter, constrained_by });
         Ok(id)
     }
 
@@ -149,7 +152,7 @@ impl State {
                 if text.is_empty() && tokens.is_empty() {
                     return;
                 }
-                let prompter = &self.prompter;
+                let prompter = &run.prompter;
                 let info = |token: engine::TokenOut| TokenInfo {
                     top: token.top.iter().map(|(id, logprob)| (prompter.token_bytes(*id), *logprob)).collect(),
                     bytes: token.text,
@@ -186,10 +189,13 @@ impl State {
 
 /// What a generation needs besides its target.
 pub(in crate::bridge) struct Submission<'a> {
+    pub voice: &'a Voice,
     pub prompt: Vec<u32>,
     pub max_tokens: u32,
     pub options: &'a GenerationOptions,
     pub constrained: Option<Constrained>,
     pub deadline: Option<Duration>,
     pub tenant: TenantId,
+    /// It gives way to all that are not.
+    pub background: bool,
 }

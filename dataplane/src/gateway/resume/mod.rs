@@ -106,6 +106,9 @@ impl Gateway {
         extra: Headers,
         out: &mut Outgoing,
     ) {
+        if let Some(response) = self.later_answer(principal, name) {
+            return out.respond(Response { headers: [response.headers, extra].concat(), ..response });
+        }
         if request.head.method == Method::Head {
             // Reading takes the place of another reader; asking whether there is something to read does not.
             return match self.shared.gateway.completions.find(principal, name) {

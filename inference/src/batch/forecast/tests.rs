@@ -303,3 +303,26 @@ fn forecasts_are_honest() {
         assert!(good >= 0.9 && (0.8..1.25).contains(&bias), "{tenants} tenants: {good} within {FACTOR}, bias {bias}");
     }
 }
+
+#[test]
+fn the_pause_between_tokens_follows_those_who_share_the_steps() {
+    let rates = Rates { step: 1e6, sampled: 3e6, plain: 1e6, attended: 0.0 };
+    let new = Newcomer { background: false, tenant: 1, weight: 1, prompt: 30, max_tokens: 40 };
+    let demand = |replies: usize| {
+        let mut demand = Demand::new(Limits { sequences_max: 4, target_ns: 20e6, ..LIMITS });
+        let running = |_| Running { prompt: 0, context: 100, generated: 1, max_tokens: 400 };
+        demand.publish(Some(rates), Habits::default(), 0.0, (0..replies).map(running));
+        demand
+    };
+    let pause_ms = |demand: &Demand| demand.token_pause(&new).expect("rates are known").as_secs_f64() * 1e3;
+    assert_eq!(pause_ms(&demand(0)), 4.0, "alone");
+    assert_eq!(pause_ms(&demand(2)), 10.0, "the third of three");
+    assert_eq!(pause_ms(&demand(9)), 13.0, "no more than four share a step");
+    let mut busy = demand(2);
+    busy.enqueue(&new, Duration::ZERO);
+    assert_eq!(pause_ms(&busy), 20.0, "prompts fill steps up to the pace");
+    assert_eq!(busy.reply_tokens(40), 40.0, "nothing is known of replies");
+    busy.note_reply(8);
+    assert_eq!((busy.reply_tokens(40), busy.reply_tokens(4)), (8.0, 4.0));
+    assert_eq!(Demand::new(LIMITS).token_pause(&new), None);
+}
