@@ -1,23 +1,25 @@
 //! A new image of the program takes the place of this process (`execve`), and the listening sockets stay open
-//! all the while: whoever connects in between waits in the kernel's queue and is not refused.
+//! all the while: whoever connects in between waits in the kernel's queue and is not refused. So do the sockets of
+//! QUIC: who is connected is told to leave (GOAWAY, then a close), and who greets in between gets no answer until
+//! the next image reads the greeting or its repetition.
 //!
 //! The process number stays the same, so a supervisor notices nothing. The store allows one process at a time,
 //! so the new image opens it after this one has closed it; what is checked before anything is given up is that
 //! the program starts at all and that its configuration is valid.
 
 use std::ffi::OsString;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::net::Listeners;
+use crate::net::{Listeners, QuicSockets};
 use crate::sys;
 use crate::trouble::Trouble;
 
-/// Where the next image finds its sockets: `PID plain=FD,FD secure=FD`. The number of the process keeps a
+/// Where the next image finds its sockets: `PID plain=FD,FD secure=FD quic=FD`. The number of the process keeps a
 /// child that inherits the variable from believing it.
 const VARIABLE: &str = "MILLRACE_INHERITED_SOCKETS";
 
@@ -32,18 +34,21 @@ const SOCKETS_MAX: usize = 512;
 pub struct Doorkeeper {
     plain: Vec<TcpListener>,
     secure: Vec<TcpListener>,
+    quic: Vec<UdpSocket>,
     program: PathBuf,
     arguments: Vec<OsString>,
 }
 
 impl Doorkeeper {
     /// Takes copies of the sockets.
-    pub fn new(plain: &Listeners, secure: Option<&Listeners>) -> std::io::Result<Self> {
+    pub fn new(plain: &Listeners, secure: Option<&Listeners>, quic: Option<&QuicSockets>) -> std::io::Result<Self> {
         let copies =
             |sockets: &[TcpListener]| sockets.iter().map(TcpListener::try_clone).collect::<std::io::Result<Vec<_>>>();
         Ok(Self {
             plain: copies(&plain.sockets)?,
             secure: secure.map_or_else(|| Ok(Vec::new()), |listeners| copies(&listeners.sockets))?,
+            quic: quic
+                .map_or_else(|| Ok(Vec::new()), |quic| quic.sockets.iter().map(UdpSocket::try_clone).collect())?,
             // Now: the link of a replaced file says that it was deleted.
             program: std::env::current_exe()?,
             arguments: std::env::args_os().skip(1).collect(),
@@ -77,8 +82,8 @@ impl Doorkeeper {
     /// Becomes the next image. Returns only when that fails.
     pub fn exec(&self) -> Trouble {
         let mut kept = Vec::new();
-        for (name, sockets) in [("plain", &self.plain), ("secure", &self.secure)] {
-            let numbers: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        let all = [("plain", numbers(&self.plain)), ("secure", numbers(&self.secure)), ("quic", numbers(&self.quic))];
+        for (name, numbers) in all {
             if let Some(error) = numbers.iter().find_map(|fd| sys::keep_over_exec(*fd).err()) {
                 return Trouble::new("a socket cannot be handed over", error.to_string(), "start the program again");
             }
@@ -92,11 +97,16 @@ impl Doorkeeper {
     }
 }
 
+fn numbers(sockets: &[impl AsRawFd]) -> Vec<RawFd> {
+    sockets.iter().map(AsRawFd::as_raw_fd).collect()
+}
+
 /// The sockets that an earlier image has left for this one.
 #[derive(Debug, Default)]
 pub struct Inherited {
     plain: Vec<TcpListener>,
     secure: Vec<TcpListener>,
+    quic: Vec<UdpSocket>,
 }
 
 impl Inherited {
@@ -106,10 +116,13 @@ impl Inherited {
         let mut inherited = Self::default();
         for (name, numbers) in parse(&text, std::process::id()) {
             for number in numbers {
-                match sys::adopt_listener(number) {
-                    Ok(listener) if name == "plain" => inherited.plain.push(listener),
-                    Ok(listener) => inherited.secure.push(listener),
-                    Err(error) => tracing::warn!(number, %error, "an inherited socket is not a listening one"),
+                let adopted = match name.as_str() {
+                    "quic" => sys::adopt_datagrams(number).map(|socket| inherited.quic.push(socket)),
+                    "plain" => sys::adopt_listener(number).map(|listener| inherited.plain.push(listener)),
+                    _ => sys::adopt_listener(number).map(|listener| inherited.secure.push(listener)),
+                };
+                if let Err(error) = adopted {
+                    tracing::warn!(number, name, %error, "an inherited socket is not what it should be");
                 }
             }
         }
@@ -124,6 +137,20 @@ impl Inherited {
     /// The sockets of the TLS port if they listen on `wanted`.
     pub fn secure(&mut self, wanted: SocketAddr, count: usize) -> Option<Listeners> {
         fitting(std::mem::take(&mut self.secure), wanted, count)
+    }
+}
+
+impl Inherited {
+    /// The sockets of QUIC if there is one on `address` for each of `count` shards. The kernel steers datagrams by
+    /// the place of a socket among them, so another number of shards needs new ones.
+    pub fn quic(&mut self, address: SocketAddr, count: usize) -> Option<QuicSockets> {
+        let sockets = std::mem::take(&mut self.quic);
+        let first = sockets.first()?.local_addr().ok()?;
+        if first != address || sockets.len() != count {
+            tracing::warn!(%first, %address, "address or reactors have changed: QUIC clients that greet now are refused");
+            return None;
+        }
+        Some(QuicSockets { address, sockets })
     }
 }
 
@@ -152,7 +179,7 @@ fn parse(text: &str, pid: u32) -> Vec<(String, Vec<RawFd>)> {
     let list = |part: &str| {
         let (name, numbers) = part.split_once('=')?;
         let numbers = numbers.split(',').filter_map(|number| number.parse().ok()).take(SOCKETS_MAX).collect();
-        ["plain", "secure"].contains(&name).then(|| (name.to_owned(), numbers))
+        ["plain", "secure", "quic"].contains(&name).then(|| (name.to_owned(), numbers))
     };
     parts.filter_map(list).collect()
 }
@@ -175,12 +202,29 @@ mod tests {
     fn copies_keep_the_port_open_and_fit_the_next_process() {
         let listeners = crate::net::listen("127.0.0.1:0".parse().expect("an address"), 2).expect("a port");
         let address = listeners.address;
-        let keeper = Doorkeeper::new(&listeners, None).expect("copies");
+        let keeper = Doorkeeper::new(&listeners, None, None).expect("copies");
         drop(listeners);
         let waiting = std::net::TcpStream::connect(address).expect("the port is still open");
         let taken = fitting(keeper.plain, "127.0.0.1:0".parse().expect("an address"), 3).expect("the same port");
         assert_eq!((taken.address, taken.sockets.len()), (address, 3));
         drop(waiting);
         assert!(fitting(taken.sockets, "127.0.0.1:1".parse().expect("an address"), 3).is_none(), "another port");
+    }
+
+    #[test]
+    fn datagrams_wait_in_sockets_that_are_handed_over() {
+        let listeners = crate::net::listen("127.0.0.1:0".parse().expect("an address"), 1).expect("a port");
+        let quic = crate::net::bind_quic("127.0.0.1:0".parse().expect("an address"), 2).expect("a port");
+        let (address, keeper) = (quic.address, Doorkeeper::new(&listeners, None, Some(&quic)).expect("copies"));
+        drop(quic);
+        let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
+        client.send_to(b"hello", address).expect("somebody is there");
+        let mut inherited = Inherited { quic: keeper.quic, ..Inherited::default() };
+        let taken = inherited.quic(address, 2).expect("the same port");
+        let mut bytes = [0; 8];
+        let got = taken.sockets.iter().find_map(|socket| socket.recv(&mut bytes).ok());
+        assert_eq!(got, Some(5));
+        let mut fewer = Inherited { quic: taken.sockets, ..Inherited::default() };
+        assert!(fewer.quic(address, 3).is_none(), "another number of reactors");
     }
 }

@@ -88,7 +88,9 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     }
     let plan = plan(&loaded.config)?;
     let parts = load_parts(&mut loaded.config)?;
-    let keeper = Doorkeeper::new(&listeners, secure.as_ref().map(|secure| &secure.listeners)).map_err(|error| {
+    let (tls, quic) =
+        (secure.as_ref().map(|doors| &doors.listeners), secure.as_ref().and_then(|doors| doors.quic.as_ref()));
+    let keeper = Doorkeeper::new(&listeners, tls, quic).map_err(|error| {
         Trouble::new("the listening sockets cannot be copied", error.to_string(), "see `ulimit -n`")
     })?;
     let doors = Doors { plain: listeners, secure };
@@ -201,6 +203,9 @@ fn open_tls(config: &Config, inherited: &mut Inherited) -> Result<Option<Secure>
         };
         if !options.quic {
             return Ok(Some(Secure { listeners, quic: None, tls }));
+        }
+        if let Some(quic) = inherited.quic(listeners.address, config.workers) {
+            return Ok(Some(Secure { listeners, quic: Some(quic), tls }));
         }
         match net::bind_quic(listeners.address, config.workers) {
             Ok(quic) => return Ok(Some(Secure { listeners, quic: Some(quic), tls })),

@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{FromRawFd as _, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -93,24 +93,34 @@ fn set_close_on_exec(fd: RawFd, close: bool) -> io::Result<()> {
 /// Takes over a listening socket that the image before this one has left open. The caller must name each
 /// number once, and only numbers that were left for it: ownership begins here.
 pub fn adopt_listener(fd: RawFd) -> io::Result<TcpListener> {
-    let mut listens: libc::c_int = 0;
-    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: getsockopt(2) writes at most `length` bytes into `listens`, which lives through the call; a
-    // number that is no socket is an error.
-    let asked = unsafe {
-        let value = (&raw mut listens).cast();
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, value, &raw mut length)
-    };
-    if asked != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if listens == 0 {
+    if socket_fact(fd, libc::SO_ACCEPTCONN)? == 0 {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
     set_close_on_exec(fd, true)?;
     // SAFETY: `fd` is an open listening socket, as the kernel has just said, and the caller keeps the promise
     // that nobody else in this process owns it.
     Ok(unsafe { TcpListener::from_raw_fd(fd) })
+}
+
+/// The same for a socket of datagrams.
+pub fn adopt_datagrams(fd: RawFd) -> io::Result<UdpSocket> {
+    if socket_fact(fd, libc::SO_TYPE)? != libc::SOCK_DGRAM {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    set_close_on_exec(fd, true)?;
+    // SAFETY: `fd` is an open socket of datagrams, as the kernel has just said, and the caller keeps the promise
+    // that nobody else in this process owns it.
+    Ok(unsafe { UdpSocket::from_raw_fd(fd) })
+}
+
+/// A number that the kernel tells of a socket.
+fn socket_fact(fd: RawFd, option: libc::c_int) -> io::Result<libc::c_int> {
+    let mut fact: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: getsockopt(2) writes at most `length` bytes into `fact`, which lives through the call; a number that
+    // is no socket is an error.
+    let asked = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut fact).cast(), &raw mut length) };
+    if asked == 0 { Ok(fact) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -135,6 +145,12 @@ mod tests {
         assert!(adopt_listener(-1).is_err() && keep_over_exec(-1).is_err());
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(adopt_listener(std::os::fd::AsRawFd::as_raw_fd(&file)).is_err(), "a file is no socket");
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(adopt_listener(std::os::fd::AsRawFd::as_raw_fd(&datagrams)).is_err(), "nobody connects to it");
+        let address = datagrams.local_addr().unwrap();
+        assert_eq!(adopt_datagrams(datagrams.into_raw_fd()).unwrap().local_addr().unwrap(), address);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(adopt_datagrams(std::os::fd::AsRawFd::as_raw_fd(&listener)).is_err(), "it carries streams");
     }
 
     #[test]

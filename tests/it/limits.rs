@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use millrace_tests::client::{self, Connection, Stream, request_bytes};
 use millrace_tests::server::chat;
+use millrace_tests::tools::python;
 use millrace_tests::{Server, eventually};
 use serde_json::json;
 
@@ -111,4 +112,17 @@ fn sixty_four_chats_at_once_all_get_their_answer() {
     });
     assert_eq!(texts.len(), 64);
     assert!(texts.iter().all(|text| !text.trim().is_empty()), "{texts:?}");
+}
+
+#[test]
+fn tenants_and_addresses_have_limits_of_their_own() {
+    let server =
+        Server::builder().config("[limits]\ntenant_requests_per_minute = 30\naddress_requests_per_minute = 50").start();
+    let key = |tenant: u32, user: &str| {
+        let body = json!({"tenant": tenant, "user": user, "label": user, "role": "user"});
+        let made = server.post("/v1/admin/keys", &body).expect(201);
+        made["key"].as_str().expect("a key").to_owned()
+    };
+    let (ada, bob, eve) = (key(7, "ada"), key(7, "bob"), key(8, "eve"));
+    println!("{}", python("limits_client.py", &[&server.url(), &ada, &bob, &eve, "30", "50"]));
 }

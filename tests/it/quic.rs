@@ -62,3 +62,18 @@ fn without_quic_nothing_listens_on_udp_and_nothing_is_said_of_it() {
     let address = server.ready["https"].as_str().expect("an address").to_owned();
     std::net::UdpSocket::bind(&address).expect("the UDP port is free");
 }
+
+#[test]
+fn no_handshake_is_refused_while_the_program_is_replaced() {
+    let (server, address, certificate) = secure(Server::builder().workers(2));
+    let certificate = certificate.to_str().expect("a path");
+    println!("{}", python("http3_handover.py", &[&address, certificate, &server.pid().to_string(), "3"]));
+    assert_eq!(server.get("/healthz").status, 200, "the server goes on");
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
+
+#[test]
+fn chromium_chats_over_http_3() {
+    let (server, address, certificate) = secure(Server::builder().workers(2));
+    run("chromium_http3.py", &server, &address, &certificate);
+}

@@ -332,7 +332,7 @@ async fn run(seat: Seat) -> Result<(), StartError> {
                 net.lines.end();
             }
             if let Some(door) = &door {
-                door.tick(net.draining.get());
+                door.tick(net.refuses_work());
             }
             progress.connections.store(net.lines.len(), Ordering::Release);
             progress.bridge_busy.store(!bridge.idle(), Ordering::Release);

@@ -123,9 +123,10 @@ impl Door {
         Ok(Rc::new(Self { endpoint, tls, transport, epoch: Cell::new(epoch), closed: Cell::new(false) }))
     }
 
-    /// Follows what happened to certificates and node. Called by the shard's timer.
-    pub fn tick(&self, draining: bool) {
-        if draining {
+    /// Follows what happened to certificates and node: `closing` = nobody will serve who comes now. Called by the
+    /// shard's timer.
+    pub fn tick(&self, closing: bool) {
+        if closing {
             if !self.closed.replace(true) {
                 self.endpoint.set_server_config(None);
             }
@@ -149,8 +150,11 @@ impl Door {
     pub async fn serve<S: NativeService>(self: Rc<Self>, net: Rc<Net>, service: Rc<S>) {
         let handshakes = Rc::new(Cell::new(0));
         while let Some(incoming) = self.endpoint.accept().await {
-            if net.draining.get() {
+            if net.refuses_work() {
                 incoming.refuse();
+            } else if net.draining.get() {
+                // The next image serves the repetition of this greeting, as a client takes a refusal for final.
+                incoming.ignore();
             } else if net.lines.len() >= net.limits.connections_max || handshakes.get() >= HANDSHAKES_MAX {
                 net.metrics().rejected(Rejection::Connections);
                 incoming.refuse();
