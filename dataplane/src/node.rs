@@ -322,7 +322,7 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     let small_load = models::small_model(config)?
         .map(|found| {
             let name = model_name(&found);
-            Ok((name, in_thread("load-small", move || load_chat(&found, &small_cache))?))
+            in_thread("load-small", move || load_chat(&found, &small_cache)).map(|load| (name, load))
         })
         .transpose()?;
     let chat_load = in_thread("load-model", move || load_chat(&chat, &cache))?;
@@ -335,7 +335,8 @@ fn load_parts(config: &mut Config) -> Result<Parts, Trouble> {
     tracing::debug!(took = ?began.elapsed(), "store opened");
     let chat = finished(&chat_load, deadline, config)?;
     let draft = draft_load.map(|load| finished(&load, deadline, config)).transpose()?;
-    let small = small_load.map(|(name, load)| Ok((name, finished(&load, deadline, config)?))).transpose()?;
+    let small =
+        small_load.map(|(name, load)| finished(&load, deadline, config).map(|chat| (name, chat))).transpose()?;
     let encoder = encoder_load.map(|load| finished(&load, deadline, config)).transpose()?;
     config.engine.context_max = config.engine.context_max.min(chat.model.info().context_max);
     Ok(Parts { name, store, chat, draft, small, encoder })
@@ -447,7 +448,7 @@ impl Node {
     fn assemble(
         config: Config,
         reloader: Reloader,
-        parts: Parts,
+        mut parts: Parts,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         doors: Doors,

@@ -1,10 +1,10 @@
-"""Limits of tenants and addresses, met by the official OpenAI client and by httpx from two addresses.
+"""Limits of tenants and addresses, met by the official OpenAI client and by httpx2 from several addresses.
 
     limits_client.py URL KEY_OF_TENANT_7 OTHER_KEY_OF_TENANT_7 KEY_OF_TENANT_8 TENANT_LIMIT ADDRESS_LIMIT
 """
 import sys
 
-import httpx
+import httpx2 as httpx
 import openai
 
 URL, ADA, BOB, EVE = sys.argv[1:5]

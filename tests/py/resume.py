@@ -1,4 +1,4 @@
-"""Replies outlive their connections: the `websockets` library and httpx behind a proxy that breaks connections at random
+"""Replies outlive their connections: the `websockets` library and httpx2 behind a proxy that breaks connections at random
 bytes come back for the rest, and what they have in the end is what an unbroken client gets.
 
     resume.py HOST:PORT API_KEY OTHER_KEY [NAME ...]
@@ -10,7 +10,7 @@ import socket as sockets
 import struct
 import sys
 
-import httpx
+import httpx2 as httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 

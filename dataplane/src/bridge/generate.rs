@@ -148,14 +148,14 @@ impl State {
         bridge: &Weak<Bridge>,
     ) -> Result<Answers, ApiError> {
         let used = request.tool_use();
-        let tools = used.as_ref().map_or(&[][..], |used| used.tools);
+        let offered = used.as_ref().map_or(&[][..], |used| used.tools);
         let encode = |prompter: &ModelPrompter| {
             prompter
-                .encode_chat(&request.messages, tools)
+                .encode_chat(&request.messages, offered)
                 .map_err(|why| ApiError::bad_request("template_refused", why).with_param("messages"))
         };
         // Models write calls in different ways, and the answer is read as the main one does.
-        let any_model = means_default(&request.model) && tools.is_empty();
+        let any_model = means_default(&request.model) && offered.is_empty();
         let options = options(
             &request.sampling(),
             request.max_tokens(),

@@ -246,7 +246,7 @@ impl Talk<'_> {
             if let Poll::Ready(read) = reader.poll_read(context, input) {
                 return Poll::Ready(Some(read));
             }
-            if runs.iter_mut().any(|run| run.write(out, Some(context))) {
+            if runs.iter_mut().any(|run| run.write(out, Some(&*context))) {
                 return Poll::Ready(None);
             }
             timer.as_mut().poll(context).map(|()| None)

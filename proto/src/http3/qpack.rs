@@ -7,6 +7,9 @@ use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX};
 /// What each field counts for beside its bytes (RFC 9114 section 4.2.2).
 pub(super) const FIELD_OVERHEAD_BYTES: usize = 32;
 
+/// Fields of most requests of programs.
+const FIELDS_USUAL: usize = 16;
+
 /// Longest decoded field section, counted as the RFC does.
 pub(super) const SECTION_BYTES_MAX: usize = HEAD_BYTES_MAX + FIELD_OVERHEAD_BYTES * HEADERS_MAX;
 
@@ -45,6 +48,7 @@ impl Fields {
         }
         let mut fields = Self::default();
         fields.bytes.reserve(section.len() * 2);
+        fields.ends.reserve(FIELDS_USUAL);
         while !cursor.0.is_empty() {
             fields.field(&mut cursor)?;
             if fields.ends.len() > HEADERS_MAX || fields.size() > SECTION_BYTES_MAX {

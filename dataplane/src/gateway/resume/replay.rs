@@ -113,11 +113,6 @@ impl<T> Replay<T> {
         self.over = true;
     }
 
-    /// Whether no event follows.
-    pub fn is_over(&self) -> bool {
-        self.over
-    }
-
     /// Shows the next events, at most `limit`, with their numbers to the reader with this ticket.
     pub fn read(&mut self, ticket: u64, limit: usize, mut show: impl FnMut(u64, &T)) -> Progress {
         let Some(reader) = self.reader.as_mut().filter(|reader| reader.ticket == ticket) else {

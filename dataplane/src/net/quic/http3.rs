@@ -375,6 +375,9 @@ impl Incoming {
     }
 }
 
+/// Encoded header fields of most answers.
+const FIELDS_BYTES_USUAL: usize = 256;
+
 type Stopped = Pin<Box<dyn Future<Output = ()>>>;
 
 /// The answer side of one stream: heads and data in, frames out.
@@ -392,7 +395,8 @@ pub(in crate::net) struct Sink {
 
 impl Sink {
     fn new(stream: SendStream) -> Self {
-        Self { stream: Some(stream), fields: Vec::new(), complete: false, ended: false, stopped: None }
+        let fields = Vec::with_capacity(FIELDS_BYTES_USUAL);
+        Self { stream: Some(stream), fields, complete: false, ended: false, stopped: None }
     }
 
     pub(in crate::net) fn begin_head(&mut self, status: u16) {
