@@ -17,7 +17,7 @@ use millrace_proto::record::SCOPE_CHAT;
 use serde::{Deserialize, Serialize};
 
 use super::{Gateway, Principal, json};
-use crate::bridge::{Answers, Patience, StreamEvent, TokenStream};
+use crate::bridge::{Patience, StreamEvent, TokenStream};
 use crate::net::line::Line;
 use crate::net::quic::{Answers, NativeService};
 use crate::net::{Gone, Peer, Request, Response};
@@ -131,7 +131,7 @@ impl Gateway {
                 return Err(ApiError::overloaded("This node is shutting down and takes no new work.", 1));
             }
             request.validate()?;
-            self.bridge.chat(principal, request, Patience::default()).map(Answers::into_first)
+            self.bridge.chat(principal, request, Patience::default()).map(crate::bridge::Answers::into_first)
         });
         let mut stream = match begun {
             Ok(stream) => stream,

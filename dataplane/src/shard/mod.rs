@@ -11,7 +11,7 @@ mod shared;
 pub mod topology;
 
 pub use run::{DrainReport, Shards, StartError, StartOptions, TICK};
-pub use shared::Shared;
+pub use shared::{Shared, Small};
 
 use crate::bridge::ShardMessage;
 
