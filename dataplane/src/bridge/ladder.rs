@@ -25,6 +25,9 @@ use super::tools::Constrained;
 use crate::gateway::Principal;
 use crate::obs::Rung;
 
+/// Longest advice to a client that is refused; beyond it a guess is worth nothing.
+const RETRY_AFTER_S_MAX: u32 = 60;
+
 /// What a client accepts instead of the answer in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Patience {
@@ -65,14 +68,14 @@ enum Change {
 /// Why a rung was not taken.
 enum Missed {
     /// It would be too late; the next one may be in time.
-    Late(ApiError),
+    Late(Box<ApiError>),
     /// No rung can help.
-    Wrong(ApiError),
+    Wrong(Box<ApiError>),
 }
 
 impl From<SubmitError> for Missed {
     fn from(error: SubmitError) -> Self {
-        let api = submit_error(&error);
+        let api = Box::new(submit_error(&error));
         match error {
             SubmitError::TooSlow { .. } | SubmitError::QueueFull { .. } => Self::Late(api),
             _ => Self::Wrong(api),
@@ -109,7 +112,7 @@ impl State {
         let short = self.shared.live.now().rates.short_reply_tokens > 0 && wish.options.max_tokens.is_none();
         let refused = match self.attempt(principal, wish, &main, &prompt, Change::Nothing, bridge) {
             Ok(answers) => return Ok(self.admitted(answers)),
-            Err(Missed::Wrong(error)) => return Err(error),
+            Err(Missed::Wrong(error)) => return Err(*error),
             Err(Missed::Late(error)) => error,
         };
         if let Some(small) = self.small.clone().filter(|_| wish.any_model)
@@ -127,7 +130,7 @@ impl State {
             return Ok(self.admitted(answers.reduced(Rung::Later, None)));
         }
         self.count_rung(Rung::Refused);
-        Err(refused)
+        Err(*refused)
     }
 
     fn admitted(&self, answers: Answers) -> Answers {
@@ -153,7 +156,7 @@ impl State {
         let usual = self.shared.config.agent.reply_tokens_max.min(room);
         let max_tokens = wish.options.max_tokens.map_or(usual, |n| n as usize);
         if max_tokens == 0 || max_tokens > room {
-            return Err(Missed::Wrong(ApiError::context_too_long(prompt.len(), max_tokens.max(1), context)));
+            return Err(Missed::Wrong(Box::new(ApiError::context_too_long(prompt.len(), max_tokens.max(1), context))));
         }
         let whole = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let prompt_tokens = whole(prompt.len());
@@ -174,7 +177,7 @@ impl State {
             // When one is refused, dropping the streams ends those before it and gives back what they reserved.
             let allowance = self
                 .allow_at(principal, prompt_tokens, asked, whole(usual), change == Change::Shorter)
-                .map_err(Missed::Wrong)?;
+                .map_err(|error| Missed::Wrong(Box::new(error)))?;
             if change != Change::Later {
                 let reply_tokens = allowance.reply_tokens as usize;
                 let crowded = may_be_short && change == Change::Nothing && voice.name.is_none() && self.is_behind();
@@ -215,7 +218,7 @@ fn in_time(
     crowded: bool,
 ) -> Result<(), Missed> {
     if crowded {
-        return Err(Missed::Late(ApiError::overloaded("The engine's queue is half full.", 1)));
+        return Err(Missed::Late(Box::new(ApiError::overloaded("The engine's queue is half full.", 1))));
     }
     let Some(forecast) = voice.engine.forecast(u64::from(principal.tenant.0), prompt_tokens, reply_tokens) else {
         return Ok(());
@@ -228,7 +231,8 @@ fn in_time(
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let (complete, allowed) = (ms(forecast.complete), ms(deadline));
         let message = format!("The answer would be complete in about {complete} ms; {allowed} ms are allowed.");
-        return Err(Missed::Late(ApiError::rate_limited(message, seconds(complete - allowed).min(60))));
+        let retry_after_s = seconds(complete - allowed).min(RETRY_AFTER_S_MAX);
+        return Err(Missed::Late(Box::new(ApiError::rate_limited(message, retry_after_s))));
     }
     Ok(())
 }
