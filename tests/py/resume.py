@@ -24,15 +24,23 @@ class Breaker:
     """A proxy whose connections carry some bytes of the server and then break: with a reset, or silently half-closed."""
 
     def __init__(self, low, high):
-        self.low, self.high, self.broken = low, high, 0
+        self.low, self.high, self.broken, self.tasks = low, high, 0, set()
 
     async def __aenter__(self):
-        self.server = await asyncio.start_server(self.carry, "127.0.0.1", 0)
+        self.server = await asyncio.start_server(self.accept, "127.0.0.1", 0)
         self.address = "127.0.0.1:%d" % self.server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *_):
         self.server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def accept(self, *line):
+        task = asyncio.create_task(self.carry(*line))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def carry(self, client_reader, client_writer):
         host, port = HOST.rsplit(":", 1)
