@@ -7,43 +7,63 @@ from urllib.parse import urlparse
 import servers
 from chats import percentile
 
+LOOP = asyncio.get_running_loop
 # An accepted chat ends within this, or it does not count as served.
 SLO_S = 3.0
 # Refuses what it cannot begin in time; the queue alone would let everybody wait.
 CONFIG = "[engine]\nfirst_token_max = \"1500ms\"\nqueue_max = 64\n"
 
 
+class Line(asyncio.Protocol):
+    """One kept-alive connection, used by one request at a time. Bare, as what the client costs is taken from the server here."""
+
+    def connection_made(self, transport):
+        self.transport, self.input, self.waiter, self.open = transport, b"", None, True
+
+    def data_received(self, data):
+        self.input += data
+        head = self.input.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        at = self.input.index(b"content-length: ", 0, head) + 16
+        if len(self.input) >= head + 4 + int(self.input[at:self.input.index(b"\r", at)]):
+            self.open &= b"connection: close" not in self.input[:head]
+            status, self.input = int(self.input[9:12]), b""
+            self.waiter.set_result(status)
+
+    def connection_lost(self, _):
+        self.open = False
+        if self.waiter and not self.waiter.done():
+            self.waiter.set_result(0)
+
+
 class Door:
-    """Kept-alive connections to one server, each used by one request at a time."""
+    """Connections to one server."""
 
     def __init__(self, server):
         place = urlparse(server.base)
-        self.host, self.port, self.key, self.free = place.hostname, place.port, server.key, []
+        self.host, self.port, self.free = place.hostname, place.port, []
+        body = json.dumps({"model": "default", "max_tokens": 4, "temperature": 0, "ignore_eos": True,
+                           "messages": [{"role": "user", "content": "Case 0000000: the printer is slow. What now?"}]}).encode()
+        head = (f"POST /v1/chat/completions HTTP/1.1\r\nhost: {self.host}\r\nauthorization: Bearer {server.key}\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n").encode()
+        self.before, self.after = (head + body).split(b"0000000")
 
     async def ask(self, number):
         """(status, seconds) of one short chat; status 0 when the connection failed."""
-        body = json.dumps({"model": "default", "max_tokens": 4, "temperature": 0, "ignore_eos": True,
-                           "messages": [{"role": "user", "content": f"Case {number:07d}: the printer is slow. What now?"}]}).encode()
-        head = (f"POST /v1/chat/completions HTTP/1.1\r\nhost: {self.host}\r\nauthorization: Bearer {self.key}\r\n"
-                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n").encode()
         began = time.perf_counter()
-        line = None
         try:
-            line = self.free.pop() if self.free else await asyncio.open_connection(self.host, self.port)
-            reader, writer = line
-            writer.write(head + body)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            fields = dict(field.split(b": ", 1) for field in answer.split(b"\r\n")[1:] if b": " in field)
-            await reader.readexactly(int(fields[b"content-length"]))
-            if fields.get(b"connection") == b"close":
-                writer.close()
-            else:
-                self.free.append(line)
-            return int(answer[9:12]), time.perf_counter() - began
-        except (OSError, asyncio.IncompleteReadError, KeyError):
-            if line:
-                line[1].close()
+            line = self.free.pop() if self.free else (await LOOP().create_connection(Line, self.host, self.port))[1]
+        except OSError:
             return 0, time.perf_counter() - began
+        line.waiter = LOOP().create_future()
+        line.transport.write(b"%b%07d%b" % (self.before, number, self.after))
+        status = await line.waiter
+        if line.open:
+            self.free.append(line)
+        else:
+            line.transport.close()
+        return status, time.perf_counter() - began
 
 
 async def closed_loop(door, senders, seconds, first):

@@ -239,15 +239,6 @@ keys! {
     "limits.async_deadline", "MILLRACE_LIMITS_ASYNC_DEADLINE", "10m",
         "How long such a reply may take, and how long it is kept afterwards, 1s to 1h",
         "A longer time keeps more of them.";
-    "resume.grace", "MILLRACE_RESUME_GRACE", "15s",
-        "How long a reply that may be resumed (chat sockets, and streams with stream_options.resume) goes on without its client and is kept for it, 0s to 1h; 0s cancels it at once",
-        "Replies that nobody comes back for use the engine for this long.";
-    "resume.tokens_max", "MILLRACE_RESUME_TOKENS_MAX", "4096",
-        "Newest tokens of such a reply that are kept, 16 to 1000000; a client that lacks more cannot resume",
-        "About 300 bytes each while the reply is kept.";
-    "resume.replies_max", "MILLRACE_RESUME_REPLIES_MAX", "64",
-        "Such replies of one tenant that are kept, 1 to 100000; beyond it the oldest without a client goes, and its work with it",
-        "Memory: replies times their tokens.";
     "limits.connections_max", "MILLRACE_LIMITS_CONNECTIONS_MAX", "10000",
         "Client connections of the whole node, 8 to 1000000",
         "About 8 KiB each, and one file descriptor.";
@@ -257,6 +248,15 @@ keys! {
     "limits.request_timeout", "MILLRACE_LIMITS_REQUEST_TIMEOUT", "300s",
         "Longest time of one API request from its head to the end of its answer, 1s to 1h",
         "A slow client can hold its place for this long.";
+    "resume.grace", "MILLRACE_RESUME_GRACE", "15s",
+        "How long a reply that may be resumed (chat sockets, and streams with stream_options.resume) goes on without its client and is kept for it, 0s to 1h; 0s cancels it at once",
+        "Replies that nobody comes back for use the engine for this long.";
+    "resume.tokens_max", "MILLRACE_RESUME_TOKENS_MAX", "4096",
+        "Newest tokens of such a reply that are kept, 16 to 1000000; a client that lacks more cannot resume",
+        "About 300 bytes each while the reply is kept.";
+    "resume.replies_max", "MILLRACE_RESUME_REPLIES_MAX", "64",
+        "Such replies of one tenant that are kept, 1 to 100000; beyond it the oldest without a client goes, and its work with it",
+        "Memory: replies times their tokens.";
 }
 
 /// The keys of one `[[channel]]` table.
