@@ -72,7 +72,15 @@ fn without_its_client_a_reply_goes_on_for_the_grace_time_and_no_longer() {
 #[test]
 fn a_tenant_keeps_as_many_replies_as_configured() {
     let server = Server::builder().env("MILLRACE_RESUME_GRACE", "60s").env("MILLRACE_RESUME_REPLIES_MAX", "2").start();
-    let names: Vec<String> = (0..3).map(|_| begin_and_leave(&server, &endless(true))).collect();
+    let leave = || {
+        let name = begin_and_leave(&server, &endless(true));
+        // One that is still read would not be taken.
+        eventually("the server notices", Duration::from_secs(30), || {
+            (server.metric("millrace_streams_open") == Some(0.0)).then_some(())
+        });
+        name
+    };
+    let names: Vec<String> = (0..3).map(|_| leave()).collect();
     eventually("the oldest is given up", Duration::from_secs(30), || {
         (server.metric(RUNNING) == Some(2.0)).then_some(())
     });

@@ -176,6 +176,10 @@ impl Door {
 /// One connection from its first datagram to its end.
 async fn live<S: NativeService>(net: Rc<Net>, service: Rc<S>, incoming: Incoming, handshakes: Rc<Cell<usize>>) {
     let peer = Peer { ip: incoming.remote_address().ip().to_canonical(), secure: true };
+    // From the greeting on, so that a drain does not end a handshake half-way.
+    let guard = net.lines.join_detached();
+    let line = guard.line().clone();
+    line.set_idle(false);
     let greeted = match incoming.accept() {
         Ok(connecting) => within(net.limits.head, connecting).await,
         Err(error) => Some(Err(error)),
@@ -189,8 +193,7 @@ async fn live<S: NativeService>(net: Rc<Net>, service: Rc<S>, incoming: Incoming
         }
         None => return net.metrics().rejected(Rejection::Protocol),
     };
-    let guard = net.lines.join_detached();
-    let line = guard.line().clone();
+    line.set_idle(true);
     net.metrics().connection_opened();
     if protocol(&connection) == millrace1::ALPN {
         native::live(&net, &line, &service, peer, connection).await;
