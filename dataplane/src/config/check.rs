@@ -11,8 +11,8 @@ use millrace_storage::{CORPUS_NAME_BYTES_MAX, KeySource, Suite};
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
 use super::{
-    AgentOptions, Config, Corpora, EngineOptions, IoMode, Limits, MemoryOptions, OauthOptions, StorageOptions, ResumeOptions,
-    StorageType, TlsOptions, units,
+    AgentOptions, Config, Corpora, EngineOptions, IoMode, Limits, MemoryOptions, OauthOptions, ResumeOptions,
+    StorageOptions, StorageType, TlsOptions, units,
 };
 use crate::net::tls::TlsFiles;
 use crate::obs::logs;

@@ -17,9 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use channels::{ChannelCounters, ChannelOutcome};
 pub use histogram::Latency;
 pub use metrics::{
-    EngineSnapshot, ExtractSnapshot, Metrics, NodeFacts, Rejection, Route, ShardMetrics, StorageSnapshot, Turn,
+    EngineSnapshot, ExtractSnapshot, Metrics, NodeFacts, Rejection, Route, Rung, ShardMetrics, StorageSnapshot, Turn,
 };
-pub use metrics::{EngineSnapshot, Metrics, NodeFacts, Rejection, Route, Rung, ShardMetrics, StorageSnapshot, Turn};
 pub use process::ProcessSnapshot;
 
 /// Whether the node may be given traffic, and if not, why.

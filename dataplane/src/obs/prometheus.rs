@@ -7,9 +7,8 @@ use millrace_proto::channel::ChannelKind;
 
 use super::histogram::{EDGES_FIRST_TOKEN, EDGES_HTTP, EDGES_INTER_TOKEN, EDGES_REQUEST, Latency, Merged};
 use super::metrics::{
-    EngineSnapshot, ExtractSnapshot, Metrics, Rejection, Route, STATUSES, ShardMetrics, StorageSnapshot,
+    EngineSnapshot, ExtractSnapshot, Metrics, Rejection, Route, Rung, STATUSES, ShardMetrics, StorageSnapshot,
 };
-use super::metrics::{EngineSnapshot, Metrics, Rejection, Route, Rung, STATUSES, ShardMetrics, StorageSnapshot};
 use super::process::ProcessSnapshot;
 use super::{ChannelOutcome, Health};
 
