@@ -103,7 +103,7 @@ def busy(show, wanted, note):
         report = load(server, "--rate", f"{rate:.1f}", "--conversations", "4000", "--duration", "6s")
     take_notice("channels.ack.busy", report, note)
     note(f"channels.ack.busy: sustained {full['ok'] / max(full['elapsed_s'], 1e-9):.0f}/s, offered {rate:.0f}/s, "
-         f"{report['ok']} of {report['requests']} acknowledged")
+         f"{report['ok']} of {report['requests']} acknowledged; sent late by the generator itself: p99 {report['dispatch_lag_ms']['p99']:.1f} ms")
     show("channels.ack.busy_p99_ms", report["latency_ms"]["p99"], "ms", 10, better=-1)
 
 

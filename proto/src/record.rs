@@ -301,6 +301,10 @@ pub trait Record: Sized {
     fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError>;
 }
 
+/// Room that is made for the bytes of a record before they are known: most fit.
+#[doc(hidden)]
+pub const RECORD_BYTES_USUAL: usize = 512;
+
 /// Makes types with rkyv's derives [`Record`](crate::record::Record)s.
 #[macro_export]
 macro_rules! records {
@@ -308,7 +312,9 @@ macro_rules! records {
         impl $crate::record::Record for $type {
             fn to_bytes(&self) -> Vec<u8> {
                 // Writing to memory fails only when memory itself does.
-                $crate::record::rkyv::to_bytes::<$crate::record::rkyv::rancor::Error>(self).expect("a record fits into memory").into_vec()
+                let room = Vec::with_capacity($crate::record::RECORD_BYTES_USUAL);
+                $crate::record::rkyv::api::high::to_bytes_in::<_, $crate::record::rkyv::rancor::Error>(self, room)
+                    .expect("a record fits into memory")
             }
 
             fn from_bytes(bytes: &[u8]) -> Result<Self, $crate::record::RecordError> {

@@ -30,7 +30,8 @@ const TITLE_CHARS_MAX: usize = 80;
 pub struct Agent {
     config: AgentConfig,
     prompter: Arc<dyn Prompter + Send + Sync>,
-    conversations: HashMap<ConversationKey, Conversation>,
+    /// Boxed, so that the free places of the table are small.
+    conversations: HashMap<ConversationKey, Box<Conversation>>,
     /// Idle conversations by the time of their last use.
     idle: BTreeMap<u64, ConversationKey>,
     timers: BTreeSet<(u64, ConversationKey)>,
@@ -109,10 +110,11 @@ impl Agent {
     /// Drops the conversations of a user. Open work ends as if it were cancelled, and nothing of it is stored: head and
     /// window hold words that were forgotten.
     fn forgotten(&mut self, tenant: TenantId, user: UserId, now_ms: u64, effects: &mut Vec<Effect>) {
-        let theirs = |(key, conversation): (&ConversationKey, &Conversation)| {
-            (key.tenant == tenant && conversation.belongs_to(user)).then_some(*key)
-        };
-        let keys: Vec<ConversationKey> = self.conversations.iter().filter_map(theirs).collect();
+        let theirs = self
+            .conversations
+            .iter()
+            .filter(|(key, conversation)| key.tenant == tenant && conversation.belongs_to(user));
+        let keys: Vec<ConversationKey> = theirs.map(|(key, _)| *key).collect();
         for key in keys {
             let conversation = self.conversation(key);
             conversation.forgotten = true;
@@ -242,7 +244,7 @@ impl Agent {
 
     /// Takes a conversation into memory and asks for its rows.
     fn heat(&mut self, key: ConversationKey, effects: &mut Vec<Effect>) {
-        self.conversations.insert(key, Conversation::default());
+        self.conversations.insert(key, Box::default());
         effects.push(Effect::Load { key, messages_max: self.config.window_messages_max });
     }
 
@@ -458,10 +460,13 @@ impl Agent {
     /// Keeps the list of idle conversations: those can be dropped at any time.
     fn settle(&mut self, key: ConversationKey) {
         let Some(conversation) = self.conversations.get_mut(&key) else { return };
+        let busy = conversation.open_turns() > 0 || conversation.writing.is_some();
+        if !busy {
+            conversation.rest();
+        }
         let bytes = conversation.window.bytes();
         self.hot_bytes = self.hot_bytes - conversation.counted_bytes + bytes;
         conversation.counted_bytes = bytes;
-        let busy = conversation.open_turns() > 0 || conversation.writing.is_some();
         if let Some(stamp) = conversation.idle_stamp.take() {
             self.idle.remove(&stamp);
         }

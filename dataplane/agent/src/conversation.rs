@@ -25,7 +25,7 @@ pub(crate) struct Conversation {
     pub writing: Option<Writing>,
     /// Durable, in the order of their turns.
     pub queue: VecDeque<Turn>,
-    pub running: Option<Running>,
+    pub running: Option<Box<Running>>,
     /// The time at which this conversation wants to be looked at.
     pub timer_ms: Option<u64>,
     /// Bytes of its window that the agent's sum of hot bytes holds.
@@ -52,6 +52,13 @@ impl Conversation {
             || self.openings.iter().any(opened_by)
             || self.writing.as_ref().and_then(|writing| writing.head.as_ref()).is_some_and(|head| head.user == user)
             || self.queue.iter().chain(self.running.as_ref().map(|running| &running.turn)).any(|turn| turn.user == user)
+    }
+
+    /// Gives back the room that its last turn took: most conversations are idle most of the time.
+    pub fn rest(&mut self) {
+        self.openings = VecDeque::new();
+        self.queue = VecDeque::new();
+        self.window.messages.shrink_to_fit();
     }
 
     /// Turns that are not finished.

@@ -36,7 +36,7 @@ impl Agent {
             _ => None,
         };
         let text = turn.text.clone();
-        self.conversation(key).running = Some(Running {
+        self.conversation(key).running = Some(Box::new(Running {
             turn,
             phase: Phase::Retrieving { recall_op: None },
             embed_op: None,
@@ -46,7 +46,7 @@ impl Agent {
             prompt_tokens: 0,
             deadline_ms: turn_deadline_ms,
             retries: 0,
-        });
+        }));
         if let Some(outcome) = refusal {
             return self.finish(key, outcome);
         }
@@ -459,7 +459,7 @@ impl Agent {
             return self.set_timer(key, Some(now_ms + pause_ms));
         }
         let forgotten = conversation.forgotten;
-        let Some(running) = conversation.running.take() else { return };
+        let Some(running) = conversation.running.take().map(|running| *running) else { return };
         // A vector that is still on its way has nobody to go to.
         if let Some(op) = running.embed_op {
             self.ops.remove(&op);

@@ -7,11 +7,13 @@ use super::form::Form;
 use super::kind::{self, Need, Spec, Streaming, need, option};
 use super::outbound::{Codes, clip};
 use super::proof::{self, Clock};
+use super::value::Field;
 use super::{Answer, Answered, Attachment, Decoded, Delivery, EncodeError, EventKind, InboundEvent, OutboundCall};
 use super::{Outgoing, Platform, Reject, Secret, value, xml};
 use crate::digest;
 use crate::record::ChatAddress;
 use crate::split::Unit;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 
@@ -61,10 +63,10 @@ impl Platform for Adapter {
                 None => command(request, &form),
             };
         }
-        let body = value::parse_object(plain)?;
-        match value::text(&body, "/type") {
+        let body: Callback<'_> = value::typed(plain)?;
+        match body.kind.text() {
             Some("url_verification") => {
-                let challenge = value::text(&body, "/challenge").ok_or(Reject::Malformed("no challenge"))?;
+                let challenge = body.challenge.text().ok_or(Reject::Malformed("no challenge"))?;
                 Ok(Decoded::Handshake(Answer::text(challenge)))
             }
             Some("event_callback") => message(request, &body),
@@ -186,18 +188,76 @@ fn check_app(request: &Request<'_>, app: Option<&str>) -> Result<(), Reject> {
     }
 }
 
-fn message(request: &Request<'_>, body: &Value) -> Result<Decoded, Reject> {
-    check_app(request, value::text(body, "/api_app_id"))?;
-    let event = value::at(body, "/event");
-    let bot = request.account.bot_id.as_deref().or_else(|| value::text(body, "/authorizations/0/user_id"));
-    if event.get("bot_id").is_some_and(|id| !id.is_null()) || (bot.is_some() && value::text(event, "/user") == bot) {
+/// What is read of a callback of the Events API.
+#[derive(Deserialize)]
+struct Callback<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Field<'a>,
+    #[serde(borrow, default)]
+    challenge: Field<'a>,
+    #[serde(borrow, default)]
+    api_app_id: Field<'a>,
+    #[serde(borrow, default)]
+    event_id: Field<'a>,
+    #[serde(borrow, default)]
+    authorizations: Option<Vec<Authorization<'a>>>,
+    #[serde(borrow, default)]
+    event: Option<Event<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Authorization<'a> {
+    #[serde(borrow, default)]
+    user_id: Field<'a>,
+}
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Field<'a>,
+    #[serde(borrow, default)]
+    subtype: Field<'a>,
+    #[serde(borrow, default)]
+    bot_id: Field<'a>,
+    #[serde(borrow, default)]
+    user: Field<'a>,
+    #[serde(borrow, default)]
+    channel: Field<'a>,
+    #[serde(borrow, default)]
+    channel_type: Field<'a>,
+    #[serde(borrow, default)]
+    ts: Field<'a>,
+    #[serde(borrow, default)]
+    thread_ts: Field<'a>,
+    #[serde(borrow, default)]
+    text: Field<'a>,
+    #[serde(borrow, default)]
+    files: Option<Vec<File<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct File<'a> {
+    #[serde(borrow, default)]
+    mimetype: Field<'a>,
+    #[serde(borrow, default)]
+    url_private: Field<'a>,
+    #[serde(borrow, default)]
+    id: Field<'a>,
+}
+
+fn message(request: &Request<'_>, body: &Callback<'_>) -> Result<Decoded, Reject> {
+    check_app(request, body.api_app_id.text())?;
+    let Some(event) = &body.event else { return Decoded::ignore("an event of a kind that is not handled") };
+    let installed = body.authorizations.as_ref().and_then(|all| all.first()).and_then(|first| first.user_id.text());
+    let bot = request.account.bot_id.as_deref().or(installed);
+    if event.bot_id.is_there() || (bot.is_some() && event.user.text() == bot) {
         return Decoded::ignore("written by a bot");
     }
-    if value::text(event, "/subtype").is_some_and(|kind| kind != "file_share" && kind != "thread_broadcast") {
+    if event.subtype.text().is_some_and(|kind| kind != "file_share" && kind != "thread_broadcast") {
         return Decoded::ignore("a message of a kind that is not handled");
     }
-    let text = value::text(event, "/text").unwrap_or_default();
-    let mentioned = match (value::text(event, "/type"), value::text(event, "/channel_type")) {
+    let text = event.text.text().unwrap_or_default();
+    let mentioned = match (event.kind.text(), event.channel_type.text()) {
         (Some("app_mention"), _) | (Some("message"), Some("im")) => true,
         // Slack sends a mention in a channel as `app_mention` and again as `message`: only the first of them counts.
         (Some("message"), _) if bot.is_none_or(|bot| mentions(text, bot)) => {
@@ -206,20 +266,18 @@ fn message(request: &Request<'_>, body: &Value) -> Result<Decoded, Reject> {
         (Some("message"), _) => false,
         _ => return Decoded::ignore("an event of a kind that is not handled"),
     };
-    let (user, chat) = (value::needed(event, "/user")?, value::needed(event, "/channel")?);
-    let mut found = InboundEvent::new(EventKind::Message, value::needed(body, "/event_id")?, user, chat);
-    found.thread = value::id(event, "/thread_ts");
-    found.message_id = value::id(event, "/ts");
-    found.private = value::text(event, "/channel_type") == Some("im");
+    let (user, chat) = (event.user.needed()?, event.channel.needed()?);
+    let mut found = InboundEvent::new(EventKind::Message, body.event_id.needed()?, user, chat);
+    found.thread = event.thread_ts.id();
+    found.message_id = event.ts.id();
+    found.private = event.channel_type.text() == Some("im");
     found.mentioned = mentioned;
     found.text = without_mention(text, bot);
-    found.attachments = value::list(event, "/files")
-        .iter()
-        .filter_map(|file| {
-            let kind = value::text(file, "/mimetype").unwrap_or("file").to_owned();
-            Some(Attachment { kind, reference: value::id(file, "/url_private").or_else(|| value::id(file, "/id"))? })
-        })
-        .collect();
+    let attachment = |file: &File<'_>| {
+        let kind = file.mimetype.text().unwrap_or("file").to_owned();
+        Some(Attachment { kind, reference: file.url_private.id().or_else(|| file.id.id())? })
+    };
+    found.attachments = event.files.iter().flatten().filter_map(attachment).collect();
     Decoded::event(found, Answer::ok())
 }
 

@@ -1,7 +1,10 @@
 //! Reading JSON of platforms: ids that are texts or numbers, and paths that may be missing.
 
 use super::Reject;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use std::borrow::Cow;
+use std::fmt;
 
 /// Parses a body. `serde_json` bounds the depth, the size is bounded before.
 pub(super) fn parse(body: &[u8]) -> Result<Value, Reject> {
@@ -14,6 +17,106 @@ pub(super) fn parse_object(body: &[u8]) -> Result<Value, Reject> {
     parse(body).and_then(|value| {
         if value.is_object() { Ok(value) } else { Err(Reject::Malformed("body is not a JSON object")) }
     })
+}
+
+/// Reads of a body what `T` names and passes over the rest, without a tree of all of it.
+pub(super) fn typed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Reject> {
+    let text = std::str::from_utf8(body).map_err(|_| Reject::Malformed("body is not UTF-8"))?;
+    serde_json::from_str(text).map_err(|_| Reject::Malformed("body is not the JSON that its platform sends"))
+}
+
+/// One field of a typed body, whatever it holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) enum Field<'a> {
+    /// Missing, or null.
+    #[default]
+    Nothing,
+    Text(Cow<'a, str>),
+    /// A whole number, as its text.
+    Whole(String),
+    /// Something that is neither a text nor an id.
+    Other,
+}
+
+impl Field<'_> {
+    pub fn is_there(&self) -> bool {
+        *self != Field::Nothing
+    }
+
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Field::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// An id: a text, or a whole number as its text.
+    pub fn id(&self) -> Option<String> {
+        match self {
+            Field::Text(text) if !text.is_empty() => Some(text.to_string()),
+            Field::Whole(number) => Some(number.clone()),
+            _ => None,
+        }
+    }
+
+    /// An id without which an event means nothing.
+    pub fn needed(&self) -> Result<String, Reject> {
+        self.id().ok_or(Reject::Malformed("an id is missing"))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FieldVisitor)
+    }
+}
+
+struct FieldVisitor;
+
+impl<'de> Visitor<'de> for FieldVisitor {
+    type Value = Field<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Field<'de>, E> {
+        Ok(Field::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Field<'de>, E> {
+        Ok(Field::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Field<'de>, E> {
+        Ok(Field::Whole(number.to_string()))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Field<'de>, E> {
+        Ok(Field::Whole(number.to_string()))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Field<'de>, E> {
+        Ok(Field::Other)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Field<'de>, E> {
+        Ok(Field::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Field<'de>, E> {
+        Ok(Field::Nothing)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Field<'de>, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Field::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Field<'de>, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Field::Other)
+    }
 }
 
 /// The value at a JSON pointer (`/event/user`).
