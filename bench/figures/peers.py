@@ -4,7 +4,8 @@ with speed and recall of every effort up to RECALL beside it.
 
     peers.py FOLDER [RECALL]
 
-One thread; all questions are handed over in one call, so that Python takes no part. Graphs of 16 links and a build effort of
+One thread, by its processor time, so that other work on the machine does not count; all questions are handed over in one
+call, so that Python takes no part. Graphs of 16 links and a build effort of
 128 as ours; built with all threads and kept in FOLDER for the next run. A library that is not installed, or not among those of MILLRACE_PEERS, is left out.
 """
 import json
@@ -32,9 +33,9 @@ def curve(peer, search, questions, truth, build_s, wanted):
         right = recall(search(effort), truth)
         took = []
         for _ in range(ROUNDS):
-            started = time.perf_counter()
+            started = time.process_time()
             search(effort)
-            took.append(time.perf_counter() - started)
+            took.append(time.process_time() - started)
         points.append({"effort": effort, "recall": round(right, 4), "qps": round(len(questions) / min(took), 1)})
         if right >= max(RECALL_MIN, wanted):
             break

@@ -1,7 +1,7 @@
 //! A shared space of a million passages: recall, speed, filters, memory, restart.
 
 use crate::data::{Data, NEAREST, nearest};
-use crate::{Random, percentile, show};
+use crate::{Random, percentile, processor_s, show};
 use anyhow::{Context, Result};
 use millrace_proto::id::TenantId;
 use millrace_storage::{Batch, SpaceFilter, SpaceHit, SpaceQuery, SpaceWrite, Store, StoreOptions};
@@ -15,6 +15,8 @@ const SPACE: &str = "figures";
 /// Questions with each filter.
 const FILTERED: usize = 300;
 const BATCH_ROWS: usize = 1_000;
+/// How often all questions are asked.
+const ROUNDS: usize = 5;
 /// Longest wait for the segments.
 const BUILD_MAX: Duration = Duration::from_secs(1_800);
 /// Shares of the passages, and the tag of each.
@@ -123,13 +125,21 @@ pub fn measure(folder: &Path) -> Result<()> {
     show("storage.ann.1m.bytes_per_vector", bytes, about);
     // The first round brings the rows of the answers into the cache.
     ask_all(&store, &questions, &data.truth, None)?;
-    let (right, mut waits) = ask_all(&store, &questions, &data.truth, None)?;
-    let total: Duration = waits.iter().sum();
+    let before_s = processor_s()?;
+    let (mut right, mut waits) = (0, Vec::new());
+    for _ in 0..ROUNDS {
+        let (found, took) = ask_all(&store, &questions, &data.truth, None)?;
+        right = found;
+        waits.extend(took);
+    }
+    let took_s = (processor_s()? - before_s).max(0.01);
+    let wall: Duration = waits.iter().sum();
     let about = json!({
         "rows": data.rows(), "dim": data.dim, "one_at_a_time": true, "includes": "pool, opening 10 texts and more vectors",
         "p50_us": percentile(&mut waits, 0.5).as_micros(), "p99_us": percentile(&mut waits, 0.99).as_micros(),
+        "by": "processor time of all threads", "by_wall": waits.len() as f64 / wall.as_secs_f64(),
     });
-    show("storage.ann.1m.qps_per_core", questions.len() as f64 / total.as_secs_f64(), about);
+    show("storage.ann.1m.qps_per_core", waits.len() as f64 / took_s, about);
     show("storage.ann.1m.recall", right as f64 / (questions.len() * NEAREST) as f64, json!({}));
     for (share, tag) in SHARES {
         let count = questions.len().min(FILTERED);

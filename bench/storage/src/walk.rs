@@ -2,6 +2,7 @@
 //! walk finds by codes is compared again with the rows, as a library that keeps rows does at every step.
 
 use crate::data::{Data, NEAREST, dot};
+use crate::processor_s;
 use anyhow::{Result, ensure};
 use millrace_storage::MeasuredGraph;
 use serde_json::json;
@@ -11,7 +12,7 @@ use std::time::Instant;
 const EFFORTS: [usize; 14] = [16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 192, 256];
 /// Candidates that are compared again.
 const COMPARED: usize = 2 * NEAREST;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 10;
 
 pub fn measure(folder: &std::path::Path, rows: Option<usize>) -> Result<()> {
     let mut data = Data::read(folder)?;
@@ -25,18 +26,18 @@ pub fn measure(folder: &std::path::Path, rows: Option<usize>) -> Result<()> {
     let mut graph = MeasuredGraph::build(data.dim, &data.base);
     let build_s = started.elapsed().as_secs_f64();
     for effort in EFFORTS {
-        let (mut right, mut best_s) = (0, f64::MAX);
+        let mut right = 0;
+        let before_s = processor_s()?;
         for _ in 0..ROUNDS {
             right = 0;
-            let started = Instant::now();
             for (question, truth) in questions.iter().zip(data.truth.chunks_exact(NEAREST)) {
                 let found = nearest(&mut graph, &data, question, effort);
                 right += truth.iter().filter(|at| found.contains(at)).count();
             }
-            best_s = best_s.min(started.elapsed().as_secs_f64());
         }
+        let took_s = (processor_s()? - before_s).max(0.01);
         let recall = right as f64 / (questions.len() * NEAREST) as f64;
-        let qps = questions.len() as f64 / best_s;
+        let qps = (questions.len() * ROUNDS) as f64 / took_s;
         let bytes = graph.bytes() as f64 / data.rows() as f64;
         println!(
             "{}",

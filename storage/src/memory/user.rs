@@ -45,6 +45,8 @@ pub(crate) struct UserIndex {
     docs: IdMap<DocId, u32>,
     numbered: Vec<Option<(DocId, DocMeta)>>,
     words: u64,
+    /// No memory is newer than this.
+    newest_ms: u64,
     /// Of the words that were asked for since the load, kept up to date.
     postings: Mutex<IdMap<Term, Postings>>,
     /// By length of the vectors: after a change of the embedding model both kinds exist.
@@ -67,6 +69,11 @@ impl UserIndex {
 
     pub fn get(&self, doc: DocId) -> Option<DocMeta> {
         self.numbered(*self.docs.get(&doc)?).map(|(_, meta)| meta)
+    }
+
+    /// No memory is newer than this, in Unix milliseconds.
+    pub fn newest_ms(&self) -> u64 {
+        self.newest_ms
     }
 
     /// Every number is below this.
@@ -110,6 +117,7 @@ impl UserIndex {
     pub fn put(&mut self, doc: DocId, row: &VectorRow, terms: &[(Term, u16)]) {
         self.remove(doc);
         self.words += u64::from(row.words);
+        self.newest_ms = self.newest_ms.max(row.at_ms);
         let number = u32::try_from(self.numbered.len()).expect("a user has fewer than 2^32 memories");
         self.numbered.push(Some((doc, DocMeta { at_ms: row.at_ms, words: row.words })));
         self.docs.insert(doc, number);

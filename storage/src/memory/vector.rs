@@ -59,6 +59,15 @@ fn norm(row: impl Iterator<Item = f32>) -> f32 {
     row.map(|x| x * x).sum::<f32>().sqrt()
 }
 
+/// A sum in several parts, which do not wait for each other.
+fn sum(numbers: impl Iterator<Item = f32>) -> f32 {
+    let mut parts = [0.0; 16];
+    for (at, number) in numbers.enumerate() {
+        parts[at % 16] += number;
+    }
+    parts.iter().sum()
+}
+
 /// Codes of `row` into `codes`, which is zero where the padding is.
 fn encode(row: &[f32], codes: &mut [i8]) -> CodeFacts {
     let largest = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
@@ -144,8 +153,9 @@ impl<Id: Copy + Eq + Hash> Block<Id> {
     pub fn nearest_and_mean(&self, query: &[f32], k: usize, wanted: impl Fn(&Id) -> bool) -> (Vec<(Id, f32)>, f32) {
         assert_eq!(query.len(), self.dim, "the caller picks the block by the query's length");
         let estimates = self.estimates(query);
-        let middles = estimates.iter().map(|e| (e.lowest + e.highest) / 2.0).filter(|middle| middle.is_finite());
-        let mean = middles.sum::<f32>() / estimates.len().max(1) as f32;
+        // What is infinite on both sides has no middle.
+        let middle = |e: &Estimate| if e.highest == f32::INFINITY { 0.0 } else { (e.lowest + e.highest) / 2.0 };
+        let mean = sum(estimates.iter().map(middle)) / estimates.len().max(1) as f32;
         let mut floor = TopK::new(k);
         for (at, (estimate, id)) in estimates.iter().zip(&self.ids).enumerate() {
             // Asking about an id is a table look-up, so only the few that could enter are asked about.
@@ -253,8 +263,10 @@ impl TopK {
         } else if let Some(top) = self.heap.peek()
             && score > top.score
         {
-            self.heap.pop();
-            self.heap.push(Worst { score, at });
+            // One way down the heap, not one up and one down.
+            if let Some(mut top) = self.heap.peek_mut() {
+                *top = Worst { score, at };
+            }
         }
     }
 
