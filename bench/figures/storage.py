@@ -18,6 +18,8 @@ import sys
 GOALS = {
     "storage.append.per_s": ("1/s", 120_000, True),
     "storage.append.p99_over_fsync": ("x", 3, False),
+    "storage.backup.mb_s": ("MB/s", 100, True),
+    "storage.backup.foreground_p99_ratio": ("x", 1.2, False),
     "storage.session_read.p99_us": ("us", 15, False),
     "storage.exact.10k.p99_ms": ("ms", 1, False),
     "storage.ann.1m.qps_per_core": ("1/s", 1_500, True),
@@ -104,6 +106,8 @@ def measure(show, wanted):
 
     if wanted("storage.append"):
         tell(run("append"))
+    if wanted("storage.backup"):
+        tell(run("backup"))
     if wanted("storage.session_read"):
         tell(run("session"))
     if wanted("storage.exact", "storage.recall", "storage.insert_visible"):

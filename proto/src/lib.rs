@@ -6,9 +6,10 @@
 //!
 //! Main types: [`http1::RequestHead`] and [`ws::Decoder`] (the wire), [`api::ChatRequest`] and
 //! [`api::ApiError`] (the OpenAI-shaped API), [`oauth`] (clients and tokens), [`channel::Account`] (messengers and webhooks),
-//! [`document`] (files into passages), [`record`] (what is stored), [`id`] (who and where).
+//! [`document`] (files into passages), [`backup::Manifest`] (what a backup holds), [`record`] (what is stored), [`id`] (who and where).
 
 pub mod api;
+pub mod backup;
 pub mod channel;
 pub mod date;
 pub mod digest;

@@ -16,7 +16,7 @@ use crate::layout::ctl;
 use crate::memory::Derived;
 use crate::prepare::{Prepared, prepare, prepare_with_new_keys};
 use crate::priority::prompt_thread;
-use crate::reseal::Reseal;
+use crate::reseal::Guarded;
 use crate::seal::Owner;
 use crate::store::Shared;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
@@ -45,8 +45,8 @@ enum Work {
     /// A tenant of this batch has no key yet; making one is a write, so the commit thread does it.
     NeedsKeys(Batch),
     Refused(CommitError),
-    /// Rows under newer keys, written only where nothing came between.
-    Reseal(Vec<Reseal>),
+    /// Writes that hold only where nothing came between: rows under newer keys, messages on their way to the archive.
+    Guarded(Vec<Guarded>),
     /// A user is forgotten between two groups.
     Forget(Owner),
 }
@@ -141,10 +141,10 @@ impl Committer {
         self.wait(shared, |done| Job::new(shared, batch, done))
     }
 
-    /// Writes rows under newer keys and waits: a sweep takes the place of one waiting batch at most.
-    pub fn reseal(&self, shared: &Shared, rows: Vec<Reseal>) -> Result<u64, CommitError> {
-        let bytes = rows.iter().map(Reseal::bytes).sum();
-        self.wait(shared, |done| Job::of(shared, Work::Reseal(rows), bytes, done))
+    /// Writes what still holds and waits: a sweep takes the place of one waiting batch at most.
+    pub fn guarded(&self, shared: &Shared, rows: Vec<Guarded>) -> Result<u64, CommitError> {
+        let bytes = rows.iter().map(Guarded::bytes).sum();
+        self.wait(shared, |done| Job::of(shared, Work::Guarded(rows), bytes, done))
     }
 
     fn wait(&self, shared: &Shared, job: impl FnOnce(Done) -> Job) -> Result<u64, CommitError> {
@@ -205,7 +205,7 @@ impl CommitLoop {
     fn group(&mut self, first: Job, jobs: &Receiver<Job>) {
         let mut ops = Vec::new();
         let mut derived = Vec::new();
-        let mut reseals = Vec::new();
+        let mut guarded = Vec::new();
         let mut waiting: Vec<Done> = Vec::new();
         let mut forget = None;
         let (mut bytes, mut count) = (0, 0);
@@ -221,8 +221,8 @@ impl CommitLoop {
                     forget = Some((owner, job.done));
                     break;
                 }
-                Work::Reseal(rows) => {
-                    reseals.extend(rows);
+                Work::Guarded(rows) => {
+                    guarded.extend(rows);
                     waiting.push(job.done);
                 }
                 work => match self.ready(work) {
@@ -239,9 +239,13 @@ impl CommitLoop {
         }
         if !waiting.is_empty() {
             let kv = &*self.shared.kv;
-            let unchanged: Vec<KvOp> =
-                reseals.into_iter().filter_map(|row| row.into_op_if_unchanged(kv, &ops)).collect();
-            self.shared.stats.rows_resealed.fetch_add(unchanged.len() as u64, Relaxed);
+            let mut unchanged = Vec::new();
+            for row in guarded {
+                let reseals = row.reseals;
+                let Some(writes) = row.into_ops_if_unchanged(kv, &ops) else { continue };
+                self.shared.stats.rows_resealed.fetch_add(u64::from(reseals), Relaxed);
+                unchanged.extend(writes);
+            }
             ops.extend(unchanged);
             self.write(seq, ops, derived, waiting);
         }
@@ -281,7 +285,7 @@ impl CommitLoop {
             Work::Ready(prepared) if prepared.outlived_its_keys(&self.shared.keys) => Err(CommitError::Forgotten),
             Work::Ready(prepared) => Ok(prepared),
             Work::Refused(error) => Err(error),
-            Work::Reseal(_) | Work::Forget(_) => unreachable!("the group handles them itself"),
+            Work::Guarded(_) | Work::Forget(_) => unreachable!("the group handles them itself"),
             Work::NeedsKeys(batch) => {
                 if let Some((error, _)) = &self.failed {
                     return Err(error.clone().into());

@@ -17,7 +17,7 @@ use std::ops::ControlFlow;
 /// Families whose keys start with the user.
 const BY_USER: [Cf; 8] = [Cf::Mem, Cf::Vec, Cf::Post, Cf::EdgeOut, Cf::EdgeIn, Cf::UserSess, Cf::Pending, Cf::Owned];
 /// Families whose keys start with a conversation.
-const BY_CONVERSATION: [Cf; 5] = [Cf::Sess, Cf::Msg, Cf::Inbox, Cf::Outbox, Cf::Receipt];
+const BY_CONVERSATION: [Cf; 6] = [Cf::Sess, Cf::Msg, Cf::Inbox, Cf::Outbox, Cf::Receipt, Cf::Archive];
 
 /// Forgets a user under the next sequence number. Runs on the commit thread, between two groups.
 pub(crate) fn forget(shared: &Shared, seq: u64, owner: Owner) -> Result<(), CommitError> {

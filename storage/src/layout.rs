@@ -154,7 +154,7 @@ pub(crate) fn user_sess_parts(key: &[u8]) -> Option<(TenantId, UserId, Conversat
 pub(crate) fn conversation_of(cf: crate::backend::Cf, key: &[u8]) -> Option<ConversationId> {
     use crate::backend::Cf;
     let at = match cf {
-        Cf::Sess | Cf::Msg | Cf::Inbox | Cf::Outbox | Cf::Receipt => 6,
+        Cf::Sess | Cf::Msg | Cf::Inbox | Cf::Outbox | Cf::Receipt | Cf::Archive => 6,
         Cf::Timer => 12,
         _ => return None,
     };
@@ -179,6 +179,11 @@ pub(crate) fn user_prefix(tenant: TenantId, user: UserId) -> Vec<u8> {
 // msg: shard2 tenant4 conversation16 seq8
 pub(crate) fn msg(tenant: TenantId, conversation: ConversationId, seq: u64) -> Vec<u8> {
     Key::conversation(tenant, conversation).u64(seq).0
+}
+
+// archive: shard2 tenant4 conversation16 first_seq8
+pub(crate) fn archived(tenant: TenantId, conversation: ConversationId, first_seq: u64) -> Vec<u8> {
+    msg(tenant, conversation, first_seq)
 }
 
 // inbox: shard2 tenant4 conversation16 number8

@@ -8,6 +8,7 @@
 //! What it never does: it opens no socket, knows no HTTP, runs no model, and makes no decision about
 //! what to do next. `DESIGN.md` beside this crate shows every key and value byte by byte.
 
+mod archive;
 mod backend;
 mod batch;
 mod commit;
@@ -30,6 +31,10 @@ mod session;
 mod stats;
 mod store;
 
+pub use archive::{
+    ArchiveDone, ArchiveError, ArchiveFilter, ArchiveRule, Archived, BackupChecked, BackupDone, BackupListed,
+    BackupReader, BackupSummary, Budget, Folder, KeysDue, Object, OpenPlace, Stopped, Target, TargetError,
+};
 pub use backend::memory::{Fault, MemoryBackend};
 pub use backend::rocks::RocksBackend;
 pub use backend::{Cf, Here, KvOp, KvStore, ScanRange, Visit};

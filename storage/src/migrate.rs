@@ -39,6 +39,7 @@ pub(crate) fn migrate(kv: &dyn KvStore, keys: &KeyRing, found: u32, segments: Op
             kv.compact(Cf::Space)?;
         }
     }
+    // It also has the family of archived messages: a program that does not know it would take what is in it for lost.
     if found < layout::SCHEMA {
         let row = KvOp::Put(Cf::Ctl, ctl::SCHEMA.to_vec(), layout::SCHEMA.to_be_bytes().to_vec());
         kv.apply(&[row], true)?;
@@ -80,7 +81,7 @@ fn seal_by_user(kv: &dyn KvStore, keys: &KeyRing) -> Result<(), ReadError> {
     let users = reseal::users_of_conversations(kv)?;
     let sweep = Sweep { kv, keys, tenant: None, users: Some(users) };
     let swept = sweep.run(|rows| {
-        let ops: Vec<KvOp> = rows.into_iter().map(reseal::Reseal::into_op).collect();
+        let ops: Vec<KvOp> = rows.into_iter().flat_map(|row| row.ops).collect();
         kv.apply(&ops, true)?;
         Ok(ControlFlow::Continue(()))
     });

@@ -40,33 +40,36 @@ const STEP_BYTES: usize = 1 << 20;
 /// Key and value.
 type Row = (Vec<u8>, Vec<u8>);
 
-/// A row that was sealed again.
-pub(crate) struct Reseal {
-    cf: Cf,
-    key: Vec<u8>,
+/// Writes that hold only as long as a row is what it was when it was read.
+pub(crate) struct Guarded {
+    pub cf: Cf,
+    pub key: Vec<u8>,
     /// The row as it was read.
-    old: Vec<u8>,
-    new: Vec<u8>,
+    pub old: Vec<u8>,
+    pub ops: Vec<KvOp>,
+    /// Whether this is a row brought to newer keys, for the counter of those.
+    pub reseals: bool,
 }
 
-impl Reseal {
+impl Guarded {
+    /// A row that was sealed again.
+    fn reseal(cf: Cf, key: Vec<u8>, old: Vec<u8>, new: Vec<u8>) -> Self {
+        let ops = vec![KvOp::Put(cf, key.clone(), new)];
+        Self { cf, key, old, ops, reseals: true }
+    }
+
     pub fn bytes(&self) -> usize {
-        self.key.len() + self.new.len()
+        self.ops.iter().map(KvOp::bytes).sum()
     }
 
-    /// The write, whatever the row is now.
-    pub fn into_op(self) -> KvOp {
-        KvOp::Put(self.cf, self.key, self.new)
-    }
-
-    /// The write, if the row is still the one that was read and nothing in `ops` touches it.
-    pub fn into_op_if_unchanged(self, kv: &dyn KvStore, ops: &[KvOp]) -> Option<KvOp> {
+    /// The writes, if the row is still the one that was read and nothing in `ops` touches it.
+    pub fn into_ops_if_unchanged(self, kv: &dyn KvStore, ops: &[KvOp]) -> Option<Vec<KvOp>> {
         let touched = ops.iter().any(|op| match op {
             KvOp::Put(cf, key, _) | KvOp::Delete(cf, key) => *cf == self.cf && *key == self.key,
             KvOp::DeleteRange(cf, from, to) => *cf == self.cf && *from <= self.key && self.key < *to,
         });
         let unchanged = || kv.get(self.cf, &self.key).is_ok_and(|now| now.as_ref() == Some(&self.old));
-        (!touched && unchanged()).then(|| self.into_op())
+        (!touched && unchanged()).then_some(self.ops)
     }
 }
 
@@ -91,7 +94,7 @@ impl Sweep<'_> {
     /// Walks all sealed families. `write` gets what was sealed again, page by page, and says whether to go on.
     pub fn run(
         &self,
-        mut write: impl FnMut(Vec<Reseal>) -> Result<ControlFlow<()>, CommitError>,
+        mut write: impl FnMut(Vec<Guarded>) -> Result<ControlFlow<()>, CommitError>,
     ) -> Result<Swept, CommitError> {
         let mut swept = Swept::default();
         for (cf, offset) in SEALED {
@@ -130,7 +133,7 @@ impl Sweep<'_> {
         Ok(rows)
     }
 
-    fn row(&self, cf: Cf, offset: usize, key: Vec<u8>, old: Vec<u8>) -> Result<Option<Reseal>, CommitError> {
+    fn row(&self, cf: Cf, offset: usize, key: Vec<u8>, old: Vec<u8>) -> Result<Option<Guarded>, CommitError> {
         let tenant = match cf {
             Cf::Ctl if !key.starts_with(layout::ctl::META) => return Ok(None),
             Cf::Ctl | Cf::Cred => Some(NODE),
@@ -156,7 +159,7 @@ impl Sweep<'_> {
             Ok(plain) => {
                 let plain = zeroize::Zeroizing::new(plain);
                 let new = [before, &keys.seal(cf, &key, &plain)].concat();
-                Ok(Some(Reseal { cf, key, old, new }))
+                Ok(Some(Guarded::reseal(cf, key, old, new)))
             }
             Err(error) => {
                 tracing::warn!(family = cf.name(), %error, "a row does not open and was left as it is");

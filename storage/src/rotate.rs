@@ -6,7 +6,7 @@
 use crate::backend::{Cf, KvOp, ScanRange};
 use crate::error::{CommitError, OpenError, ReadError};
 use crate::layout::{self, ctl};
-use crate::reseal::{Reseal, Sweep};
+use crate::reseal::{Guarded, Sweep};
 use crate::seal::{self, Kek, KeySource, NO_USER, Suite, VaultError};
 use crate::store::{BackendKind, Inner, Store};
 use millrace_proto::id::TenantId;
@@ -198,13 +198,13 @@ fn sweep(store: &Weak<Inner>, tenants: &[TenantId], stop: &AtomicBool) {
     for tenant in tenants {
         let sweep = Sweep { kv: &*shared.kv, keys: &shared.keys, tenant: Some(*tenant), users: None };
         let mut whole = true;
-        let swept = sweep.run(|rows: Vec<Reseal>| {
+        let swept = sweep.run(|rows: Vec<Guarded>| {
             if stop.load(Relaxed) {
                 whole = false;
                 return Ok(ControlFlow::Break(()));
             }
             if !rows.is_empty() {
-                let written = with(store, |inner| inner.commit.reseal(&shared, rows));
+                let written = with(store, |inner| inner.commit.guarded(&shared, rows));
                 written.unwrap_or(Err(CommitError::Closed))?;
             }
             Ok(ControlFlow::Continue(()))

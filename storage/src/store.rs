@@ -80,6 +80,7 @@ pub(crate) struct Inner {
     pub(crate) commit: Committer,
     reads: ReadPool,
     pub(crate) rotations: Rotations,
+    pub(crate) archive: crate::archive::Runs,
     pub(crate) options: StoreOptions,
     _lock: Option<FolderLock>,
 }
@@ -149,8 +150,15 @@ impl Store {
         shared.stats.seq.store(seq, Relaxed);
         let reads = ReadPool::start().map_err(thread)?;
         let commit = Committer::start(Arc::clone(&shared), seq).map_err(thread)?;
-        let inner =
-            Inner { shared, commit, reads, rotations: Rotations::default(), options: options.clone(), _lock: lock };
+        let inner = Inner {
+            shared,
+            commit,
+            reads,
+            rotations: Rotations::default(),
+            archive: crate::archive::Runs::default(),
+            options: options.clone(),
+            _lock: lock,
+        };
         let store = Self { inner: Arc::new(inner) };
         store.resume_rotations().map_err(thread)?;
         Ok(store)

@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const WRITERS: usize = 64;
-const TEXT_BYTES: usize = 1_024;
+pub(crate) const TEXT_BYTES: usize = 1_024;
 /// What a group of all writers puts into the log.
 const GROUP_BYTES: usize = 72 << 10;
 const SYNCS: u64 = 1_000;
@@ -46,7 +46,8 @@ pub fn measure(folder: &Path, duration: Duration) -> Result<()> {
     std::fs::remove_dir_all(&path).context("the store of the measurement cannot be removed")
 }
 
-fn run(store: &Store, duration: Duration) -> Result<Vec<Duration>> {
+/// Appends for a while; how long each waited.
+pub(crate) fn run(store: &Store, duration: Duration) -> Result<Vec<Duration>> {
     // As reactors do.
     prompt_thread();
     let text = "x".repeat(TEXT_BYTES);

@@ -5,6 +5,7 @@
 
 mod ann;
 mod append;
+mod backup;
 mod data;
 mod memory;
 mod session;
@@ -32,6 +33,12 @@ enum Command {
     Append {
         /// How long.
         #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// Backups: their speed, and what appends wait for meanwhile.
+    Backup {
+        /// How long appends are measured, with and without a backup.
+        #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
     /// Reading a hot session's head.
@@ -74,6 +81,7 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     match command {
         Command::Append { seconds } => append::measure(&folder, Duration::from_secs(seconds)),
+        Command::Backup { seconds } => backup::measure(&folder, Duration::from_secs(seconds)),
         Command::Session => session::measure(&folder),
         Command::Memory => memory::measure(&folder),
         Command::AnnData { vectors, rows } => data::write(&folder, &vectors, rows),

@@ -74,6 +74,8 @@ column_families! {
     Pending = 20, "pending";
     /// Which passages of shared spaces belong to a user, by user and by space.
     Owned = 21, "owned";
+    /// Where archived messages are.
+    Archive = 22, "archive";
 }
 
 /// One write.

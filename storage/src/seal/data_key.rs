@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes before the ciphertext.
 pub(crate) const HEADER_BYTES: usize = 32;
-const TAG_BYTES: usize = 16;
+/// Bytes after the ciphertext.
+pub(crate) const TAG_BYTES: usize = 16;
 /// Bytes that sealing adds to a value.
 #[cfg(test)]
 pub(crate) const OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
@@ -93,6 +94,35 @@ impl DataKey {
         match self {
             Self::Intl(_) => Suite::Intl,
             Self::Gm(_) => Suite::Gm,
+        }
+    }
+
+    /// Seals a piece of a file in place and gives its tag. The caller uses no nonce twice under one key.
+    pub fn seal_piece(&self, nonce: [u8; NONCE_LEN], place: &[u8], data: &mut [u8]) -> [u8; TAG_BYTES] {
+        match self {
+            Self::Intl(aes) => {
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                let tag = aes
+                    .seal_in_place_separate_tag(nonce, Aad::from(place), data)
+                    .expect("a piece is shorter than the 64 GiB bound of GCM");
+                tag.as_ref().try_into().expect("a tag has 16 bytes")
+            }
+            Self::Gm(sm4) => sm4.seal_in_place(&nonce, place, data),
+        }
+    }
+
+    /// Opens a sealed piece (ciphertext and tag) in place and says how long the plain bytes at its start are.
+    pub fn open_piece(&self, nonce: [u8; NONCE_LEN], place: &[u8], sealed: &mut [u8]) -> Option<usize> {
+        match self {
+            Self::Intl(aes) => {
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                aes.open_in_place(nonce, Aad::from(place), sealed).ok().map(|plain| plain.len())
+            }
+            Self::Gm(sm4) => {
+                let end = sealed.len().checked_sub(TAG_BYTES)?;
+                let (data, tag) = sealed.split_at_mut(end);
+                sm4.open_in_place(&nonce, place, data, tag).ok().map(|()| end)
+            }
         }
     }
 

@@ -442,6 +442,11 @@ impl KeyRing {
         self.slots.copy_to(path)
     }
 
+    /// The file of wrapped user keys as it is now.
+    pub fn slots_snapshot(&self) -> std::io::Result<Vec<u8>> {
+        self.slots.snapshot()
+    }
+
     fn keep(&self, owner: Owner, keys: TenantKeys, forgotten_before: u64) -> Arc<TenantKeys> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         if self.forgotten() != forgotten_before {

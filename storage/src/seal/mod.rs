@@ -24,12 +24,12 @@ mod slots;
 mod source;
 mod vault;
 
-pub(crate) use data_key::{DataKey, Header, NonceSource, OpenFailure, Stamp};
+pub(crate) use data_key::{DataKey, Header, NonceSource, OpenFailure, Stamp, TAG_BYTES};
 pub(crate) use find::{find_kek, no_random};
 pub(crate) use keyfile::{Kek, next_of, publish_next, sync_folder};
 pub(crate) use keyring::{KeyRing, NO_USER, NODE, Owner, TenantKeys, has_user_keys, users};
 pub use measure::measure_seal;
-pub(crate) use slots::{SLOTS_FILE, Slots};
+pub(crate) use slots::{SLOT_BYTES, SLOTS_FILE, Slots, USED as SLOT_USED};
 pub use source::KeySource;
 pub use vault::{VAULT_FILE, VAULT_NAME_BYTES_MAX, VAULT_SECRET_BYTES_MAX, Vault, VaultError};
 pub(crate) use vault::{admit_key, keep_key};
@@ -61,14 +61,14 @@ impl Suite {
     }
 
     /// The number in envelopes and wrapped keys.
-    const fn number(self) -> u8 {
+    pub(crate) const fn number(self) -> u8 {
         match self {
             Self::Intl => 1,
             Self::Gm => 2,
         }
     }
 
-    fn of_number(number: u8) -> Option<Self> {
+    pub(crate) fn of_number(number: u8) -> Option<Self> {
         [Self::Intl, Self::Gm].into_iter().find(|suite| suite.number() == number)
     }
 }

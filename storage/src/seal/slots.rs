@@ -20,8 +20,9 @@ use std::sync::{Mutex, PoisonError};
 /// The file in the data folder.
 pub(crate) const SLOTS_FILE: &str = "user-keys";
 const MAGIC: &[u8; 8] = b"MRKEYS1\n";
-const SLOT_BYTES: usize = 128;
-const USED: u8 = 1;
+pub(crate) const SLOT_BYTES: usize = 128;
+/// First byte of a slot that holds a key.
+pub(crate) const USED: u8 = 1;
 
 type Slot = [u8; SLOT_BYTES];
 
@@ -123,16 +124,24 @@ impl Slots {
         }
     }
 
+    /// The whole file as it is now.
+    pub fn snapshot(&self) -> io::Result<Vec<u8>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Kept::File(file, next) => {
+                let length = usize::try_from(*next).ok().and_then(|slots| slots.checked_mul(SLOT_BYTES));
+                let mut bytes = vec![0; length.ok_or(io::ErrorKind::FileTooLarge)?];
+                file.read_exact_at(&mut bytes, 0)?;
+                Ok(bytes)
+            }
+            Kept::Memory(slots) => Ok(slots.concat()),
+        }
+    }
+
     /// Copies the file beside a checkpoint. Taken after the checkpoint, so every row in that finds its slot.
     pub fn copy_to(&self, path: &Path) -> io::Result<()> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Kept::File(file, next) = &*kept else { return Ok(()) };
         let copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        let mut slot = [0; SLOT_BYTES];
-        for number in 0..*next {
-            file.read_exact_at(&mut slot, number * SLOT_BYTES as u64)?;
-            copy.write_all_at(&slot, number * SLOT_BYTES as u64)?;
-        }
+        copy.write_all_at(&self.snapshot()?, 0)?;
         copy.sync_all()?;
         super::sync_folder(path)
     }

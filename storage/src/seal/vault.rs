@@ -33,7 +33,7 @@ pub const VAULT_NAME_BYTES_MAX: usize = 200;
 const SECRETS_MAX: usize = 4_096;
 const FILE_BYTES_MAX: u64 = 32 << 20;
 /// Name of the file in the store's folder.
-pub const VAULT_FILE: &str = "channels.sealed";
+pub use millrace_proto::backup::VAULT_FILE;
 /// Starts a line with the vault's key; no secret can have this name.
 const KEY_NAME: &str = "!key";
 /// A rotation leaves two; one that is cut off and begun again, three.

@@ -1,5 +1,7 @@
 //! The store from outside: what it promises, and what it says when it cannot keep it.
 
+mod archiving;
+mod backups;
 mod common;
 mod corpora;
 mod crash;
