@@ -1,5 +1,6 @@
 //! The shell of Millrace: sockets, threads and clocks around the sans-IO cores.
 
+pub mod backup;
 pub mod bridge;
 pub mod certificate;
 pub mod cli;

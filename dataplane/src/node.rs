@@ -21,6 +21,7 @@ use millrace_storage::{BackendKind, Batch, Store, StoreOptions, crash};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use crate::backup::Backups;
 use crate::bridge::{ModelPrompter, Pace};
 use crate::certificate;
 use crate::config::{self, Config, IoMode, Loaded, StorageType, human_bytes};
@@ -35,7 +36,7 @@ use crate::identity::{self, Authority};
 use crate::models::{self, Found};
 use crate::net::tls::Tls;
 use crate::net::{self, Listeners, QuicSockets};
-use crate::obs::{self, EngineSnapshot, Health, Metrics, NodeFacts, StorageSnapshot};
+use crate::obs::{self, BackupSnapshot, EngineSnapshot, Health, Metrics, NodeFacts, StorageSnapshot};
 use crate::plan::{Plan, SMALL_KV_PART};
 use crate::reload::Reloader;
 use crate::shard::live::{Live, Settings};
@@ -420,7 +421,8 @@ fn load_encoder(found: &Found, precision: Precision) -> Result<Arc<Encoder>, Tro
     Encoder::load(&found.path, precision).map(Arc::new).map_err(|error| broken_model(found, &error))
 }
 
-fn open_store(config: &Config) -> Result<Store, Trouble> {
+/// Opens the store that a configuration describes.
+pub(crate) fn open_store(config: &Config) -> Result<Store, Trouble> {
     let options = StoreOptions {
         path: config.data.clone(),
         key_file: config.storage.key_file.clone(),
@@ -471,6 +473,12 @@ impl Node {
         let corpora = corpora.map_err(|error| {
             Trouble::new("the corpus thread cannot start", error.to_string(), "look at `ulimit -u`")
         })?;
+        let backups = Backups::start(parts.store.clone(), control.clone(), config.backup.clone()).map(Arc::new);
+        let backups = backups.map_err(|error| {
+            Trouble::new("the threads of the backups cannot start", error.to_string(), "look at `ulimit -u`")
+        })?;
+        let shown = Arc::clone(&backups);
+        metrics.set_backups(move || BackupSnapshot::of(&shown.status()));
         observe(&metrics, &engine, &parts, &config);
         let extraction = start_extraction(&config, &parts, &engine, &metrics)?;
         metrics.set_facts(NodeFacts {
@@ -518,6 +526,7 @@ impl Node {
             config,
             control,
             corpora,
+            backups,
             metrics,
             health,
             people: crate::bridge::Registry::default(),
@@ -577,6 +586,8 @@ impl Node {
         if let Some(embedder) = &self.shared.embedder {
             embedder.shutdown();
         }
+        // Before the control thread, which carries its calls.
+        self.shared.backups.shutdown();
         self.shared.control.shutdown();
         budgets::save(&self.shared.store, &self.shared.gateway);
         self.shared.store.shutdown();

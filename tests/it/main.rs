@@ -3,6 +3,7 @@
 mod access;
 mod asked;
 mod backlog;
+mod backup;
 mod bad_input;
 mod browser;
 mod channels;

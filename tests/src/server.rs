@@ -93,11 +93,21 @@ impl ServerBuilder {
     /// # Panics
     /// When it does not become ready.
     pub fn start(self) -> Server {
+        let server = self.start_with_key("");
+        assert!(!server.key.is_empty(), "the first start prints an API key: {}", server.ready);
+        server
+    }
+
+    /// Starts the server on a data folder that knows this API key already.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn start_with_key(self, key: &str) -> Server {
         let scratch = tempfile::Builder::new().prefix("millrace-test-").tempdir().expect("a temporary folder");
         let mut server = Server {
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
             metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
-            key: String::new(),
+            key: key.to_owned(),
             ready: Value::Null,
             started_in: Duration::ZERO,
             child: None,
@@ -105,7 +115,6 @@ impl ServerBuilder {
             scratch,
         };
         server.start().expect("the server starts");
-        assert!(!server.key.is_empty(), "the first start prints an API key: {}", server.ready);
         server
     }
 

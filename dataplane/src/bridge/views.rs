@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use millrace_agent::{ContextInput, ContextTooLong, Fact, Fault, Prompter, assemble};
+use millrace_agent::{ContextInput, ContextTooLong, ConversationKey, Fact, Fault, Prompter, assemble};
 use millrace_proto::api::ApiError;
 use millrace_proto::id::{EffectKey, TenantId, virtual_shard};
 use millrace_proto::record::{DeliveryState, Message, OutboxJob, SessionHead};
@@ -72,7 +72,7 @@ pub struct FactView {
 
 impl Bridge {
     /// Messages of a session, oldest first: the last `limit` before `before`.
-    pub fn history(
+    pub async fn history(
         &self,
         principal: &Principal,
         session: &str,
@@ -81,8 +81,37 @@ impl Bridge {
     ) -> Result<Vec<Message>, ApiError> {
         let key = conversation_key(principal, session);
         self.head(principal, session)?;
-        let store = &self.shared.store;
-        store.messages(key.tenant, key.conversation, before, limit.min(ROWS_MAX)).map_err(read_error)
+        self.messages(&key, before, limit.min(ROWS_MAX)).await
+    }
+
+    /// The last `limit` messages before `before`. Only what is archived is waited for.
+    async fn messages(
+        &self,
+        key: &ConversationKey,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Message>, ApiError> {
+        let (store, conversation) = (&self.shared.store, (key.tenant, key.conversation));
+        let live = store.messages(key.tenant, key.conversation, before, limit).map_err(read_error)?;
+        if !store.lacks_archived(conversation, &live, before, limit).map_err(read_error)? {
+            return Ok(live);
+        }
+        let (told, outcome) = tokio::sync::oneshot::channel();
+        let done = Box::new(move |result| drop(told.send(result)));
+        let reading = self.shared.backups.reading();
+        reading
+            .messages(conversation, before, limit, done)
+            .map_err(|busy| ApiError::overloaded(format!("{busy}."), 1))?;
+        match outcome.await {
+            Ok(Ok(messages)) => Ok(messages),
+            Ok(Err(why)) => {
+                tracing::error!(why, "archived messages cannot be read");
+                let message =
+                    "These messages are archived, and the archive cannot be read now; the log has the reason.";
+                Err(ApiError::overloaded(message, 10))
+            }
+            Err(_) => Err(ApiError::overloaded("The server is shutting down.", 1)),
+        }
     }
 
     /// Sessions of the principal, the most recently used first.
@@ -103,9 +132,7 @@ impl Bridge {
             let state = self.state.borrow();
             (state.agent.config().clone(), Arc::clone(&state.prompter))
         };
-        let store = &self.shared.store;
-        let history =
-            store.messages(key.tenant, key.conversation, None, config.window_messages_max).map_err(read_error)?;
+        let history = self.messages(&key, None, config.window_messages_max).await?;
         let (facts, degraded) = match self.recalled(principal, text, config.recall_items_max * 2).await {
             Ok(facts) => (facts, None),
             Err(why) => (Vec::new(), Some(why)),

@@ -4,6 +4,8 @@
 //! answers 0 for healthy, 1 for warnings and 2 for failures.
 
 mod admin;
+mod archive;
+mod backup;
 mod bench;
 mod bench_memory;
 mod channel;
@@ -73,6 +75,10 @@ enum Command {
     Client(oauth::ClientArgs),
     /// Forget what a user said
     Memory(sealing::MemoryArgs),
+    /// Make, list, check and restore copies of the data
+    Backup(backup::BackupArgs),
+    /// Look after messages that have left the store for the backup target
+    Archive(archive::ArchiveArgs),
     /// Renew the keys that seal the stored data
     Seal(sealing::SealArgs),
     /// Look after replies that could not be delivered
@@ -164,6 +170,8 @@ fn run(command: Command) -> Result<ExitCode, Trouble> {
         Command::Reload(args) => admin::reload(&args),
         Command::Client(args) => oauth::run(&args),
         Command::Memory(args) => sealing::memory(&args),
+        Command::Archive(args) => archive::run(&args),
+        Command::Backup(args) => backup::run(&args),
         Command::Seal(args) => sealing::seal(&args),
         Command::Outbox(args) => admin::outbox(&args),
         Command::Routes(args) => Ok(routes::run(&args)),

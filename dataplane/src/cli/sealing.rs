@@ -75,8 +75,14 @@ pub(super) fn memory(args: &MemoryArgs) -> Result<ExitCode, Trouble> {
     if let Some(tenant) = tenant {
         body["tenant"] = json!(tenant);
     }
-    admin(server)?.post("/v1/admin/forget", &body)?;
-    note(&format!("{user} is forgotten. Backups that were made before still hold what they held"));
+    let done = admin(server)?.post("/v1/admin/forget", &body)?;
+    note(&match done["backup_places"].as_u64().unwrap_or_default() {
+        0 => format!("{user} is forgotten"),
+        places => format!(
+            "{user} is forgotten. The copies of keys in {places} backup places are overwritten next; \
+             `millrace backup status` tells when none is waiting. From then on no backup there opens anything of {user}"
+        ),
+    });
     Ok(ExitCode::SUCCESS)
 }
 

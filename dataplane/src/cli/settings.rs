@@ -19,9 +19,16 @@ pub(super) struct FolderFlags {
     pub(super) flags: Flags,
 }
 
+/// The flags that say where the data is and what opens it.
+#[derive(Debug, Default)]
+pub(super) struct SealFlags {
+    pub(super) flags: Flags,
+}
+
 /// Settings that stand above the long list in the help.
 const COMMON: [&str; 7] = ["data", "models", "listen", "metrics", "model", "embedding_model", "io"];
-const FOLDERS: [&str; 2] = ["data", "models"];
+const FOLDERS: &[&str] = &["data", "models"];
+const SEALING: &[&str] = &["data", "storage.key_file", "storage.key_source"];
 
 fn config_flag() -> Arg {
     Arg::new("config").long("config").value_name("FILE").value_parser(PathBufValueParser::new()).help(
@@ -44,8 +51,8 @@ fn read(matches: &ArgMatches, keys: impl Iterator<Item = &'static Key>) -> Flags
     Flags { config: matches.get_one::<PathBuf>("config").cloned(), values: keys.filter_map(value).collect() }
 }
 
-fn folders() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().filter(|key| FOLDERS.contains(&key.name))
+fn named(names: &'static [&'static str]) -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(|key| names.contains(&key.name))
 }
 
 impl Args for SettingFlags {
@@ -69,23 +76,31 @@ impl FromArgMatches for SettingFlags {
     }
 }
 
-impl Args for FolderFlags {
-    fn augment_args(command: Command) -> Command {
-        command.arg(config_flag()).args(folders().map(flag))
-    }
+/// A type that takes some of the settings as flags.
+macro_rules! some_flags {
+    ($type:ty, $names:expr) => {
+        impl Args for $type {
+            fn augment_args(command: Command) -> Command {
+                command.arg(config_flag()).args(named($names).map(flag))
+            }
 
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
+            fn augment_args_for_update(command: Command) -> Command {
+                Self::augment_args(command)
+            }
+        }
+
+        impl FromArgMatches for $type {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                Ok(Self { flags: read(matches, named($names)) })
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+    };
 }
 
-impl FromArgMatches for FolderFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self { flags: read(matches, folders()) })
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
+some_flags!(FolderFlags, FOLDERS);
+some_flags!(SealFlags, SEALING);

@@ -11,9 +11,10 @@ use millrace_storage::{CORPUS_NAME_BYTES_MAX, KeySource, Suite};
 use super::layers::Setting;
 use super::machine::{Machine, default_data_folder};
 use super::{
-    AgentOptions, Config, Corpora, EngineOptions, IoMode, Limits, MemoryOptions, OauthOptions, ResumeOptions,
-    StorageOptions, StorageType, TlsOptions, units,
+    AgentOptions, BackupOptions, Config, Corpora, EngineOptions, IoMode, Limits, MemoryOptions, OauthOptions,
+    ResumeOptions, StorageOptions, StorageType, TlsOptions, units,
 };
+use crate::backup::place::Place;
 use crate::net::tls::TlsFiles;
 use crate::obs::logs;
 use crate::trouble::Trouble;
@@ -130,6 +131,7 @@ pub(super) fn check(
             key_source: texts.read("storage.key_source", key_source)?,
             suite: texts.choice("storage.suite", &[("intl", Suite::Intl), ("gm", Suite::Gm)])?,
         },
+        backup: backup(&texts)?,
         agent: agent(&texts)?,
         memory: MemoryOptions {
             extract: texts.choice("memory.extract", &[("off", false), ("on", true)])?,
@@ -235,6 +237,35 @@ fn engine(texts: &Texts<'_>, memory_limit: u64, machine: &Machine) -> Result<Eng
         speculation: texts.choice("engine.speculation", &[("auto", Speculation::Auto), ("off", Speculation::Off)])?,
         embedding_int8: texts.choice("engine.embedding_int8", &[("false", false), ("true", true)])?,
     })
+}
+
+fn backup(texts: &Texts<'_>) -> Result<BackupOptions, Trouble> {
+    let target = match texts.optional("backup.target") {
+        None => None,
+        Some(_) => Some(texts.read("backup.target", |text| Place::parse(text, false))?),
+    };
+    if target.is_some() && texts.text("storage_type") == "memory" {
+        return Err(texts.setting("backup.target").refuse("a store in memory has no files to copy"));
+    }
+    let archive_idle = Some(texts.read("archive.idle_days", days)?).filter(|idle| !idle.is_zero());
+    if archive_idle.is_some() && target.is_none() {
+        return Err(texts.setting("archive.idle_days").refuse("messages have nowhere to go without backup.target"));
+    }
+    let every = texts.duration("backup.every", Duration::ZERO, Duration::from_secs(366 * 24 * 3600))?;
+    Ok(BackupOptions {
+        target,
+        every: Some(every).filter(|every| !every.is_zero()),
+        keep: texts.whole("backup.keep", 0, 100_000)?,
+        bytes_per_s: texts.read("backup.bytes_per_s", |text| units::bytes(text, 0))?,
+        archive_idle,
+        archive_window: texts.whole("agent.window_messages_max", 2, 10_000)? as u64,
+    })
+}
+
+/// A time in days, which may be parts of one.
+fn days(text: &str) -> Result<Duration, String> {
+    let days = text.trim().parse::<f64>().ok().filter(|days| (0.0..=36_500.0).contains(days));
+    days.map(|days| Duration::from_secs_f64(days * 86_400.0)).ok_or("write a number of days from 0 to 36500".into())
 }
 
 fn agent(texts: &Texts<'_>) -> Result<AgentOptions, Trouble> {

@@ -176,6 +176,21 @@ keys! {
     "storage.suite", "MILLRACE_STORAGE_SUITE", "intl",
         "What seals the data of new tenants: intl (AES-256-GCM) or gm (SM4-GCM); `millrace seal rotate --suite` changes it for others",
         "gm costs a little more processor time where the processor lacks GFNI.";
+    "backup.target", "MILLRACE_BACKUP_TARGET", "",
+        "Where backups go: a folder (/path or file:///path), or s3://bucket/prefix with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the server's environment; empty makes none by itself",
+        "Copies of everything, sealed: whoever has them and the key of keys has the data. The key of keys is not in them: keep it apart.";
+    "backup.every", "MILLRACE_BACKUP_EVERY", "24h",
+        "Time between two backups, up to 8784h; 0s makes none by itself. The first comes a minute after the first start",
+        "A longer time loses more when the disk is lost; each backup sends what changed since the last.";
+    "backup.keep", "MILLRACE_BACKUP_KEEP", "7",
+        "Backups that are kept of this data folder, up to 100000; 0 keeps all",
+        "Each keeps what later ones no longer have; what they share is stored once.";
+    "backup.bytes_per_s", "MILLRACE_BACKUP_BYTES_PER_S", "64MiB",
+        "Bytes that a backup reads and writes in a second, such as 64MiB; 0 is as fast as it goes",
+        "A faster backup takes more of the disk and a part of a core from answers.";
+    "archive.idle_days", "MILLRACE_ARCHIVE_IDLE_DAYS", "0",
+        "Messages of conversations that were idle for so many days, and in others those older than that and beyond agent.window_messages_max, move to backup.target once a day; up to 36500, such as 90 or 0.5; 0 moves none",
+        "The store stays small; whoever reads old messages waits for the target, and needs it.";
     "agent.system_prompt", "MILLRACE_AGENT_SYSTEM_PROMPT", "You are a helpful assistant. Answer briefly and truthfully.",
         "First message of every session, at most 16384 bytes",
         "Its tokens are part of every context (shared in the KV cache between sessions).";

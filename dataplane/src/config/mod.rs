@@ -33,6 +33,7 @@ pub use units::human_bytes;
 
 pub use crate::identity::issuers::IssuerOptions;
 
+use crate::backup::place::Place;
 use crate::net::tls::TlsFiles;
 use crate::trouble::Trouble;
 
@@ -103,6 +104,23 @@ pub struct StorageOptions {
     pub key_source: KeySource,
     /// What seals the data of new tenants.
     pub suite: Suite,
+}
+
+/// Settings of backups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupOptions {
+    /// Where they go; `None` makes none but those that a command asks for.
+    pub target: Option<Place>,
+    /// Time between two; `None` makes none by itself.
+    pub every: Option<Duration>,
+    /// How many are kept; 0 = all.
+    pub keep: usize,
+    /// Bytes that are read and written for them in a second; 0 = as fast as it goes.
+    pub bytes_per_s: u64,
+    /// Messages older than this leave the store for the target; `None` = never.
+    pub archive_idle: Option<Duration>,
+    /// Newest messages of conversations in use that stay.
+    pub archive_window: u64,
 }
 
 /// Settings of sessions and turns.
@@ -258,6 +276,8 @@ pub struct Config {
     pub engine: EngineOptions,
     /// Store settings.
     pub storage: StorageOptions,
+    /// Backup settings.
+    pub backup: BackupOptions,
     /// Session and turn settings.
     pub agent: AgentOptions,
     /// What is made of memories later.

@@ -88,6 +88,7 @@ struct Inner {
     stats: Arc<Stats>,
     thread: std::sync::Mutex<Option<JoinHandle<()>>>,
     stop: Arc<tokio::sync::Notify>,
+    runtime: tokio::runtime::Handle,
 }
 
 #[derive(Debug, Default)]
@@ -127,11 +128,19 @@ impl Control {
         let stats = Arc::new(Stats::default());
         let stop = Arc::new(tokio::sync::Notify::new());
         let (counted, stopped) = (Arc::clone(&stats), Arc::clone(&stop));
+        let handle = runtime.handle().clone();
         let thread = std::thread::Builder::new()
             .name("control".into())
             .stack_size(1 << 20)
             .spawn(move || runtime.block_on(serve(queue, client, counted, stopped)))?;
-        Ok(Self(Arc::new(Inner { jobs, stats, thread: std::sync::Mutex::new(Some(thread)), stop })))
+        let thread = std::sync::Mutex::new(Some(thread));
+        Ok(Self(Arc::new(Inner { jobs, stats, thread, stop, runtime: handle })))
+    }
+
+    /// The runtime of the control thread, for a client that another thread waits for. That thread must have ended
+    /// before [`Control::shutdown`]: without the control thread nothing drives its calls.
+    pub fn runtime(&self) -> tokio::runtime::Handle {
+        self.0.runtime.clone()
     }
 
     /// Sends `call`; `done` runs with the outcome at the latest after `timeout` on the wire.
@@ -185,6 +194,8 @@ fn client() -> reqwest::Result<reqwest::Client> {
         .redirect(same_place)
         .connect_timeout(CONNECT_MAX)
         .pool_max_idle_per_host(4)
+        // The platforms' authorities are compiled in; reading those of the system would lengthen every start.
+        .tls_built_in_native_certs(false)
         .build()
 }
 

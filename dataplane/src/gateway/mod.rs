@@ -6,7 +6,9 @@
 //! bridge.
 
 mod admin;
+mod archive;
 pub mod auth;
+mod backups;
 pub mod budgets;
 mod calls;
 mod clients;
@@ -362,7 +364,7 @@ impl Gateway {
             Endpoint::Echo => self.echo(request),
             Endpoint::Embeddings => self.embeddings(principal, request).await,
             Endpoint::Sessions => self.sessions(principal, request),
-            Endpoint::SessionMessages => self.session_messages(principal, request, segments),
+            Endpoint::SessionMessages => self.session_messages(principal, request, segments).await,
             Endpoint::SessionContext => self.session_context(principal, request, segments).await,
             Endpoint::Statements => self.statements(principal, request).await,
             Endpoint::AdminKeys => self.list_keys(principal),
@@ -380,6 +382,10 @@ impl Gateway {
             Endpoint::AdminRotateSigningKey => self.rotate_signing_key(principal, request).await,
             Endpoint::AdminForget => self.forget_user(principal, request).await,
             Endpoint::AdminRotate => self.rotate(principal, request).await,
+            Endpoint::AdminBackups => self.list_backups(principal),
+            Endpoint::AdminMakeBackup => self.make_backup(principal, request),
+            Endpoint::AdminArchive => self.list_archived(principal, request),
+            Endpoint::AdminArchiveAct => self.act_on_archive(principal, request).await,
             Endpoint::Corpora => self.list_corpora(principal),
             Endpoint::RemoveCorpus => self.remove_corpus(principal, segments),
             Endpoint::Documents => self.list_documents(principal, request, segments),

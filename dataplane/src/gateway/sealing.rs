@@ -3,7 +3,7 @@
 use millrace_proto::api::ApiError;
 use millrace_proto::id::{TenantId, UserId};
 use millrace_proto::limits::NAME_BYTES_MAX;
-use millrace_storage::{CommitError, RotateError, RotationDone, Suite};
+use millrace_storage::{ArchiveError, Batch, CommitError, RotateError, RotationDone, Suite};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -39,17 +39,26 @@ impl Gateway {
         let user = UserId::of(tenant, &wanted.user);
         // Before, so that no batch is made of what is in memory; and after, for what was loaded meanwhile.
         self.bridge.forgotten(tenant, user);
+        // The note that copies in backups are to be overwritten comes first, so that no crash forgets it.
+        let mut batch = Batch::new();
+        let noted = self.shared.backups.forgetting(&mut batch).map_err(|error| unnoted(&error))?;
+        if noted.is_some() {
+            self.commit(batch).await?;
+        }
         let (told, outcome) = tokio::sync::oneshot::channel();
         // The caller may have left; the user is forgotten all the same.
         let done = Box::new(move |result| drop(told.send(result)));
-        self.shared
-            .store
-            .forget_user(tenant, user, done)
-            .map_err(|busy| ApiError::overloaded(format!("The store is busy: {busy}."), 1))?;
-        let result = outcome.await.unwrap_or(Err(CommitError::Closed));
+        let result = match self.shared.store.forget_user(tenant, user, done) {
+            Ok(()) => Ok(outcome.await.unwrap_or(Err(CommitError::Closed))),
+            Err(busy) => Err(ApiError::overloaded(format!("The store is busy: {busy}."), 1)),
+        };
         // Also after a failure, which may have come when the rows were gone already.
         self.bridge.forgotten(tenant, user);
-        result.map_err(|error| uncommitted(&error))?;
+        let backups = noted.as_ref().map_or(0, |(_, places)| *places);
+        if let Some((note, _)) = noted {
+            self.shared.backups.forgotten(note);
+        }
+        result?.map_err(|error| uncommitted(&error))?;
         // The audit line names the user by the id that rows carry: the log must not remember whom it should not.
         tracing::info!(
             audit = "forget",
@@ -58,7 +67,8 @@ impl Gateway {
             user = %millrace_proto::digest::hex(&user.0),
             "a user was forgotten: rows are removed and keys erased"
         );
-        Ok(Response::json(200, to_json(&json!({"user": wanted.user, "tenant": tenant.0, "forgotten": true}))))
+        let body = json!({"user": wanted.user, "tenant": tenant.0, "forgotten": true, "backup_places": backups});
+        Ok(Response::json(200, to_json(&body)))
     }
 
     /// Answers when the new keys are in use; older rows are brought to them in the background.
@@ -96,6 +106,12 @@ impl Gateway {
         tracing::info!(audit = "rotate", by = %principal.key_label, what = %wanted.keys, keys, "keys were rotated");
         Ok(Response::json(200, to_json(&json!({"keys": wanted.keys, "renewed": keys}))))
     }
+}
+
+fn unnoted(error: &ArchiveError) -> ApiError {
+    let cause = crate::backup::chain(error);
+    tracing::error!(cause, "a user was not forgotten: the copies of keys in backups cannot be looked up");
+    ApiError::overloaded(format!("The copies of keys in backups cannot be looked up: {cause}."), 1)
 }
 
 fn suite(name: &str) -> Result<Suite, ApiError> {

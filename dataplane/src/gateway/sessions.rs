@@ -26,7 +26,7 @@ impl Gateway {
         Ok(Response::json(200, to_json(&json!({"object": "list", "data": data}))))
     }
 
-    pub(super) fn session_messages(
+    pub(super) async fn session_messages(
         &self,
         principal: &Principal,
         request: &Request<'_>,
@@ -39,7 +39,7 @@ impl Gateway {
             None => None,
             Some(_) => Some(whole(request.head, "before", 0, 0, u64::MAX)?),
         };
-        let messages = self.bridge.history(&principal, &session, before, limit as usize)?;
+        let messages = self.bridge.history(&principal, &session, before, limit as usize).await?;
         let data: Vec<Value> = messages.iter().map(message_object).collect();
         Ok(Response::json(200, to_json(&json!({"object": "list", "session": session, "data": data}))))
     }

@@ -220,7 +220,7 @@ impl Talk<'_> {
         self.read_within(AUTH_WAIT);
         self.out.flush().await?;
         loop {
-            self.frames(&mut decoder, &mut input)?;
+            self.frames(&mut decoder, &mut input).await?;
             self.write_runs();
             self.out.flush().await?;
             if !input.is_empty() {
@@ -282,13 +282,13 @@ impl Talk<'_> {
 
     /// Acts on the frames that have arrived, until so much is to be written that the peer has
     /// to read first; what is left stays in `input`.
-    fn frames(&mut self, decoder: &mut Decoder, input: &mut Vec<u8>) -> Result<(), End> {
+    async fn frames(&mut self, decoder: &mut Decoder, input: &mut Vec<u8>) -> Result<(), End> {
         let bytes = std::mem::take(input);
         let mut rest = bytes.as_slice();
         loop {
             match decoder.next(&mut rest) {
                 Ok(None) => return Ok(()),
-                Ok(Some(Event::Text(text))) => self.text(&text)?,
+                Ok(Some(Event::Text(text))) => self.text(&text).await?,
                 Ok(Some(Event::Binary(_))) => {
                     return Err(End::Close(close_code::UNSUPPORTED, "only text frames are spoken here"));
                 }
@@ -304,7 +304,7 @@ impl Talk<'_> {
         }
     }
 
-    fn text(&mut self, text: &str) -> Result<(), End> {
+    async fn text(&mut self, text: &str) -> Result<(), End> {
         let frame = match serde_json::from_str::<ClientFrame>(text) {
             Ok(frame) => frame,
             Err(error) => {
@@ -359,7 +359,7 @@ impl Talk<'_> {
                 Ok(())
             }
             (ClientFrame::History { session }, Some(key)) => {
-                if let Err(error) = self.history(&key, &session) {
+                if let Err(error) = self.history(&key, &session).await {
                     self.error(None, &error);
                 }
                 Ok(())
@@ -422,10 +422,10 @@ impl Talk<'_> {
         Ok(())
     }
 
-    fn history(&mut self, key: &str, session: &str) -> Result<(), ApiError> {
+    async fn history(&mut self, key: &str, session: &str) -> Result<(), ApiError> {
         let principal = self.principal(key)?;
         check_session(session)?;
-        let messages = match self.gateway.bridge.history(&principal, session, None, HISTORY_MESSAGES_MAX) {
+        let messages = match self.gateway.bridge.history(&principal, session, None, HISTORY_MESSAGES_MAX).await {
             // A session begins with its first message: before it, its history is empty.
             Err(error) if error.code == "session_not_found" => Vec::new(),
             answer => answer?,

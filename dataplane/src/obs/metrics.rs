@@ -458,6 +458,37 @@ pub struct ExtractSnapshot {
     pub retries: u64,
 }
 
+/// What the backups say of themselves at scrape time.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct BackupSnapshot {
+    /// Backups made by this process.
+    pub made: u64,
+    /// Backups that failed.
+    pub failed: u64,
+    /// Bytes sent for them.
+    pub bytes_sent: u64,
+    /// Whether one is being made now.
+    pub running: bool,
+    /// When the last one was made, in Unix seconds; 0 = never.
+    pub last_success_s: f64,
+    /// Forgotten users whose keys may still be in copies.
+    pub keys_waiting: u64,
+}
+
+impl BackupSnapshot {
+    /// From the status of the service.
+    pub fn of(status: &crate::backup::Status) -> Self {
+        Self {
+            made: status.made,
+            failed: status.failed,
+            bytes_sent: status.bytes_sent,
+            running: status.running.is_some(),
+            last_success_s: status.last.as_ref().map_or(0.0, |last| last.at_ms as f64 / 1e3),
+            keys_waiting: status.keys_waiting as u64,
+        }
+    }
+}
+
 /// Facts that do not change while the process runs.
 #[derive(Debug, Clone, Default)]
 pub struct NodeFacts {
@@ -479,6 +510,7 @@ pub struct Metrics {
     engine: Source<EngineSnapshot>,
     storage: Source<StorageSnapshot>,
     extract: Source<ExtractSnapshot>,
+    backups: Source<BackupSnapshot>,
     facts: OnceLock<NodeFacts>,
     started: Instant,
     pub(super) scrapes: AtomicU64,
@@ -498,6 +530,7 @@ impl Metrics {
             engine: OnceLock::new(),
             storage: OnceLock::new(),
             extract: OnceLock::new(),
+            backups: OnceLock::new(),
             facts: OnceLock::new(),
             started: Instant::now(),
             scrapes: AtomicU64::new(0),
@@ -524,6 +557,11 @@ impl Metrics {
         let _ = self.extract.set(Box::new(source));
     }
 
+    /// Where figures of backups come from; the first call wins.
+    pub fn set_backups(&self, source: impl Fn() -> BackupSnapshot + Send + Sync + 'static) {
+        let _ = self.backups.set(Box::new(source));
+    }
+
     /// Sets what is known once the node is assembled; the first call wins.
     pub fn set_facts(&self, facts: NodeFacts) {
         let _ = self.facts.set(facts);
@@ -542,6 +580,11 @@ impl Metrics {
     /// The figures of the extraction, if it runs.
     pub fn extract(&self) -> Option<ExtractSnapshot> {
         self.extract.get().map(|source| source())
+    }
+
+    /// The figures of backups now, if the node is assembled.
+    pub fn backups(&self) -> Option<BackupSnapshot> {
+        self.backups.get().map(|source| source())
     }
 
     /// Since when the process serves.

@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use channels::{ChannelCounters, ChannelOutcome};
 pub use histogram::Latency;
 pub use metrics::{
-    EngineSnapshot, ExtractSnapshot, Metrics, NodeFacts, Rejection, Route, Rung, ShardMetrics, StorageSnapshot, Turn,
+    BackupSnapshot, EngineSnapshot, ExtractSnapshot, Metrics, NodeFacts, Rejection, Route, Rung, ShardMetrics,
+    StorageSnapshot, Turn,
 };
 pub use process::ProcessSnapshot;
 

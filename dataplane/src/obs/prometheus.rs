@@ -7,7 +7,8 @@ use millrace_proto::channel::ChannelKind;
 
 use super::histogram::{EDGES_FIRST_TOKEN, EDGES_HTTP, EDGES_INTER_TOKEN, EDGES_REQUEST, Latency, Merged};
 use super::metrics::{
-    EngineSnapshot, ExtractSnapshot, Metrics, Rejection, Route, Rung, STATUSES, ShardMetrics, StorageSnapshot,
+    BackupSnapshot, EngineSnapshot, ExtractSnapshot, Metrics, Rejection, Route, Rung, STATUSES, ShardMetrics,
+    StorageSnapshot,
 };
 use super::process::ProcessSnapshot;
 use super::{ChannelOutcome, Health};
@@ -27,6 +28,9 @@ pub(super) fn render(metrics: &Metrics, health: &Health) -> String {
     }
     if let Some(extract) = metrics.extract() {
         extraction(&mut page, extract);
+    }
+    if let Some(backups) = metrics.backups() {
+        copies(&mut page, &backups);
     }
     page.0
 }
@@ -320,6 +324,17 @@ fn extraction(page: &mut Page, extract: ExtractSnapshot) {
     page.one("millrace_extract_retries_total", "counter", "Rounds that are tried again later.", retries);
 }
 
+fn copies(page: &mut Page, backups: &BackupSnapshot) {
+    page.one("millrace_backups_total", "counter", "Backups that were made.", backups.made);
+    page.one("millrace_backup_failures_total", "counter", "Backups that failed.", backups.failed);
+    page.one("millrace_backup_bytes_total", "counter", "Bytes that were sent for backups.", backups.bytes_sent);
+    page.one("millrace_backup_running", "gauge", "1 while a backup is being made.", u64::from(backups.running));
+    let help = "When the last backup was made, in Unix seconds; 0 = never.";
+    page.one("millrace_backup_last_success_timestamp_seconds", "gauge", help, backups.last_success_s);
+    let help = "Forgotten users whose keys may still be in a copy in some backup target.";
+    page.one("millrace_backup_keys_waiting", "gauge", help, backups.keys_waiting);
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -349,6 +364,7 @@ mod tests {
         });
         metrics.set_storage(StorageSnapshot::default);
         metrics.set_extract(ExtractSnapshot::default);
+        metrics.set_backups(BackupSnapshot::default);
         metrics
     }
 

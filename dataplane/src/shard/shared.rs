@@ -47,6 +47,8 @@ pub struct Shared {
     pub control: Control,
     /// Documents on their way into corpora.
     pub corpora: Arc<crate::corpus::Corpora>,
+    /// Copies of the store elsewhere.
+    pub backups: Arc<crate::backup::Backups>,
     /// Published keys and access tokens of messengers.
     pub platforms: Platforms,
     /// How fast each account may send.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use millrace_agent::{ConversationKey, Event, Fault, Loaded};
+use millrace_proto::record::Message;
 use millrace_storage::{Here, LoadedSession, ReadError};
 
 use super::State;
@@ -15,6 +16,8 @@ pub(super) struct Load {
     messages_max: usize,
     /// Somebody was forgotten meanwhile: what comes may be theirs, so it is read again.
     stale: bool,
+    /// What comes has the archived messages in it.
+    archived: bool,
 }
 
 impl State {
@@ -29,19 +32,47 @@ impl State {
                 let done = move |result| inlet.complete(Completion::Loaded { key, result: loaded(result) });
                 match store.load(key.tenant, key.conversation, messages_max, Box::new(done)) {
                     Ok(()) => {
-                        self.loads.insert(key, Load { messages_max, stale: false });
+                        self.loads.insert(key, Load { messages_max, stale: false, archived: false });
                         return;
                     }
                     Err(_) => Err(Fault::Busy),
                 }
             }
         };
-        self.events.push_back(Event::Loaded { key, result });
+        self.complete_load(key, messages_max, result);
+    }
+
+    /// Tells the agent, or first fetches archived messages that belong to what was read.
+    fn complete_load(&mut self, key: ConversationKey, messages_max: usize, result: Result<Loaded, Fault>) {
+        let store = &self.shared.store;
+        let lacks = |found: &Loaded| {
+            let conversation = (key.tenant, key.conversation);
+            found.head.is_some()
+                && store.lacks_archived(conversation, &found.messages, None, messages_max).unwrap_or(true)
+        };
+        if !result.as_ref().is_ok_and(lacks) {
+            return self.events.push_back(Event::Loaded { key, result });
+        }
+        let head = result.ok().and_then(|found| found.head);
+        let inlet = Arc::clone(&self.inlet);
+        let done = move |result: Result<Vec<Message>, String>| {
+            let result = result.map(|messages| Loaded { head, messages }).map_err(|why| {
+                tracing::error!(why, "the archived messages of a conversation cannot be read");
+                Fault::Io(why)
+            });
+            inlet.complete(Completion::Loaded { key, result });
+        };
+        let reading = self.shared.backups.reading();
+        match reading.messages((key.tenant, key.conversation), None, messages_max, Box::new(done)) {
+            Ok(()) => drop(self.loads.insert(key, Load { messages_max, stale: false, archived: true })),
+            Err(_) => self.events.push_back(Event::Loaded { key, result: Err(Fault::Busy) }),
+        }
     }
 
     pub(super) fn loaded(&mut self, key: ConversationKey, result: Result<Loaded, Fault>) {
         match self.loads.remove(&key) {
-            Some(Load { messages_max, stale: true }) => self.load(key, messages_max),
+            Some(Load { messages_max, stale: true, .. }) => self.load(key, messages_max),
+            Some(Load { messages_max, archived: false, .. }) => self.complete_load(key, messages_max, result),
             _ => self.events.push_back(Event::Loaded { key, result }),
         }
     }
