@@ -97,8 +97,12 @@ fn die_at(point: &str, pass: u32) {
         (open == 0 && all as u64 >= 3 * EVENTS && finished(&server)).then_some(())
     });
     assert!(outbox(&server, "dead").is_empty(), "{point}:{pass}");
-    let unknown = outbox(&server, "unknown").len();
-    assert!(unknown <= 2, "{point}:{pass}: at most what was under way on two shards: {unknown}");
+    // Replies of one engine step leave together, so many may be under way when the process dies; nothing else may be
+    // unknown, and below none of them may have reached its chat twice.
+    for job in outbox(&server, "unknown") {
+        let why = job["detail"].as_str().unwrap_or_default();
+        assert!(why.contains("the process ended while the call was under way"), "{point}:{pass}: {job:#}");
+    }
     for (id, count) in webhook_ids(&webhook) {
         assert_eq!(count, 1, "{point}:{pass}: event {id} has more than one reply id");
     }

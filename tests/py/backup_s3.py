@@ -60,7 +60,7 @@ try:
     url, key = f"http://{ready['http']}", ready["api_key"]
     asked = {**with_keys, "MILLRACE_URL": url, "MILLRACE_API_KEY": key}
     head = {"Authorization": f"Bearer {key}"}
-    turn = {"model": "any", "session": "diary", "max_tokens": 4, "messages": [{"role": "user", "content": "My boat is called Windhover."}]}
+    turn = {"model": "default", "session": "diary", "max_tokens": 4, "messages": [{"role": "user", "content": "My boat is called Windhover."}]}
     assert requests.post(f"{url}/v1/chat/completions", json=turn, headers=head).status_code == 200
 
     made = json.loads(millrace("backup", "create", "--json", env=asked))

@@ -117,13 +117,16 @@ unsafe fn gemm<T: Tile>(args: &GemmArgs) {
 }
 
 unsafe fn block<'a>(acts: &Acts, row: usize, b: usize) -> ActBlock<'a> {
-    // SAFETY: the caller names a block inside `acts`, which outlives the product.
+    let start = row * acts.columns + b * BLOCK;
+    let at = row * (acts.columns / BLOCK) + b;
+    // Weights that are not quantised come with plain values alone, all others with quants.
+    // SAFETY: the caller names a block inside `acts`, which outlives the product; what is null is left alone.
     unsafe {
-        let start = row * acts.columns + b * BLOCK;
-        let at = row * (acts.columns / BLOCK) + b;
         let f = if acts.f.is_null() { &[][..] } else { std::slice::from_raw_parts(acts.f.add(start), BLOCK) };
-        let q = std::slice::from_raw_parts(acts.q.add(start), BLOCK);
-        ActBlock { q, d: *acts.d.add(at), s: *acts.s.add(at), f }
+        if acts.q.is_null() {
+            return ActBlock { q: &[], d: 0.0, s: 0.0, f };
+        }
+        ActBlock { q: std::slice::from_raw_parts(acts.q.add(start), BLOCK), d: *acts.d.add(at), s: *acts.s.add(at), f }
     }
 }
 
