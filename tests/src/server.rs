@@ -362,10 +362,15 @@ impl Server {
     /// # Panics
     /// When the metrics port does not answer.
     pub fn metric(&self, name: &str) -> Option<f64> {
-        let text = client::request(self.metrics, "GET", "/metrics", "", &[], b"").expect("metrics").text();
+        self.try_metric(name).expect("metrics")
+    }
+
+    /// The same of a server that may be gone.
+    pub fn try_metric(&self, name: &str) -> Result<Option<f64>> {
+        let text = client::request(self.metrics, "GET", "/metrics", "", &[], b"")?.text();
         let of_this_name = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
         let values: Vec<f64> = of_this_name.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
-        (!values.is_empty()).then(|| values.iter().sum())
+        Ok((!values.is_empty()).then(|| values.iter().sum()))
     }
 }
 
