@@ -3,9 +3,10 @@
 //! A configuration that cannot be used changes nothing. Settings are compared as texts, so a default that was
 //! written out is no change. What was named as needing a restart is named again until the restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
+use millrace_proto::channel::Account;
 use serde::Serialize;
 
 use crate::config::{self, Flags, Loaded};
@@ -51,9 +52,13 @@ pub struct Reloader {
 
 struct Running {
     settings: BTreeMap<&'static str, String>,
-    channels: String,
+    channels: Channels,
     issuers: Vec<config::IssuerOptions>,
 }
+
+/// The accounts with their secrets, and which corpora each may read. A secret that was renewed under its old name is a
+/// change that no text shows.
+type Channels = (Vec<Account>, HashMap<(String, String), Vec<String>>);
 
 impl Reloader {
     /// For a node that is started with this.
@@ -104,7 +109,7 @@ impl Running {
     fn of(loaded: &Loaded) -> Self {
         Self {
             settings: loaded.settings.iter().map(|setting| (setting.key.name, setting.text.clone())).collect(),
-            channels: loaded.channels.clone(),
+            channels: (loaded.config.channels.clone(), loaded.config.corpora.channels.clone()),
             issuers: loaded.config.issuers.clone(),
         }
     }
@@ -162,6 +167,10 @@ mod tests {
             path = secret.path().display()
         );
         assert_eq!(compare(&mut running, &loaded(&channel)).applied, ["channel"]);
+        let mut running = Running::of(&loaded(&channel));
+        assert_eq!(compare(&mut running, &loaded(&channel)), Report::default());
+        std::fs::write(secret.path(), "another word").expect("written");
+        assert_eq!(compare(&mut running, &loaded(&channel)).applied, ["channel"], "a secret renewed in its place");
     }
 
     #[test]

@@ -320,8 +320,6 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// The command line that it was loaded with, to load it again.
     pub flags: Flags,
-    /// The channel tables as they stand in the file, to notice a change.
-    pub channels: String,
 }
 
 /// Name of the configuration file.
@@ -362,8 +360,7 @@ fn load_settings(
     let raw = raw.unwrap_or_default();
     config.issuers = issuers::check(&raw.issuers)?;
     config.corpora.channels = accounts::corpora(&raw.channels)?;
-    let channels = format!("{:?}", raw.channels);
-    Ok((Loaded { config, settings, file, flags: flags.clone(), channels }, raw))
+    Ok((Loaded { config, settings, file, flags: flags.clone() }, raw))
 }
 
 /// A line number and the plain values of a table.

@@ -85,7 +85,7 @@ impl State {
             }
             DraftPart::Ended => {
                 let now_ms = self.clock.now_ms();
-                self.draft_was_asked_for(key);
+                self.keep_for_questions(key);
                 if let Some(draft) = self.drafts.get_mut(&key) {
                     (draft.ended, draft.ended_ms) = (true, now_ms);
                     self.forget_empty_draft(key);
@@ -97,7 +97,7 @@ impl State {
     fn draft_begun(&mut self, tenant: TenantId, key: EffectKey, address: ChatAddress) {
         let Some(account) = account_of(&self.shared, tenant, &address) else { return };
         let now_ms = self.clock.now_ms();
-        self.draft_is_asked_for(key, &account, &address);
+        self.expect_questions(key, &account, &address);
         let mut cadence = Cadence::new(account.kind.spec().streaming, now_ms);
         // A turn that begins again after a crash goes on in the message of its first beginning.
         let shown = self.drafts.remove(&key).map_or(Shown::Nothing, |draft| draft.shown);

@@ -140,7 +140,7 @@ impl State {
     }
 
     /// A reply begins that the platform will ask for.
-    pub(super) fn draft_is_asked_for(&mut self, key: EffectKey, account: &Account, address: &ChatAddress) {
+    pub(super) fn expect_questions(&mut self, key: EffectKey, account: &Account, address: &ChatAddress) {
         let Some(name) = stream_name(account, address) else { return };
         let (now_ms, full) = (self.clock.now_ms(), self.polls.len() >= STREAMS_MAX);
         if let Some(polled) = stream_entry(&mut self.polls, &name, full, now_ms) {
@@ -149,7 +149,7 @@ impl State {
     }
 
     /// The making of a reply has ended; its finished text comes through the outbox.
-    pub(super) fn draft_was_asked_for(&mut self, key: EffectKey) {
+    pub(super) fn keep_for_questions(&mut self, key: EffectKey) {
         let Some(draft) = self.drafts.get(&key) else { return };
         let Some(account) = account_of(&self.shared, draft.tenant, &draft.address) else { return };
         let Some(name) = stream_name(&account, &draft.address) else { return };
