@@ -4,3 +4,4 @@
 mod delivery;
 mod random;
 mod turns;
+mod world;
