@@ -20,7 +20,7 @@ use crate::shard::MailboxSender;
 /// Something that another thread has finished.
 pub(super) enum Completion {
     /// A conversation for the agent, which had to be read from the disk.
-    Loaded { key: ConversationKey, result: Result<Loaded, Fault> },
+    Loaded { key: ConversationKey, id: u64, result: Result<Loaded, Fault> },
     /// A batch of the agent.
     Persisted { op: OpId, result: Result<(), Fault> },
     /// A vector for the agent.

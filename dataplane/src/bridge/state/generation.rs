@@ -96,7 +96,7 @@ impl State {
 
     fn completed(&mut self, completion: Completion) {
         match completion {
-            Completion::Loaded { key, result } => self.loaded(key, result),
+            Completion::Loaded { key, id, result } => self.loaded(key, id, result),
             Completion::Persisted { op, result } => {
                 if let Err(Fault::Io(why)) = &result {
                     tracing::error!(why, "a batch was not written");

@@ -13,6 +13,8 @@ use crate::bridge::inlet::Completion;
 /// A conversation that a read thread reads.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
+    /// Names the answer: one to an earlier reading of the same conversation may still come.
+    id: u64,
     messages_max: usize,
     /// Somebody was forgotten meanwhile: what comes may be theirs, so it is read again.
     stale: bool,
@@ -28,11 +30,11 @@ impl State {
             Err(error) => loaded(Err(error)),
             Ok(Here::Elsewhere) => {
                 self.shared.metrics.shard(self.index).read_from_disk();
-                let inlet = Arc::clone(&self.inlet);
-                let done = move |result| inlet.complete(Completion::Loaded { key, result: loaded(result) });
+                let (id, inlet) = (self.id(), Arc::clone(&self.inlet));
+                let done = move |result| inlet.complete(Completion::Loaded { key, id, result: loaded(result) });
                 match store.load(key.tenant, key.conversation, messages_max, Box::new(done)) {
                     Ok(()) => {
-                        self.loads.insert(key, Load { messages_max, stale: false, archived: false });
+                        self.loads.insert(key, Load { id, messages_max, stale: false, archived: false });
                         return;
                     }
                     Err(_) => Err(Fault::Busy),
@@ -54,26 +56,30 @@ impl State {
             return self.events.push_back(Event::Loaded { key, result });
         }
         let head = result.ok().and_then(|found| found.head);
-        let inlet = Arc::clone(&self.inlet);
+        let (id, inlet) = (self.id(), Arc::clone(&self.inlet));
         let done = move |result: Result<Vec<Message>, String>| {
             let result = result.map(|messages| Loaded { head, messages }).map_err(|why| {
                 tracing::error!(why, "the archived messages of a conversation cannot be read");
                 Fault::Io(why)
             });
-            inlet.complete(Completion::Loaded { key, result });
+            inlet.complete(Completion::Loaded { key, id, result });
         };
         let reading = self.shared.backups.reading();
         match reading.messages((key.tenant, key.conversation), None, messages_max, Box::new(done)) {
-            Ok(()) => drop(self.loads.insert(key, Load { messages_max, stale: false, archived: true })),
+            Ok(()) => drop(self.loads.insert(key, Load { id, messages_max, stale: false, archived: true })),
             Err(_) => self.events.push_back(Event::Loaded { key, result: Err(Fault::Busy) }),
         }
     }
 
-    pub(super) fn loaded(&mut self, key: ConversationKey, result: Result<Loaded, Fault>) {
-        match self.loads.remove(&key) {
-            Some(Load { messages_max, stale: true, .. }) => self.load(key, messages_max),
-            Some(Load { messages_max, archived: false, .. }) => self.complete_load(key, messages_max, result),
-            _ => self.events.push_back(Event::Loaded { key, result }),
+    pub(super) fn loaded(&mut self, key: ConversationKey, id: u64, result: Result<Loaded, Fault>) {
+        // The conversation left while it was read and has come back: only its newest reading knows whether somebody was
+        // forgotten since, and whether the archive was asked.
+        let Some(load) = self.loads.get(&key).copied().filter(|load| load.id == id) else { return };
+        self.loads.remove(&key);
+        match load {
+            Load { messages_max, stale: true, .. } => self.load(key, messages_max),
+            Load { messages_max, archived: false, .. } => self.complete_load(key, messages_max, result),
+            Load { .. } => self.events.push_back(Event::Loaded { key, result }),
         }
     }
 
