@@ -102,15 +102,19 @@ impl Bridge {
         reading
             .messages(conversation, before, limit, done)
             .map_err(|busy| ApiError::overloaded(format!("{busy}."), 1))?;
-        match outcome.await {
-            Ok(Ok(messages)) => Ok(messages),
-            Ok(Err(why)) => {
+        match monoio::time::timeout(VIEW_TIMEOUT, outcome).await {
+            Ok(Ok(Ok(messages))) => Ok(messages),
+            Ok(Ok(Err(why))) => {
                 tracing::error!(why, "archived messages cannot be read");
                 let message =
                     "These messages are archived, and the archive cannot be read now; the log has the reason.";
                 Err(ApiError::overloaded(message, 10))
             }
-            Err(_) => Err(ApiError::overloaded("The server is shutting down.", 1)),
+            Ok(Err(_)) => Err(ApiError::overloaded("The server is shutting down.", 1)),
+            Err(_) => {
+                let message = format!("The archived messages did not come within {} s.", VIEW_TIMEOUT.as_secs());
+                Err(ApiError::overloaded(message, 10))
+            }
         }
     }
 
