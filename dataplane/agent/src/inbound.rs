@@ -17,7 +17,7 @@ use crate::event::{ConversationKey, Fault, Inbound, OpId};
 /// makes its fixed cost small.
 const ACCEPT_BATCH_MAX: usize = 64;
 /// Numbers of messages begin with their time in milliseconds, so that they go on increasing after a restart; the lower
-/// bits count within one. The sum stays below 2^53: every reader of JSON can hold it.
+/// bits count within one. Until 2039 the sum stays below 2^53, which every reader of JSON can hold.
 const NUMBER_TIME_SHIFT: u32 = 12;
 
 impl Agent {
