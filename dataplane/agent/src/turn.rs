@@ -79,7 +79,10 @@ impl Agent {
             _ => return Ok(()),
         };
         match conversation.caps.take_turn(now_ms, turns_max, tokens_max) {
-            Err(TurnError::TooFast { retry_after_ms, .. }) if now_ms < deadline_ms => Err(retry_after_ms),
+            // A message that will have become too old meanwhile says so when it has.
+            Err(TurnError::TooFast { retry_after_ms, .. }) if now_ms < deadline_ms => {
+                Err(retry_after_ms.min(deadline_ms - now_ms))
+            }
             _ => Ok(()),
         }
     }
