@@ -48,6 +48,8 @@ pub struct Agent {
     accepting: usize,
     /// Accepted messages whose turn has not begun.
     backlog: Backlog,
+    /// Conversations of the backlog that were too fast, by the time at which they may go on.
+    paced: BTreeSet<(u64, ConversationKey)>,
     /// The number of the newest message, and of the newest of an earlier process.
     last_number: u64,
     inherited_to: u64,
@@ -77,6 +79,7 @@ impl Agent {
             storing: HashMap::new(),
             accepting: 0,
             backlog: Backlog::default(),
+            paced: BTreeSet::new(),
             last_number: 0,
             inherited_to: 0,
             closing: false,
@@ -104,7 +107,7 @@ impl Agent {
             Event::Forgotten { tenant, user } => self.forgotten(tenant, user, now_ms, effects),
             Event::Tick => self.tick(now_ms, effects),
         }
-        self.take_up(effects);
+        self.take_up(now_ms, effects);
     }
 
     /// Drops the conversations of a user. Open work ends as if it were cancelled, and nothing of it is stored: head and
@@ -143,7 +146,8 @@ impl Agent {
 
     /// When the next [`Event::Tick`] is of use.
     pub fn next_deadline_ms(&self) -> Option<u64> {
-        self.timers.first().map(|(at, _)| *at)
+        let firsts = [self.timers.first(), self.paced.first()];
+        firsts.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
     /// Turns that are not finished. Messages that wait in the inbox are none yet.
@@ -443,6 +447,10 @@ impl Agent {
                 self.timer_fired(key, now_ms, effects);
             }
             self.advance(key, now_ms, effects);
+        }
+        while let Some(&(_, key)) = self.paced.first().filter(|(at, _)| *at <= now_ms) {
+            self.paced.pop_first();
+            self.backlog.released(key);
         }
     }
 

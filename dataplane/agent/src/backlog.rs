@@ -33,6 +33,11 @@ impl Backlog {
         self.waiting.contains_key(key)
     }
 
+    /// How many messages of this conversation are known to wait.
+    pub fn count(&self, key: &ConversationKey) -> u32 {
+        self.waiting.get(key).copied().unwrap_or_default()
+    }
+
     /// Messages have come to wait; `live` = one of their conversation is being answered.
     pub fn add(&mut self, key: ConversationKey, messages: u32, live: bool) {
         self.messages += messages as usize;

@@ -235,6 +235,13 @@ const HOUR_MS: u64 = 3_600_000;
 impl Caps {
     /// Takes a turn, or says when there is room again.
     pub fn take_turn(&mut self, now_ms: u64, turns_max: u32, tokens_max: u64) -> Result<(), TurnError> {
+        self.check(now_ms, turns_max, tokens_max)?;
+        self.turns += 1;
+        Ok(())
+    }
+
+    /// Whether there is room for a turn, and if not, when there is again.
+    pub fn check(&mut self, now_ms: u64, turns_max: u32, tokens_max: u64) -> Result<(), TurnError> {
         self.roll(now_ms);
         if self.turns >= turns_max {
             let retry_after_ms = (self.minute_from_ms + MINUTE_MS).saturating_sub(now_ms).max(1);
@@ -244,7 +251,6 @@ impl Caps {
             let retry_after_ms = (self.hour_from_ms + HOUR_MS).saturating_sub(now_ms).max(1);
             return Err(TurnError::TooFast { what: "tokens an hour", max: tokens_max, retry_after_ms });
         }
-        self.turns += 1;
         Ok(())
     }
 

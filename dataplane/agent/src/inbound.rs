@@ -80,7 +80,8 @@ impl Agent {
     fn place(&mut self, record: InboxRecord, now_ms: u64, effects: &mut Vec<Effect>) {
         let key = ConversationKey { tenant: record.tenant, conversation: record.conversation };
         let first = self.backlog.ready() == 0 && !self.backlog.waits(&key);
-        if first && self.has_channel_room() && self.may_go_live(&key) {
+        let may = first && self.has_channel_room() && self.may_go_live(&key);
+        if may && self.too_fast_until(&key, now_ms).is_none() {
             self.go_live(key, effects);
             self.begin(key, record, now_ms, effects);
         } else {
@@ -90,7 +91,7 @@ impl Agent {
     }
 
     /// Takes messages out of the inbox as long as there is room for their turns.
-    pub(super) fn take_up(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn take_up(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         for _ in 0..self.backlog.ready() {
             if !self.has_channel_room() {
                 return;
@@ -98,6 +99,12 @@ impl Agent {
             let Some(key) = self.backlog.next() else { return };
             if !self.may_go_live(&key) {
                 self.backlog.released(key);
+                continue;
+            }
+            // One of which nothing is known to wait is only looked at.
+            let knows = self.backlog.count(&key) > 0;
+            if let Some(at_ms) = self.too_fast_until(&key, now_ms).filter(|_| knows) {
+                self.paced.insert((at_ms, key));
                 continue;
             }
             self.go_live(key, effects);
@@ -148,6 +155,16 @@ impl Agent {
 
     fn may_go_live(&self, key: &ConversationKey) -> bool {
         self.conversations.get(key).is_none_or(|conversation| !conversation.channel && !conversation.forgotten)
+    }
+
+    /// When the next message of this conversation may be answered, if it may not now. Until then it waits in the inbox:
+    /// there it takes no place from others, and nobody who drains waits for it.
+    fn too_fast_until(&mut self, key: &ConversationKey, now_ms: u64) -> Option<u64> {
+        let (turns_max, tokens_max) = (self.config.channel_turns_per_minute_max, self.config.tokens_per_hour_max);
+        match self.conversations.get_mut(key)?.caps.check(now_ms, turns_max, tokens_max) {
+            Err(TurnError::TooFast { retry_after_ms, .. }) => Some(now_ms + retry_after_ms),
+            _ => None,
+        }
     }
 
     /// Gives a message of this conversation a place among the open turns.
