@@ -147,15 +147,21 @@ impl Worker {
             pause = match budget.wait(Instant::now()) {
                 Some(wait) => wait.min(PAUSE_MAX),
                 None if !idle.is_idle() => PAUSE,
-                None => match self.round() {
-                    Round::Done(tokens) => {
-                        budget.spend(tokens, Instant::now());
-                        Duration::ZERO
+                None => {
+                    let round = self.round();
+                    let wasted = self.extractor.wasted();
+                    self.counters.tokens.fetch_add(wasted, Relaxed);
+                    budget.spend(wasted, Instant::now());
+                    match round {
+                        Round::Done(tokens) => {
+                            budget.spend(tokens, Instant::now());
+                            Duration::ZERO
+                        }
+                        Round::Nothing => PAUSE,
+                        Round::Failed => (pause.max(PAUSE) * 2).min(PAUSE_MAX),
+                        Round::GiveUp => return,
                     }
-                    Round::Nothing => PAUSE,
-                    Round::Failed => (pause.max(PAUSE) * 2).min(PAUSE_MAX),
-                    Round::GiveUp => return,
-                },
+                }
             };
         }
     }

@@ -23,6 +23,8 @@ pub struct ModelExtractor {
     engine: Arc<Engine>,
     prompter: Arc<dyn Prompter + Send + Sync>,
     schema: Box<dyn Fn(usize) -> Value + Send>,
+    /// Tokens of answers that were of no use.
+    wasted: u64,
 }
 
 impl std::fmt::Debug for ModelExtractor {
@@ -34,7 +36,7 @@ impl std::fmt::Debug for ModelExtractor {
 impl ModelExtractor {
     /// An extractor over an engine and the prompter of its model.
     pub fn new(engine: Arc<Engine>, prompter: Arc<dyn Prompter + Send + Sync>) -> Self {
-        Self { engine, prompter, schema: Box::new(extract::schema) }
+        Self { engine, prompter, schema: Box::new(extract::schema), wasted: 0 }
     }
 
     /// Narrows what may be answered: any part of the usual schema is one.
@@ -77,12 +79,10 @@ impl Extractor for ModelExtractor {
         let cancel = self.engine.submit(request).map_err(refused)?;
         let (text, reason, usage) = answer(&outputs).inspect_err(|_| cancel.cancel())?;
         let tokens = u64::from(usage.prompt) + u64::from(usage.completion);
-        match reason {
-            FinishReason::Stop => {
-                let claims =
-                    extract::claims(&text, said).map_err(|error| ExtractError::Useless { why: error.to_string() })?;
-                Ok(Findings { claims, tokens })
-            }
+        let found = match reason {
+            FinishReason::Stop => extract::claims(&text, said)
+                .map(|claims| Findings { claims, tokens })
+                .map_err(|error| ExtractError::Useless { why: error.to_string() }),
             FinishReason::Length => Err(ExtractError::TooMuch { why: "the answer does not end".into() }),
             FinishReason::Cancelled => Err(ExtractError::Later { why: "the engine is shutting down".into() }),
             FinishReason::Deadline => Err(ExtractError::Later { why: "others came first for too long".into() }),
@@ -94,7 +94,15 @@ impl Extractor for ModelExtractor {
             }
             FinishReason::Constraint(error) => Err(ExtractError::Never { why: error.to_string() }),
             FinishReason::Error(why) => Err(ExtractError::Later { why }),
+        };
+        if found.is_err() {
+            self.wasted += tokens;
         }
+        found
+    }
+
+    fn wasted(&mut self) -> u64 {
+        std::mem::take(&mut self.wasted)
     }
 }
 

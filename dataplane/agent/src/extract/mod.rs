@@ -70,6 +70,11 @@ pub enum ExtractError {
 pub trait Extractor: Send {
     /// Finds statements in messages of one conversation, in the order in which they were said.
     fn extract(&mut self, said: &[Said]) -> Result<Findings, ExtractError>;
+
+    /// Tokens that answers without findings have taken since this was last asked.
+    fn wasted(&mut self) -> u64 {
+        0
+    }
 }
 
 #[cfg(test)]
