@@ -7,9 +7,6 @@ use crate::memory::vector::TopK;
 
 /// Rows compared at a time where all are compared.
 const COMPARED: usize = 256;
-/// Rows whose links are looked at together: their memory is waited for once. Nearly all kept rows are looked at in the
-/// end, so little of it is in vain.
-const EXPANDED: usize = 4;
 /// Marks a kept row whose links were looked at; rows are numbered below it.
 const LOOKED_AT: u32 = 1 << 31;
 
@@ -21,7 +18,6 @@ pub(crate) struct Scratch {
     walk: u8,
     /// The best rows, the best first. The top bit of a row says that its links were looked at.
     kept: Vec<(f32, u32)>,
-    nodes: Vec<u32>,
     fresh: Vec<u32>,
     products: Vec<i32>,
     scores: Vec<f32>,
@@ -74,24 +70,21 @@ pub(super) fn walk(
     }
     scratch.kept.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut next = 0;
-    loop {
-        scratch.nodes.clear();
-        while let Some((_, row)) = scratch.kept.get_mut(next).filter(|_| scratch.nodes.len() < EXPANDED) {
-            if *row & LOOKED_AT == 0 {
-                prefetch(links, *row as usize);
-                prefetch(&links[*row as usize].0, LINKS / 2);
-                scratch.nodes.push(*row);
-                *row |= LOOKED_AT;
-            }
-            next += 1;
+    while let Some((_, row)) = scratch.kept.get_mut(next) {
+        next += 1;
+        if *row & LOOKED_AT != 0 {
+            continue;
         }
-        if scratch.nodes.is_empty() {
-            return;
+        let node = *row;
+        *row |= LOOKED_AT;
+        // The links of the row that will probably come next.
+        if let Some((_, likely)) = scratch.kept.get(next) {
+            let likely = (likely & !LOOKED_AT) as usize;
+            prefetch(links, likely);
+            prefetch(&links[likely].0, LINKS / 2);
         }
         scratch.fresh.clear();
-        for link in
-            scratch.nodes.iter().flat_map(|node| links[*node as usize].0.iter().take_while(|link| **link != NONE))
-        {
+        for link in links[node as usize].0.iter().take_while(|link| **link != NONE) {
             let met = &mut scratch.met[*link as usize];
             if *met != scratch.walk {
                 *met = scratch.walk;
