@@ -110,7 +110,7 @@ impl Store {
         let shared = self.shared();
         let prefix = layout::sess(tenant, conversation);
         let to = layout::prefix_end(&prefix);
-        let mut found = InboxFirst::default();
+        let (mut found, mut failed) = (InboxFirst::default(), None);
         shared.kv.scan(Cf::Inbox, ScanRange::forward(&prefix, &to), &mut |key, sealed| {
             let opened = shared.open(tenant, Cf::Inbox, key, sealed.to_vec());
             match opened.and_then(|plain| decode::<InboxRecord>(Cf::Inbox, &plain)) {
@@ -119,13 +119,20 @@ impl Store {
                     return ControlFlow::Break(());
                 }
                 Err(ReadError::Forgotten { .. } | ReadError::KeyGone { .. }) => {
-                    found.forgotten.extend(layout::tail_u64(key))
+                    found.forgotten.extend(layout::tail_u64(key));
                 }
-                Err(error) => tracing::error!(%error, "an accepted message cannot be read; it stays where it is"),
+                Err(error @ ReadError::Corrupt { .. }) => {
+                    tracing::error!(%error, "an accepted message cannot be read; it stays where it is");
+                }
+                // It may be read the next time: later ones must not be answered before it.
+                Err(error) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
             }
             ControlFlow::Continue(())
         })?;
-        Ok(found)
+        failed.map_or(Ok(found), Err)
     }
 
     /// Every effect that is `Pending` or `Sending`, by conversation, turn and step.
