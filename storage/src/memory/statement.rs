@@ -267,7 +267,7 @@ impl Shared {
             if left > 0 && rows.len() < query.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         let mut found = Vec::with_capacity(rows.len());
-        for (key, value) in rows {
+        for (key, value) in rows.into_iter().take(query.limit) {
             let corrupt =
                 || ReadError::Corrupt { cf: Cf::EdgeOut.name(), why: "a statement has the wrong layout".into() };
             let (id, edge) = graph::read_row(&key, &value).ok_or_else(corrupt)?;
@@ -292,7 +292,8 @@ impl Shared {
     ) -> Result<Vec<(Statement, f32)>, ReadError> {
         let asked = text::counts(text);
         let names = entity::seeds(text, SUBJECTS_MAX);
-        let names = names.iter().filter_map(|name| name.strip_prefix("name:"));
+        // A thing of the speaker's name is the speaker, who is asked about anyway.
+        let names = names.iter().filter_map(|name| name.strip_prefix("name:")).filter(|name| *name != SPEAKER);
         let mut found: Vec<(Statement, f32)> = Vec::new();
         for subject in std::iter::once(SPEAKER).chain(names) {
             let (subject, as_of) = (Some(subject.to_owned()), Some((now_ms, now_ms)));
@@ -317,7 +318,6 @@ impl Shared {
     pub fn pending_messages(&self, from: &PendingFrom, most: usize) -> Result<Option<PendingMessages>, ReadError> {
         let mut owner = None;
         let mut docs: Vec<DocId> = Vec::new();
-        let mut looked_at = 0;
         let to = layout::prefix_end(&[u8::MAX]);
         self.kv.scan(Cf::Pending, ScanRange::forward(&from.0, &to), &mut |key, _| {
             let Some((tenant, user, doc)) = layout::memory_parts(key) else { return ControlFlow::Continue(()) };
@@ -328,9 +328,11 @@ impl Shared {
             }
             owner = Some((tenant, user));
             docs.push(doc);
-            looked_at += 1;
-            let more = docs.len() < most && looked_at < PENDING_LOOKED_AT_MAX;
-            if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if docs.len() < most.min(PENDING_LOOKED_AT_MAX) {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         })?;
         let Some((tenant, user)) = owner else { return Ok(None) };
         let rows: Vec<Vec<u8>> = docs.iter().map(|doc| layout::memory(tenant, user, *doc)).collect();
@@ -347,7 +349,7 @@ impl Shared {
     }
 }
 
-/// The conversation and the user that a row of `pending` names.
+/// The row of `pending` for a message.
 pub(crate) fn pending_row(tenant: TenantId, user: UserId, conversation: ConversationId, seq: u64) -> Vec<u8> {
     layout::pending(tenant, user, DocId { conversation, seq })
 }
