@@ -156,7 +156,7 @@ impl Shared {
         };
         let expected = match &vids {
             Some(vids) => vids.len(),
-            None => slot.index.read().unwrap_or_else(PoisonError::into_inner).rows(),
+            None => slot.index.read().unwrap_or_else(PoisonError::into_inner).delta_len(),
         };
         let mut gathered = Gathered { expected, ..Gathered::default() };
         let mut take = |vid: u64, plain: &[u8]| -> Result<(), Ended> {
