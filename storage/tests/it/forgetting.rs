@@ -11,6 +11,19 @@ use std::sync::{Arc, mpsc};
 
 const SECRET: &str = "the marmalade treaty of 1887";
 
+/// The sealed rows of a copied database that are under a user's key.
+fn rows_of(copy: &Path, cf: Cf, name: &str) -> Vec<Vec<u8>> {
+    let engine = RocksBackend::open(copy, 1 << 20).unwrap();
+    let mut rows = Vec::new();
+    engine
+        .scan(cf, millrace_storage::ScanRange::forward(&[], &[0xff; 64]), &mut |_, value| {
+            rows.extend((value[16..32] == user(T1, name).0).then(|| value.to_vec()));
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    rows
+}
+
 fn forget(store: &Store, name: &str) -> Result<u64, CommitError> {
     let (sender, receiver) = mpsc::channel();
     store.forget_user(T1, user(T1, name), Box::new(move |result| sender.send(result).unwrap())).unwrap();
@@ -75,17 +88,7 @@ fn what_old_files_still_hold_cannot_be_opened_any_more() {
     say(&store, "bob", "a boat called Windhover");
     store.flush().unwrap();
     store.checkpoint(&copy).unwrap();
-    let ciphertext = {
-        let engine = RocksBackend::open(&copy, 1 << 20).unwrap();
-        let mut rows = Vec::new();
-        engine
-            .scan(Cf::Mem, millrace_storage::ScanRange::forward(&[], &[0xff; 64]), &mut |_, value| {
-                rows.push(value.to_vec());
-                std::ops::ControlFlow::Continue(())
-            })
-            .unwrap();
-        rows.into_iter().find(|row| row[16..32] == user(T1, "alice").0).unwrap()
-    };
+    let ciphertext = rows_of(&copy, Cf::Mem, "alice").swap_remove(0);
     assert!(!holding(&data, &key).is_empty(), "the search would find the key");
     assert!(!holding(&data, &ciphertext[32..]).is_empty(), "the search would find the ciphertext");
 
@@ -238,18 +241,7 @@ fn passages_of_a_forgotten_user_are_in_no_row_and_no_segment() {
     assert_ne!(passages(&store, &other, None), ["another secret"]);
     store.flush().unwrap();
     store.checkpoint(&copy).unwrap();
-    let ciphertext = {
-        let engine = RocksBackend::open(&copy, 1 << 20).unwrap();
-        let mut rows = Vec::new();
-        engine
-            .scan(Cf::Space, millrace_storage::ScanRange::forward(&[], &[0xff; 64]), &mut |_, value| {
-                rows.extend((value[16..32] == user(T1, "alice").0).then(|| value.to_vec()));
-                std::ops::ControlFlow::Continue(())
-            })
-            .unwrap();
-        rows
-    };
-    assert_eq!(ciphertext.len(), 2, "both of hers are under her key");
+    assert_eq!(rows_of(&copy, Cf::Space, "alice").len(), 2, "both of hers are under her key");
 
     forget(&store, "alice").unwrap();
     assert_ne!(passages(&store, &hers, Some("alice")), [SECRET]);
