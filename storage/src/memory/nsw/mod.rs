@@ -6,10 +6,11 @@
 //! place to start, which comparing the pivots does in a few microseconds and without their memory.
 //!
 //! Why not FAISS's HNSW over eight-bit rows: it decodes every row to single precision through a virtual
-//! call for each distance. Measured on 100,000 rows of GloVe with 50 numbers, one thread, while other work ran beside it:
-//! FAISS (`HNSW16,SQ8`) answered 3,300 questions a second at a recall of .953 and took 53 s to build with two threads,
-//! this graph some 10,000 at .959 and 11 to 14 s with one, because a product is one VNNI instruction per cache
-//! line and the next rows are fetched meanwhile. `bench/figures/peers.py` and `storage-figures ann-walk` print both again.
+//! call for each distance; here a product is one VNNI instruction per cache line, and the next rows are fetched
+//! meanwhile. On 100,000 rows of GloVe with 50 numbers, one thread, over several runs on two cores that builds used too
+//! (they show an order, not a speed): FAISS (`HNSW16,SQ8`) 3,300 questions a second at a recall of .953, built in 53 s
+//! with two threads; this graph 8,900 to 13,500 at up to .959, built in 11 to 14 s with one.
+//! `bench/figures/peers.py` and `storage-figures ann-walk` print both again.
 //!
 //! Cost sketch for 1,000,000 rows of 384: 400 bytes of codes and 128 of links a row. A search with
 //! effort 128 computes some 2,500 products.
