@@ -98,7 +98,7 @@ fn run(agent: &mut Agent, conversation: u64, turn: u64) {
                 }
                 Effect::Embed { op, .. } => events.push(Event::Embedded { op, result: Ok(Vec::new()) }),
                 Effect::Recall { op, .. } => events.push(Event::Recalled { op, result: Ok(Vec::new()) }),
-                Effect::TakeUp { key } => events.push(Event::TakenUp { key, first: None }),
+                Effect::TakeUp { key } => events.push(Event::TakenUp { key, first: Ok(None) }),
                 Effect::StopGeneration { .. }
                 | Effect::Reply { .. }
                 | Effect::Deliver { .. }

@@ -96,7 +96,7 @@ impl Agent {
             Event::Received(message) => self.received(*message, now_ms, effects),
             Event::Flush => self.flush(now_ms, effects),
             Event::Waiting { key, messages, last } => self.found_waiting(key, messages, last),
-            Event::TakenUp { key, first } => self.taken_up(key, first.map(|first| *first), now_ms, effects),
+            Event::TakenUp { key, first } => self.taken_up(key, first, now_ms, effects),
             Event::Closing => self.closing = true,
             Event::Loaded { key, result } => self.loaded(key, result, now_ms, effects),
             Event::Persisted { op, result } => self.persisted(op, result, now_ms, effects),

@@ -50,7 +50,7 @@ pub enum Event {
         /// Which conversation.
         key: ConversationKey,
         /// Its first message; none when there is none any more.
-        first: Option<Box<InboxRecord>>,
+        first: Result<Option<Box<InboxRecord>>, Fault>,
     },
     /// The process ends soon: the turns of messages that are still in the inbox are left to the next one.
     Closing,

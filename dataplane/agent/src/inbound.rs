@@ -117,7 +117,7 @@ impl Agent {
     pub(super) fn taken_up(
         &mut self,
         key: ConversationKey,
-        first: Option<InboxRecord>,
+        first: Result<Option<Box<InboxRecord>>, Fault>,
         now_ms: u64,
         effects: &mut Vec<Effect>,
     ) {
@@ -127,14 +127,19 @@ impl Agent {
         }
         match first {
             // Its user was forgotten meanwhile: the inbox is asked again when the conversation has left.
-            Some(_) if conversation.forgotten => self.channel_ended(key),
-            Some(record) => {
+            Ok(Some(_)) if conversation.forgotten => self.channel_ended(key),
+            Ok(Some(record)) => {
                 self.backlog.taken(&key);
-                return self.begin(key, record, now_ms, effects);
+                return self.begin(key, *record, now_ms, effects);
             }
-            None => {
+            Ok(None) => {
                 self.backlog.empty(&key);
                 self.channel_ended(key);
+            }
+            // What was accepted must not end in silence: it is read again after a pause.
+            Err(_) => {
+                self.leave_live(key);
+                self.paced.insert((now_ms + self.config.retry_max_ms, key));
             }
         }
         self.advance(key, now_ms, effects);
@@ -195,12 +200,16 @@ impl Agent {
 
     /// The turn of a channel message has ended, or there was none.
     pub(super) fn channel_ended(&mut self, key: ConversationKey) {
+        self.leave_live(key);
+        self.backlog.released(key);
+    }
+
+    fn leave_live(&mut self, key: ConversationKey) {
         let conversation = self.conversation(key);
         debug_assert!(conversation.channel, "only a live conversation ends to be");
         conversation.channel = false;
         self.channel_turns -= 1;
         self.open_turns -= 1;
-        self.backlog.released(key);
     }
 
     /// The turn of a channel message ends without closing its record: the inbox is asked what is left of it.

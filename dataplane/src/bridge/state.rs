@@ -367,7 +367,7 @@ impl State {
                 }
             }
             Effect::TakeUp { key } => {
-                let first = self.take_up(key).map(Box::new);
+                let first = self.take_up(key).map(|first| first.map(Box::new));
                 self.events.push_back(Event::TakenUp { key, first });
             }
             Effect::Persist { op, key, writes } => {
@@ -543,13 +543,12 @@ impl State {
     }
 
     /// Reads the oldest waiting message of a conversation.
-    fn take_up(&mut self, key: ConversationKey) -> Option<InboxRecord> {
+    fn take_up(&mut self, key: ConversationKey) -> Result<Option<InboxRecord>, Fault> {
         let first = self.shared.store.inbox_first(key.tenant, key.conversation);
-        let InboxFirst { record, forgotten } = first
-            .inspect_err(|error| {
-                tracing::error!(%error, "the inbox cannot be read; its messages wait for the next start");
-            })
-            .ok()?;
+        let InboxFirst { record, forgotten } = first.map_err(|error| {
+            tracing::error!(%error, "the inbox cannot be read; its messages are read again after a pause");
+            Fault::Io(error.to_string())
+        })?;
         if !forgotten.is_empty() {
             let mut batch = Batch::new();
             forgotten.iter().for_each(|number| batch.close_inbox(key.tenant, key.conversation, *number));
@@ -558,7 +557,7 @@ impl State {
                 tracing::debug!(%busy, "messages of forgotten users stay in the inbox for now");
             }
         }
-        record
+        Ok(record)
     }
 
     /// What waits in the inbox is left to the next process.

@@ -87,7 +87,7 @@ fn a_message_that_kills_the_process_again_and_again_is_answered_with_an_error() 
     let mut effects = Vec::new();
     agent.step(Event::Waiting { key: key(), messages: 1, last: 4 }, 2_000, &mut effects);
     assert!(matches!(effects[..], [Effect::Load { .. }, Effect::TakeUp { .. }]), "{effects:?}");
-    agent.step(Event::TakenUp { key: key(), first: Some(Box::new(poison)) }, 2_000, &mut effects);
+    agent.step(Event::TakenUp { key: key(), first: Ok(Some(Box::new(poison))) }, 2_000, &mut effects);
     agent.step(Event::Loaded { key: key(), result: Ok(Loaded::default()) }, 2_000, &mut effects);
     let Some(Effect::Persist { op, .. }) = effects.last().cloned() else { panic!("{effects:?}") };
     agent.step(Event::Persisted { op, result: Ok(()) }, 2_000, &mut effects);
@@ -117,7 +117,7 @@ fn a_record_of_an_older_version_is_answered_as_the_turn_it_was_numbered_as() {
         address: None,
     };
     agent.step(Event::Waiting { key: key(), messages: 1, last: 4 }, 2_000, &mut effects);
-    agent.step(Event::TakenUp { key: key(), first: Some(Box::new(old)) }, 2_000, &mut effects);
+    agent.step(Event::TakenUp { key: key(), first: Ok(Some(Box::new(old))) }, 2_000, &mut effects);
     let loaded = Loaded { head: Some(Box::new(head)), messages: vec![question] };
     agent.step(Event::Loaded { key: key(), result: Ok(loaded) }, 2_000, &mut effects);
     let Some(Effect::Persist { op, writes, .. }) = effects.last().cloned() else { panic!("{effects:?}") };
@@ -139,7 +139,7 @@ fn a_record_of_an_older_version_is_answered_as_the_turn_it_was_numbered_as() {
     // What comes next is numbered anew, and asked for once more: only the inbox knows that it is empty.
     agent.step(Event::Persisted { op, result: Ok(()) }, 2_001, &mut effects);
     assert!(matches!(effects.last(), Some(Effect::TakeUp { .. })), "{effects:?}");
-    agent.step(Event::TakenUp { key: key(), first: None }, 2_001, &mut effects);
+    agent.step(Event::TakenUp { key: key(), first: Ok(None) }, 2_001, &mut effects);
     assert_eq!((agent.open_turns(), agent.waiting_messages()), (0, 0));
 }
 
@@ -173,7 +173,7 @@ fn a_chat_that_is_too_fast_is_answered_later_and_holds_up_nobody() {
     assert!(takes_up(&effects), "{effects:?}");
     effects.clear();
     let second = Some(Box::new(messages[1].record.clone()));
-    agent.step(Event::TakenUp { key: key(), first: second }, 60_000, &mut effects);
+    agent.step(Event::TakenUp { key: key(), first: Ok(second) }, 60_000, &mut effects);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Generate { .. })), "{effects:?}");
 }
 

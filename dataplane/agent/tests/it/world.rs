@@ -328,9 +328,10 @@ impl World {
                 self.disk.accept(&messages);
                 Event::Persisted { op, result: Ok(()) }
             }
+            Task::TakeUp(key) if fails => Event::TakenUp { key, first: Err(Fault::Io("luck".into())) },
             Task::TakeUp(key) => {
                 let first = self.disk.inbox.range((key, 0)..=(key, u64::MAX)).next();
-                Event::TakenUp { key, first: first.map(|(_, record)| Box::new(record.clone())) }
+                Event::TakenUp { key, first: Ok(first.map(|(_, record)| Box::new(record.clone()))) }
             }
             Task::Persist(op, ..) if fails => Event::Persisted { op, result: Err(Fault::NoSpace) },
             Task::Persist(op, key, writes) => {
