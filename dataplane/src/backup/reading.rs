@@ -56,7 +56,7 @@ impl Reading {
                     return;
                 }
                 if catch_unwind(AssertUnwindSafe(|| work(&reader))).is_err() {
-                    tracing::error!("a reading of archived messages panicked");
+                    tracing::error!("the answer to a reading of archived messages panicked");
                 }
             }
         })?;
@@ -87,7 +87,13 @@ impl Reading {
         done: Read<T>,
         read: impl FnOnce(&Reader) -> Result<T, ArchiveError> + Send + 'static,
     ) -> Result<(), Busy> {
-        let work: Work = Box::new(move |reader| done(read(reader).map_err(|error| chain(&error))));
+        let work: Work = Box::new(move |reader| {
+            // Whoever waits has no deadline of its own: it is told whatever becomes of the reading.
+            done(match catch_unwind(AssertUnwindSafe(|| read(reader))) {
+                Ok(result) => result.map_err(|error| chain(&error)),
+                Err(_) => Err("the reading panicked; the log says where".to_owned()),
+            });
+        });
         let sender = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         match sender.as_ref().ok_or(Busy)?.try_send(work) {
             Ok(()) => Ok(()),

@@ -122,7 +122,7 @@ impl State {
             return Ok(self.admitted(answers.reduced(Rung::SmallModel, small.name)));
         }
         if short && let Ok(answers) = self.attempt(principal, wish, &main, &prompt, Change::Shorter, bridge) {
-            return Ok(self.admitted(answers.reduced(Rung::Shorter, None)));
+            return Ok(self.admitted(answers));
         }
         if wish.patience.later
             && let Ok(answers) = self.attempt(principal, wish, &main, &prompt, Change::Later, bridge)
@@ -172,7 +172,7 @@ impl State {
         let mut options = wish.options.clone();
         let mut streams = Vec::with_capacity(wish.count);
         let mut shortened = false;
-        for answer in 0..wish.count {
+        for _ in 0..wish.count {
             let sender = StreamSender::default();
             // When one is refused, dropping the streams ends those before it and gives back what they reserved.
             let allowance = self
@@ -183,7 +183,7 @@ impl State {
                 let crowded = may_be_short && change == Change::Nothing && voice.name.is_none() && self.is_behind();
                 in_time(voice, principal, prompt.len(), reply_tokens, deadline, crowded)?;
             }
-            if allowance.shortened && answer == 0 {
+            if allowance.shortened && !shortened {
                 shortened = true;
                 sender.push(allowance.notice());
             }

@@ -63,7 +63,7 @@ impl Platform for Adapter {
                 None => command(request, &form),
             };
         }
-        let body: Callback<'_> = value::typed(plain)?;
+        let body: Callback<'_> = value::typed_object(plain)?;
         match body.kind.text() {
             Some("url_verification") => {
                 let challenge = body.challenge.text().ok_or(Reject::Malformed("no challenge"))?;
@@ -321,6 +321,15 @@ mod tests {
 
     fn in_channel(kind: &str, text: &str) -> Value {
         json!({"type": kind, "channel_type": "channel", "channel": "C1", "user": "U1", "ts": "1.0", "text": text})
+    }
+
+    #[test]
+    fn a_list_is_no_callback() {
+        let account = Account::new(ChannelKind::Slack, "a", TenantId(1));
+        let incoming = Incoming { method: "POST", path: "", query: "", headers: &[], body: b"" };
+        let ambient = Ambient { now_s: 0, keys: &NoKeys, entropy: [0; 16] };
+        let read = read_verified(&account, &incoming, &ambient, br#" ["event_callback"]"#);
+        assert!(matches!(read, Err(Reject::Malformed(_))), "{read:?}");
     }
 
     #[test]

@@ -19,9 +19,13 @@ pub(super) fn parse_object(body: &[u8]) -> Result<Value, Reject> {
     })
 }
 
-/// Reads of a body what `T` names and passes over the rest, without a tree of all of it.
-pub(super) fn typed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Reject> {
+/// Reads of a body that must be an object what `T` names and passes over the rest, without a tree of all of it.
+pub(super) fn typed_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Reject> {
     let text = std::str::from_utf8(body).map_err(|_| Reject::Malformed("body is not UTF-8"))?;
+    // A list would be read as the fields of `T` in their order.
+    if !text.trim_start().starts_with('{') {
+        return Err(Reject::Malformed("body is not a JSON object"));
+    }
     serde_json::from_str(text).map_err(|_| Reject::Malformed("body is not the JSON that its platform sends"))
 }
 
