@@ -45,12 +45,15 @@ impl Gateway {
         let kept = common.later.open(principal, &name, &bounds, common.now_ms());
         let request_id = out.request_id().to_owned();
         let work = make(Arc::clone(&kept), begun, request_id);
+        let clock = Arc::clone(common);
         drop(monoio::spawn(async move {
             if !contained(pin!(work)).await {
                 tracing::error!("the task of a later answer panicked");
                 kept.push(failure(&ended_early()));
             }
             kept.finish();
+            // It is kept for as long as it may have taken: a reader that comes and goes starts that time anew.
+            drop(Follower::new(&kept, 0, &clock));
         }));
         let mut response = pending(&name);
         response.headers.extend(extra);
@@ -60,15 +63,15 @@ impl Gateway {
     /// `GET` of an answer that is made later; `None` = there is none of this name.
     pub(super) fn later_answer(&self, principal: &Principal, name: &str) -> Option<Response> {
         let common = &self.shared.gateway;
-        let kept = common.later.find(principal, name)?;
-        let follower = Follower::new(&kept, 0, common).ok()?;
+        let follower = common.later.follow(principal, name, 0, common)?.ok()?;
         let mut whole = None;
         let progress =
             follower.read(1, |_, (status, body): &Whole| whole = Some(Response::json(*status, body.clone())));
         match progress {
             Progress::Events => whole,
-            Progress::Wait => Some(pending(name)),
-            Progress::Over | Progress::Replaced => None,
+            // Replaced: two ask at once, and this one had better ask again.
+            Progress::Wait | Progress::Replaced => Some(pending(name)),
+            Progress::Over => None,
         }
     }
 }

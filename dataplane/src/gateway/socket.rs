@@ -387,8 +387,7 @@ impl Talk<'_> {
         request.validate()?;
         let stream = self.gateway.bridge.chat(&principal, request, Patience::default())?.into_first();
         let common = &self.gateway.shared.gateway;
-        let kept = common.turns.open(&principal, &name, &self.gateway.bounds(), common.now_ms());
-        let follower = Follower::new(&kept, 0, common).expect("a new answer has its beginning");
+        let (kept, follower) = common.turns.begin(&principal, &name, &self.gateway.bounds(), common);
         keep_turn(&kept, stream);
         self.follow(id, follower);
         Ok(())
@@ -400,8 +399,9 @@ impl Talk<'_> {
         self.check_room(id)?;
         check_session(session)?;
         let common = &self.gateway.shared.gateway;
-        let kept = common.turns.find(&principal, &turn_name(session, id)).ok_or_else(|| no_reply("The answer"))?;
-        let follower = Follower::new(&kept, offset, common).map_err(|missed| missed_events(missed, offset))?;
+        let found = common.turns.follow(&principal, &turn_name(session, id), offset, common);
+        let reader = found.ok_or_else(|| no_reply("The answer"))?;
+        let follower = reader.map_err(|missed| missed_events(missed, offset))?;
         self.follow(id, follower);
         Ok(())
     }

@@ -188,7 +188,30 @@ impl<T> Replies<T> {
 
     /// A new reply of `principal`. One of the same name makes room for it.
     pub fn open(&self, principal: &Principal, name: &str, bounds: &Bounds, now_ms: u64) -> Arc<Kept<T>> {
+        Self::add(&mut self.tenants(), principal, name, bounds, now_ms)
+    }
+
+    /// The same with a reader, so that nothing takes a reply for forsaken before it is read.
+    pub fn begin(
+        &self,
+        principal: &Principal,
+        name: &str,
+        bounds: &Bounds,
+        common: &Arc<Common>,
+    ) -> (Arc<Kept<T>>, Follower<T>) {
         let mut tenants = self.tenants();
+        let kept = Self::add(&mut tenants, principal, name, bounds, common.now_ms());
+        let reader = Follower::new(&kept, 0, common).expect("a new reply has its beginning");
+        (kept, reader)
+    }
+
+    fn add(
+        tenants: &mut HashMap<TenantId, Vec<Entry<T>>>,
+        principal: &Principal,
+        name: &str,
+        bounds: &Bounds,
+        now_ms: u64,
+    ) -> Arc<Kept<T>> {
         let entries = tenants.entry(principal.tenant).or_default();
         entries.retain(|entry| {
             let other = entry.subject != principal.subject || entry.name != name;
@@ -220,10 +243,33 @@ impl<T> Replies<T> {
 
     /// The reply with this name that was begun with the same key of the same tenant. To everybody else there is none.
     pub fn find(&self, principal: &Principal, name: &str) -> Option<Arc<Kept<T>>> {
+        Self::entry(&self.tenants(), principal, name).cloned()
+    }
+
+    /// A reader of the reply that [`Self::find`] finds, behind what it has. The table stays locked meanwhile, so that the
+    /// reply is not given up after it was found: its reader would take what it has by then for the whole.
+    pub fn follow(
+        &self,
+        principal: &Principal,
+        name: &str,
+        after: u64,
+        common: &Arc<Common>,
+    ) -> Option<Result<Follower<T>, Missed>> {
         let tenants = self.tenants();
+        let kept = Self::entry(&tenants, principal, name)?;
+        Some(Follower::new(kept, after, common))
+    }
+
+    fn entry<'a>(
+        tenants: &'a HashMap<TenantId, Vec<Entry<T>>>,
+        principal: &Principal,
+        name: &str,
+    ) -> Option<&'a Arc<Kept<T>>> {
         let entries = tenants.get(&principal.tenant)?;
         let found = entries.iter().find(|entry| entry.subject == principal.subject && entry.name == name)?;
-        Some(Arc::clone(&found.kept))
+        // Whoever left for good has ended the work: what is there is no whole reply.
+        let forsaken = found.kept.state().forsaken;
+        (!forsaken).then_some(&found.kept)
     }
 
     /// Forgets what nobody has come back for; `drain` = nobody can come back. Cheap: most calls do nothing.
@@ -303,6 +349,7 @@ mod tests {
         let kept = replies.open(&principal(1, 1), "a", &BOUNDS, 0);
         Follower::new(&kept, 0, &common).expect("the beginning").leave();
         assert_eq!(wanted(&kept), Poll::Ready(false));
+        assert!(replies.find(&principal(1, 1), "a").is_none(), "a part is not given for the whole");
         let off = replies.open(&principal(1, 1), "b", &Bounds { grace: Duration::ZERO, ..BOUNDS }, 0);
         let reader = Follower::new(&off, 0, &common).expect("the beginning");
         assert_eq!(wanted(&off), Poll::Ready(true));

@@ -67,8 +67,7 @@ impl Gateway {
     ) -> Result<(), Gone> {
         let name = begun.shape.id().to_owned();
         let common = &self.shared.gateway;
-        let kept = common.completions.open(principal, &name, &self.bounds(), common.now_ms());
-        let reader = Follower::new(&kept, 0, common).expect("a new reply has its beginning");
+        let (kept, reader) = common.completions.begin(principal, &name, &self.bounds(), common);
         let work = produce(Arc::clone(&kept), begun, out.request_id().to_owned());
         drop(monoio::spawn(async move {
             if !contained(pin!(work)).await {
@@ -137,8 +136,8 @@ impl Gateway {
         out: &mut Outgoing,
     ) -> Result<(), Gone> {
         let common = &self.shared.gateway;
-        let reader = match common.completions.find(principal, name) {
-            Some(kept) => Follower::new(&kept, after, common).map_err(|missed| missed_events(missed, after)),
+        let reader = match common.completions.follow(principal, name, after, common) {
+            Some(reader) => reader.map_err(|missed| missed_events(missed, after)),
             None => Err(no_reply("The completion")),
         };
         match reader {
