@@ -145,8 +145,7 @@ impl Gateway {
         if rung == Rung::Later {
             return self.answer_later(principal, begun, extra, out);
         }
-        let metrics = self.net.metrics();
-        metrics.stream_opened();
+        let _open = self.net.metrics().open_stream();
         if begun.streams && begun.resumes {
             // The work is not this connection's: it goes on for a while without it.
             let _: Result<(), Gone> = self.stream_kept(principal, begun, extra, out).await;
@@ -157,7 +156,6 @@ impl Gateway {
         } else {
             self.collect(begun, extra, out).await;
         }
-        metrics.stream_closed();
     }
 
     /// Streams events as they come; several that are ready share a write.
@@ -216,13 +214,10 @@ impl Gateway {
                     None => break,
                 }
             }
-            out.stream(&events);
-            events.clear();
+            pass_on(&mut events, over, out).await?;
             if over {
-                out.end_stream();
-                return out.flush().await;
+                return Ok(());
             }
-            out.flush().await?;
         }
     }
 
@@ -302,6 +297,16 @@ impl Collected {
             }
         }
     }
+}
+
+/// Hands over what was written; `over` = nothing follows.
+pub(super) async fn pass_on(events: &mut Vec<u8>, over: bool, out: &mut Outgoing) -> Result<(), Gone> {
+    out.stream(events.as_slice());
+    events.clear();
+    if over {
+        out.end_stream();
+    }
+    out.flush().await
 }
 
 /// Appends an event; true = nothing follows.

@@ -137,11 +137,8 @@ impl Gateway {
             Ok(stream) => stream,
             Err(error) => return Ok(self.native_fault(&error, answers)),
         };
-        let metrics = self.net.metrics();
-        metrics.stream_opened();
-        let outcome = self.native_stream(&mut stream, answers).await;
-        metrics.stream_closed();
-        outcome
+        let _open = self.net.metrics().open_stream();
+        self.native_stream(&mut stream, answers).await
     }
 
     async fn native_stream(&self, stream: &mut TokenStream, answers: &mut Answers) -> Result<u16, Gone> {

@@ -218,6 +218,16 @@ pub struct ShardMetrics {
     pub(super) disk_reads: AtomicU64,
 }
 
+/// Counts a token stream among the open ones.
+#[derive(Debug)]
+pub struct OpenStream<'a>(&'a ShardMetrics);
+
+impl Drop for OpenStream<'_> {
+    fn drop(&mut self) {
+        self.0.stream_closed();
+    }
+}
+
 impl ShardMetrics {
     /// One answered HTTP request.
     pub fn http_requests(&self, route: Route, status: u16) {
@@ -317,6 +327,12 @@ impl ShardMetrics {
     /// A token stream ended.
     pub fn stream_closed(&self) {
         self.streams_open.fetch_sub(1, Relaxed);
+    }
+
+    /// A token stream that is open until this is dropped, be it because its peer has left.
+    pub fn open_stream(&self) -> OpenStream<'_> {
+        self.stream_opened();
+        OpenStream(self)
     }
 
     /// `count` messages were taken from this shard's mailbox.

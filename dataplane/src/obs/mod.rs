@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use channels::{ChannelCounters, ChannelOutcome};
 pub use histogram::Latency;
 pub use metrics::{
-    BackupSnapshot, EngineSnapshot, ExtractSnapshot, Metrics, NodeFacts, Rejection, Route, Rung, ShardMetrics,
-    StorageSnapshot, Turn,
+    BackupSnapshot, EngineSnapshot, ExtractSnapshot, Metrics, NodeFacts, OpenStream, Rejection, Route, Rung,
+    ShardMetrics, StorageSnapshot, Turn,
 };
 pub use process::ProcessSnapshot;
 

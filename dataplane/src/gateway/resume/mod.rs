@@ -19,7 +19,7 @@ use millrace_proto::http1::{Method, RequestHead};
 use millrace_proto::sse;
 
 use super::generate::{
-    Begun, EVENTS_PER_WRITE_MAX, Headers, KEEP_ALIVE, STATUS_WAIT, ended_early, stopping, write_event,
+    Begun, EVENTS_PER_WRITE_MAX, Headers, KEEP_ALIVE, STATUS_WAIT, ended_early, pass_on, stopping, write_event,
 };
 use super::sessions::whole;
 use super::{Gateway, Principal};
@@ -142,10 +142,8 @@ impl Gateway {
         };
         match reader {
             Ok(reader) => {
-                self.net.metrics().stream_opened();
-                let followed = self.follow(reader, name, extra, out).await;
-                self.net.metrics().stream_closed();
-                followed
+                let _open = self.net.metrics().open_stream();
+                self.follow(reader, name, extra, out).await
             }
             Err(error) => {
                 self.fail(&error, extra, out);
@@ -199,13 +197,10 @@ impl Gateway {
                 Waited::Frames(Progress::Replaced) => over = true,
                 Waited::Frames(_) => {}
             }
-            out.stream(&events);
-            events.clear();
+            pass_on(&mut events, over, out).await?;
             if over {
-                out.end_stream();
-                return out.flush().await;
+                return Ok(());
             }
-            out.flush().await?;
         }
     }
 }
