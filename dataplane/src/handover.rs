@@ -138,9 +138,7 @@ impl Inherited {
     pub fn secure(&mut self, wanted: SocketAddr, count: usize) -> Option<Listeners> {
         fitting(std::mem::take(&mut self.secure), wanted, count)
     }
-}
 
-impl Inherited {
     /// The sockets of QUIC if there is one on `address` for each of `count` shards. The kernel steers datagrams by
     /// the place of a socket among them, so another number of shards needs new ones.
     pub fn quic(&mut self, address: SocketAddr, count: usize) -> Option<QuicSockets> {

@@ -278,10 +278,7 @@ impl Shape {
     /// error is an event of the stream. `[DONE]` follows, so that a client can tell this proper end
     /// from a connection that broke.
     pub fn fail(&self, events: &mut Vec<u8>, error: &ApiError) {
-        events.extend_from_slice(b"data: ");
-        events.extend_from_slice(&error.to_json());
-        events.extend_from_slice(b"\n\n");
-        events.extend_from_slice(sse::DONE);
+        write_failure(events, error);
     }
 
     /// All answers as one JSON object; `answers` in their order, `spent` as [`Shape::spend`] gave it for the last.
@@ -482,6 +479,14 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
         tracing::error!(%error, "an answer could not be written as JSON");
         ApiError::internal("The answer could not be written as JSON.").to_json()
     })
+}
+
+/// Appends an error as the last event of a stream.
+pub fn write_failure(events: &mut Vec<u8>, error: &ApiError) {
+    events.extend_from_slice(b"data: ");
+    events.extend_from_slice(&error.to_json());
+    events.extend_from_slice(b"\n\n");
+    events.extend_from_slice(sse::DONE);
 }
 
 #[cfg(test)]

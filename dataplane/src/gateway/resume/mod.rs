@@ -22,6 +22,7 @@ use super::generate::{
     Begun, EVENTS_PER_WRITE_MAX, Headers, KEEP_ALIVE, STATUS_WAIT, ended_early, pass_on, stopping, write_event,
 };
 use super::sessions::whole;
+use super::shape::write_failure;
 use super::{Gateway, Principal};
 use crate::bridge::{StreamEvent, TokenStream};
 use crate::net::connection::contained;
@@ -247,13 +248,6 @@ fn write_frame(out: &mut Vec<u8>, name: &str, number: u64, frame: &Frame) -> boo
             true
         }
     }
-}
-
-fn write_failure(out: &mut Vec<u8>, error: &ApiError) {
-    out.extend_from_slice(b"data: ");
-    out.extend_from_slice(&error.to_json());
-    out.extend_from_slice(b"\n\n");
-    out.extend_from_slice(sse::DONE);
 }
 
 /// Turns the events of answers into frames, for as long as somebody may want them.
