@@ -53,6 +53,8 @@ class Door:
         """(status, seconds) of one short chat; status 0 when the connection failed."""
         began = time.perf_counter()
         try:
+            while self.free and not self.free[-1].open:
+                self.free.pop()
             line = self.free.pop() if self.free else (await LOOP().create_connection(Line, self.host, self.port))[1]
         except OSError:
             return 0, time.perf_counter() - began
