@@ -172,18 +172,18 @@ class Events:
                 data, identity = None, None
 
 
-async def stream(client, url, request, by_get):
+async def stream(client, url, request, by_get, place="/v1/chat/completions"):
     """A stream that is begun through `url` and resumed through it until it is whole: its events, and how often."""
     events, resumed = Events(), 0
     while not events.over:
         try:
             if events.last is None:
-                call = client.stream("POST", f"{url}/v1/chat/completions", json=request, headers=headers())
+                call = client.stream("POST", f"{url}{place}", json=request, headers=headers())
             elif by_get:
                 name = events.last.rsplit(":", 1)[0]
-                call = client.stream("GET", f"{url}/v1/chat/completions/{name}", headers={**headers(last=events.last), "accept": "text/event-stream"})
+                call = client.stream("GET", f"{url}{place}/{name}", headers={**headers(last=events.last), "accept": "text/event-stream"})
             else:
-                call = client.stream("POST", f"{url}/v1/chat/completions", json=request, headers=headers(last=events.last))
+                call = client.stream("POST", f"{url}{place}", json=request, headers=headers(last=events.last))
             async with call as response:
                 assert response.status_code == 200, (response.status_code, await response.aread())
                 await events.take(response)
@@ -208,7 +208,12 @@ async def streams_resume_by_last_event_id():
             assert text_of(broken) == text_of(whole), (text_of(broken), text_of(whole))
             assert broken.data[-1]["usage"] == whole.data[-1]["usage"] or broken.data[-1]["usage"]["completion_tokens"] == TOKENS, broken.data[-1]
             assert len({event["id"] for event in broken.data}) == 1, "one completion"
-        # Several answers, and the older endpoint.
+        # The older endpoint, and several answers.
+        older = {name: value for name, value in body(78).items() if name != "messages"} | {"prompt": "Once upon a time"}
+        whole, _ = await stream(client, f"http://{HOST}", older, False, "/v1/completions")
+        broken, _ = await stream(client, f"http://{breaker.address}", older, True, "/v1/completions")
+        texts = ["".join(choice["text"] for event in events.data for choice in event["choices"]) for events in (whole, broken)]
+        assert texts[0] and texts[0] == texts[1], texts
         two, times = await stream(client, f"http://{breaker.address}", body(77, n=2), True)
         ends = [choice["index"] for event in two.data for choice in event["choices"] if choice["finish_reason"]]
         assert sorted(ends) == [0, 1], ends
