@@ -29,7 +29,9 @@ impl Gateway {
     /// What the client accepts instead of its answer in time.
     pub(super) fn patience(&self, head: &RequestHead) -> Patience {
         let patience = preferences(head);
-        Patience { later: patience.later && self.shared.config.limits.async_replies_max > 0, ..patience }
+        // What is promised while another image takes over would be lost with this one.
+        let may_be_later = self.shared.config.limits.async_replies_max > 0 && !self.net.draining.get();
+        Patience { later: patience.later && may_be_later, ..patience }
     }
 
     /// Lets answers be made and tells where they will be.
