@@ -2,9 +2,7 @@
 //! RFC 7240). They get 202 with the address where the whole answer will be; it is kept in memory for a while.
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use millrace_proto::api::ApiError;
@@ -12,11 +10,10 @@ use millrace_proto::http1::RequestHead;
 use serde_json::json;
 
 use super::generate::{Begun, Collected, Headers, ended_early};
-use super::resume::{Bounds, Follower, Kept, Progress};
+use super::resume::{Bounds, Follower, Kept, Progress, spawn_for};
 use super::shape::Style;
-use super::{Gateway, Principal, json as to_json};
+use super::{Common, Gateway, Principal, json as to_json};
 use crate::bridge::Patience;
-use crate::net::connection::contained;
 use crate::net::{Outgoing, Response};
 
 /// When a client should look again.
@@ -46,17 +43,8 @@ impl Gateway {
         };
         let kept = common.later.open(principal, &name, &bounds, common.now_ms());
         let request_id = out.request_id().to_owned();
-        let work = make(Arc::clone(&kept), begun, request_id);
-        let clock = Arc::clone(common);
-        drop(monoio::spawn(async move {
-            if !contained(pin!(work)).await {
-                tracing::error!("the task of a later answer panicked");
-                kept.push(failure(&ended_early()));
-            }
-            kept.finish();
-            // It is kept for as long as it may have taken: a reader that comes and goes starts that time anew.
-            drop(Follower::new(&kept, 0, &clock));
-        }));
+        let work = make(Arc::clone(&kept), begun, request_id, Arc::clone(common));
+        spawn_for(&kept, work, || failure(&ended_early()));
         let mut response = pending(&name);
         response.headers.extend(extra);
         out.respond(response.header("location", place).header("preference-applied", "respond-async"));
@@ -88,18 +76,17 @@ fn failure(error: &ApiError) -> Whole {
 }
 
 /// Collects an answer, for as long as it may be asked for.
-async fn make(kept: Arc<Kept<Whole>>, begun: Begun, request_id: String) {
+async fn make(kept: Arc<Kept<Whole>>, begun: Begun, request_id: String, common: Arc<Common>) {
     let mut collected = Collected::new(begun);
-    let answer = poll_fn(|context| match kept.poll_wanted(context) {
-        Poll::Ready(true) => collected.poll_whole(context, &request_id).map(Some),
-        Poll::Ready(false) => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
-    });
+    let answer =
+        poll_fn(|context| kept.poll_while_wanted(context, |context| collected.poll_whole(context, &request_id)));
     match answer.await {
         Some(Ok(body)) => kept.push((200, body)),
         Some(Err(error)) => kept.push(failure(&error)),
         None => {}
     }
+    // It is kept for as long as it may have taken: a reader that comes and goes starts that time anew.
+    drop(Follower::new(&kept, 0, &common));
 }
 
 /// The preferences `respond-async` and `wait` (RFC 7240, sections 4.1 and 4.3); what is malformed is no preference.

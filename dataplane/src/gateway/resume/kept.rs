@@ -49,6 +49,19 @@ impl<T> Kept<T> {
         if state.replay.has_room() { Poll::Ready(true) } else { Poll::Pending }
     }
 
+    /// Polls the work for as long as its outcome is wanted; `None` = it never will be again.
+    pub fn poll_while_wanted<R>(
+        &self,
+        context: &mut Context<'_>,
+        work: impl FnOnce(&mut Context<'_>) -> Poll<R>,
+    ) -> Poll<Option<R>> {
+        match self.poll_wanted(context) {
+            Poll::Ready(true) => work(context).map(Some),
+            Poll::Ready(false) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
     /// Adds an event.
     pub fn push(&self, event: T) {
         let mut state = self.state();

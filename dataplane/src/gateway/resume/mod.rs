@@ -8,7 +8,7 @@
 mod kept;
 mod replay;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -70,13 +70,7 @@ impl Gateway {
         let common = &self.shared.gateway;
         let (kept, reader) = common.completions.begin(principal, &name, &self.bounds(), common);
         let work = produce(Arc::clone(&kept), begun, out.request_id().to_owned());
-        drop(monoio::spawn(async move {
-            if !contained(pin!(work)).await {
-                tracing::error!("the task of a stream panicked; its reader is told");
-                kept.push(Frame::Failed(ended_early()));
-            }
-            kept.finish();
-        }));
+        spawn_for(&kept, work, || Frame::Failed(ended_early()));
         self.follow(reader, &name, extra, out).await
     }
 
@@ -255,11 +249,7 @@ async fn produce(kept: Arc<Kept<Frame>>, begun: Begun, request_id: String) {
     let Begun { mut shape, mut answers, echo, .. } = begun;
     let (mut open, mut bytes) = (false, Vec::new());
     loop {
-        let next = poll_fn(|context| match kept.poll_wanted(context) {
-            Poll::Ready(true) => answers.poll_next(context).map(Some),
-            Poll::Ready(false) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        });
+        let next = poll_fn(|context| kept.poll_while_wanted(context, |context| answers.poll_next(context)));
         // Dropping the answers ends the work on them.
         let Some(event) = next.await else { return };
         let Some((answer, event)) = event else { return kept.push(Frame::Failed(ended_early())) };
@@ -285,22 +275,28 @@ async fn produce(kept: Arc<Kept<Frame>>, begun: Begun, request_id: String) {
 
 /// Passes the events of a turn on, for as long as somebody may want them.
 pub(super) fn keep_turn(kept: &Arc<Kept<StreamEvent>>, mut stream: TokenStream) {
+    let wanted = Arc::clone(kept);
+    let work = async move {
+        loop {
+            let next = poll_fn(|context| wanted.poll_while_wanted(context, |context| stream.poll_next(context)));
+            let Some(Some(event)) = next.await else { return };
+            wanted.push(event);
+        }
+    };
+    spawn_for(kept, work, || StreamEvent::Error(ended_early()));
+}
+
+/// Runs the work that makes a reply. Its reader learns of the end, also when that is a panic.
+pub(super) fn spawn_for<T: 'static>(
+    kept: &Arc<Kept<T>>,
+    work: impl Future<Output = ()> + 'static,
+    lost: impl FnOnce() -> T + 'static,
+) {
     let kept = Arc::clone(kept);
     drop(monoio::spawn(async move {
-        let work = async {
-            loop {
-                let next = poll_fn(|context| match kept.poll_wanted(context) {
-                    Poll::Ready(true) => stream.poll_next(context),
-                    Poll::Ready(false) => Poll::Ready(None),
-                    Poll::Pending => Poll::Pending,
-                });
-                let Some(event) = next.await else { return };
-                kept.push(event);
-            }
-        };
         if !contained(pin!(work)).await {
-            tracing::error!("the task of a turn panicked; its reader is told");
-            kept.push(StreamEvent::Error(ended_early()));
+            tracing::error!("the task of a reply panicked; its reader is told");
+            kept.push(lost());
         }
         kept.finish();
     }));
