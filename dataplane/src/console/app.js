@@ -261,7 +261,7 @@ function receive(frame) {
 
 function fail(error, concernsUs) {
   const about = String(error.code || error.type || "");
-  if (!state.ready && !state.running) {
+  if (!state.ready) {
     // The key was refused: ask again instead of trying for ever.
     state.refused = true;
     sessionStorage.removeItem("millrace.key");
