@@ -1,9 +1,9 @@
 //! Making a backup of a store that is in use.
 //!
 //! A checkpoint (hard links, a second folder inside the data folder) holds still what is copied. Files of the database
-//! never change once they are closed, so a table that the last backup has is not read again; parts are named after
-//! their content, so what a run that was cut off has sent is not sent again. The manifest comes last and makes
-//! everything before it a backup. Then older backups go, and after them what no manifest names.
+//! never change once they are closed, so a table that the last backup has is not read again; of a log only its own
+//! records are read (see `wal`); parts are named after their content, so what a run that was cut off has sent is not
+//! sent again. The manifest comes last and makes everything before it a backup. Then older backups go, and after them what no manifest names.
 
 use super::budget::Budget;
 use super::keys;
@@ -13,6 +13,7 @@ use super::source::Source;
 use super::target::Target;
 use super::{
     ArchiveError, at, list_manifests, manifest_name, messages, object_folder, object_name, read_manifest, user_keys,
+    wal,
 };
 use crate::backend::Cf;
 use crate::batch::Batch;
@@ -222,14 +223,19 @@ impl Run<'_> {
 
     /// Sends what is not in the target of a file.
     fn file(&self, name: String, path: &Path, there: &There, sent: &mut u64) -> Result<File, ArchiveError> {
-        let (bytes, tail) = tail(path).map_err(ArchiveError::io("read", path))?;
+        let bytes = match wal::number(&name) {
+            Some(number) => wal::used_bytes(path, number),
+            None => fs::metadata(path).map(|about| about.len()),
+        };
+        let bytes = bytes.map_err(ArchiveError::io("read", path))?;
+        let tail = tail(path, bytes).map_err(ArchiveError::io("read", path))?;
         if let Some(known) = there.tables.get(&name)
             && (known.bytes, known.tail) == (bytes, tail)
             && known.parts.iter().all(|part| there.holds(part))
         {
             return Ok(known.clone());
         }
-        let mut source = Source::open(path)?;
+        let mut source = Source::open(path, bytes)?;
         let mut parts = Vec::new();
         loop {
             let plain = source.next(OBJECT_BYTES_MAX, self.budget)?;
@@ -238,7 +244,7 @@ impl Run<'_> {
             }
             parts.push(self.part(&plain, there, sent)?);
         }
-        Ok(File { name, bytes: source.bytes(), tail, parts })
+        Ok(File { name, bytes, tail, parts })
     }
 
     fn part(&self, plain: &[u8], there: &There, sent: &mut u64) -> Result<Part, ArchiveError> {
@@ -336,12 +342,11 @@ pub(crate) fn object_of(name: &str) -> Option<ObjectId> {
     unhex(name.rsplit('/').next()?)?.try_into().ok()
 }
 
-/// Size of a file and the digest of its end.
-fn tail(path: &Path) -> std::io::Result<(u64, [u8; 32])> {
+/// Digest of the last bytes of a file that ends at `bytes`.
+fn tail(path: &Path, bytes: u64) -> std::io::Result<[u8; 32]> {
     let file = fs::File::open(path)?;
-    let bytes = file.metadata()?.len();
     let start = bytes.saturating_sub(TAIL_BYTES);
     let mut end = vec![0; (bytes - start) as usize];
     file.read_exact_at(&mut end, start)?;
-    Ok((bytes, sha256(&end)))
+    Ok(sha256(&end))
 }

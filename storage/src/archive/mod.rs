@@ -25,6 +25,7 @@ mod restore;
 mod source;
 mod target;
 mod user_keys;
+mod wal;
 
 pub use budget::{Budget, Stopped};
 pub use create::BackupDone;

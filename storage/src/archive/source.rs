@@ -17,7 +17,7 @@ const BLOCK_BYTES: usize = 4_096;
 #[repr(C, align(4096))]
 struct Block([u8; BLOCK_BYTES]);
 
-/// A file that is read from its start to its end.
+/// A file that is read from its start to an end that was named.
 pub(crate) struct Source {
     path: PathBuf,
     file: File,
@@ -28,21 +28,16 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+    /// The first `bytes` of a file.
+    pub fn open(path: &Path, bytes: u64) -> Result<Self, ArchiveError> {
         let direct_flag = rustix::fs::OFlags::DIRECT.bits() as i32;
         let direct = OpenOptions::new().read(true).custom_flags(direct_flag).open(path);
         let (file, direct) = match direct {
             Ok(file) => (file, true),
             Err(_) => (File::open(path).map_err(ArchiveError::io("read", path))?, false),
         };
-        let bytes = file.metadata().map_err(ArchiveError::io("read", path))?.len();
         let buffer = vec![bytemuck::Zeroable::zeroed(); PIECE_BYTES / BLOCK_BYTES];
         Ok(Self { path: path.to_owned(), file, direct, bytes, at: 0, buffer })
-    }
-
-    /// Its size when it was opened. Bytes behind it are not read.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// The next bytes, at most `bytes_max` (a multiple of a piece); empty at the end.
@@ -65,7 +60,7 @@ impl Source {
         let mut filled = 0;
         while filled < piece {
             let buffer: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffer);
-            // A direct read has whole blocks, also where the file ends inside the last one.
+            // A direct read has whole blocks, also where the file or its wanted part ends inside the last one.
             let end = if self.direct { piece.next_multiple_of(BLOCK_BYTES) } else { piece };
             match self.file.read_at(&mut buffer[filled..end], self.at + filled as u64) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -94,7 +89,7 @@ mod tests {
             let path = folder.path().join("file");
             let content: Vec<u8> = (0..length).map(|n| (n % 253) as u8).collect();
             std::fs::write(&path, &content).unwrap();
-            let (mut source, budget) = (Source::open(&path).unwrap(), Budget::new(0));
+            let (mut source, budget) = (Source::open(&path, length as u64).unwrap(), Budget::new(0));
             let mut read = Vec::new();
             loop {
                 let bytes = source.next(2 * PIECE_BYTES, &budget).unwrap();
@@ -106,6 +101,10 @@ mod tests {
             assert!(read == content, "{length}");
             assert_eq!(budget.spent(), length as u64);
         }
-        assert!(Source::open(&folder.path().join("missing")).is_err());
+        let mut part = Source::open(&folder.path().join("file"), 5_000).unwrap();
+        let read = part.next(PIECE_BYTES, &Budget::new(0)).unwrap();
+        assert_eq!(read, (0..5_000).map(|n| (n % 253) as u8).collect::<Vec<u8>>());
+        assert!(part.next(PIECE_BYTES, &Budget::new(0)).unwrap().is_empty());
+        assert!(Source::open(&folder.path().join("missing"), 1).is_err());
     }
 }
