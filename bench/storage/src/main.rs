@@ -37,7 +37,7 @@ enum Command {
     },
     /// Backups: their speed, and what appends wait for meanwhile.
     Backup {
-        /// How long appends are measured, with and without a backup.
+        /// About how long appends are measured beside backups; as long without.
         #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
