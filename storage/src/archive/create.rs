@@ -109,7 +109,10 @@ impl Run<'_> {
             files.push(self.file(name, &path, &there, &mut sent)?);
         }
         // The run holds the archive still: what the checkpoint names is what is named now.
-        let mut named: Vec<ObjectId> = messages::named(self.inner, &self.line.id)?.into_iter().collect();
+        // Only what lies in this target: what lies elsewhere is read there, and is missed here by every check.
+        let (line, place) = (self.line.id, messages::place_id(&self.target.place()));
+        let named = messages::named(self.inner, |block| block.line == line && block.place == place)?;
+        let mut named: Vec<ObjectId> = named.into_iter().collect();
         named.sort_unstable();
         // First the note: whoever is forgotten from then on is erased there as well.
         self.remember_place()?;

@@ -83,9 +83,14 @@ impl Store {
     }
 }
 
+/// What index rows call a place.
+pub(crate) fn place_id(url: &str) -> PlaceId {
+    *sha256(url.as_bytes()).first_chunk().expect("32 bytes hold 16")
+}
+
 /// Notes a place, and says what index rows call it.
 fn remember_place(inner: &Inner, url: &str) -> Result<PlaceId, ArchiveError> {
-    let id: PlaceId = *sha256(url.as_bytes()).first_chunk().expect("32 bytes hold 16");
+    let id = place_id(url);
     let name = format!("{ARCHIVE_PLACE}{}", hex(&id));
     if inner.shared.meta(&name)?.is_none() {
         let mut batch = Batch::new();
@@ -103,11 +108,11 @@ pub(crate) fn name(line: &LineId, id: &ObjectId) -> String {
     format!("{}/{}", folder(line), hex(id))
 }
 
-/// Objects of a line that the index names.
-pub(crate) fn named(inner: &Inner, line: &LineId) -> Result<HashSet<ObjectId>, ReadError> {
+/// Objects of the blocks that are meant, of all that the index names.
+pub(crate) fn named(inner: &Inner, meant: impl Fn(&Block) -> bool) -> Result<HashSet<ObjectId>, ReadError> {
     let mut named = HashSet::new();
     index::scan(&*inner.shared.kv, &[], |block| {
-        if block.line == *line {
+        if meant(&block) {
             named.insert(block.object);
         }
         ControlFlow::Continue(())
@@ -299,7 +304,7 @@ impl Mover<'_> {
     fn remove_unnamed(&self) -> Result<u64, ArchiveError> {
         let folder = folder(&self.line.id);
         let objects = self.target.list(&folder).map_err(at(self.target, "list", &folder))?;
-        let mut named = named(self.inner, &self.line.id)?;
+        let mut named = named(self.inner, |block| block.line == self.line.id)?;
         let unnamed =
             |named: &HashSet<ObjectId>, name: &str| create::object_of(name).is_none_or(|id| !named.contains(&id));
         if !objects.iter().any(|object| unnamed(&named, &object.name)) {

@@ -254,6 +254,11 @@ fn a_backup_keeps_the_archive_that_it_needs() {
     write(&store, "idle", 0..40, 5_000);
     archive(&store, folder.path(), EVERYTHING);
     let done = store.backup(&target, 1, &free()).unwrap();
+    let elsewhere = Folder::new(folder.path().join("elsewhere"));
+    store.backup(&elsewhere, 1, &free()).unwrap();
+    BackupReader::new(&elsewhere, &KeySource::File, &folder.path().join("master.key"))
+        .and_then(|reader| reader.verify(None, &free()))
+        .expect("what is archived in another place is not missed in this one");
     store.unarchive(&open, T1, id("idle").1).unwrap();
     assert_eq!(archive(&store, folder.path(), EVERYTHING).objects_removed, 0, "the backup needs it");
     let reader = BackupReader::new(&target, &KeySource::File, &options.key_file).unwrap();
