@@ -226,19 +226,16 @@ impl Run<'_> {
 
     /// Sends what is not in the target of a file.
     fn file(&self, name: String, path: &Path, there: &There, sent: &mut u64) -> Result<File, ArchiveError> {
-        let bytes = match wal::number(&name) {
-            Some(number) => wal::used_bytes(path, number),
-            None => fs::metadata(path).map(|about| about.len()),
-        };
-        let bytes = bytes.map_err(ArchiveError::io("read", path))?;
-        let tail = tail(path, bytes).map_err(ArchiveError::io("read", path))?;
+        let used = wal::number(&name).map(|number| wal::used_bytes(path, number)).transpose();
+        let used = used.map_err(ArchiveError::io("read", path))?;
+        let (bytes, tail) = tail(path, used).map_err(ArchiveError::io("read", path))?;
         if let Some(known) = there.tables.get(&name)
             && (known.bytes, known.tail) == (bytes, tail)
             && known.parts.iter().all(|part| there.holds(part))
         {
             return Ok(known.clone());
         }
-        let mut source = Source::open(path, bytes)?;
+        let mut source = Source::open(path, used)?;
         let mut parts = Vec::new();
         loop {
             let plain = source.next(OBJECT_BYTES_MAX, self.budget)?;
@@ -247,7 +244,7 @@ impl Run<'_> {
             }
             parts.push(self.part(&plain, there, sent)?);
         }
-        Ok(File { name, bytes, tail, parts })
+        Ok(File { name, bytes: source.bytes(), tail, parts })
     }
 
     fn part(&self, plain: &[u8], there: &There, sent: &mut u64) -> Result<Part, ArchiveError> {
@@ -345,11 +342,13 @@ pub(crate) fn object_of(name: &str) -> Option<ObjectId> {
     unhex(name.rsplit('/').next()?)?.try_into().ok()
 }
 
-/// Digest of the last bytes of a file that ends at `bytes`.
-fn tail(path: &Path, bytes: u64) -> std::io::Result<[u8; 32]> {
+/// Size of a file, or of the part up to `end`, and the digest of its last bytes.
+fn tail(path: &Path, end: Option<u64>) -> std::io::Result<(u64, [u8; 32])> {
     let file = fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    let bytes = end.map_or(length, |end| end.min(length));
     let start = bytes.saturating_sub(TAIL_BYTES);
-    let mut end = vec![0; (bytes - start) as usize];
-    file.read_exact_at(&mut end, start)?;
-    Ok(sha256(&end))
+    let mut last = vec![0; (bytes - start) as usize];
+    file.read_exact_at(&mut last, start)?;
+    Ok((bytes, sha256(&last)))
 }

@@ -17,7 +17,7 @@ const BLOCK_BYTES: usize = 4_096;
 #[repr(C, align(4096))]
 struct Block([u8; BLOCK_BYTES]);
 
-/// A file that is read from its start to an end that was named.
+/// A file that is read from its start to its end, or to one that was named.
 pub(crate) struct Source {
     path: PathBuf,
     file: File,
@@ -28,16 +28,23 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// The first `bytes` of a file.
-    pub fn open(path: &Path, bytes: u64) -> Result<Self, ArchiveError> {
+    /// A file up to `end`, or whole.
+    pub fn open(path: &Path, end: Option<u64>) -> Result<Self, ArchiveError> {
         let direct_flag = rustix::fs::OFlags::DIRECT.bits() as i32;
         let direct = OpenOptions::new().read(true).custom_flags(direct_flag).open(path);
         let (file, direct) = match direct {
             Ok(file) => (file, true),
             Err(_) => (File::open(path).map_err(ArchiveError::io("read", path))?, false),
         };
+        let length = file.metadata().map_err(ArchiveError::io("read", path))?.len();
+        let bytes = end.map_or(length, |end| end.min(length));
         let buffer = vec![bytemuck::Zeroable::zeroed(); PIECE_BYTES / BLOCK_BYTES];
         Ok(Self { path: path.to_owned(), file, direct, bytes, at: 0, buffer })
+    }
+
+    /// How much of it is read: its size when it was opened, or what was named.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The next bytes, at most `bytes_max` (a multiple of a piece); empty at the end.
@@ -89,7 +96,7 @@ mod tests {
             let path = folder.path().join("file");
             let content: Vec<u8> = (0..length).map(|n| (n % 253) as u8).collect();
             std::fs::write(&path, &content).unwrap();
-            let (mut source, budget) = (Source::open(&path, length as u64).unwrap(), Budget::new(0));
+            let (mut source, budget) = (Source::open(&path, None).unwrap(), Budget::new(0));
             let mut read = Vec::new();
             loop {
                 let bytes = source.next(2 * PIECE_BYTES, &budget).unwrap();
@@ -101,10 +108,10 @@ mod tests {
             assert!(read == content, "{length}");
             assert_eq!(budget.spent(), length as u64);
         }
-        let mut part = Source::open(&folder.path().join("file"), 5_000).unwrap();
+        let mut part = Source::open(&folder.path().join("file"), Some(5_000)).unwrap();
         let read = part.next(PIECE_BYTES, &Budget::new(0)).unwrap();
         assert_eq!(read, (0..5_000).map(|n| (n % 253) as u8).collect::<Vec<u8>>());
         assert!(part.next(PIECE_BYTES, &Budget::new(0)).unwrap().is_empty());
-        assert!(Source::open(&folder.path().join("missing"), 1).is_err());
+        assert!(Source::open(&folder.path().join("missing"), None).is_err());
     }
 }
