@@ -471,12 +471,19 @@ impl Inner {
     }
 
     fn renew(&self, due: &[KeysDue]) -> Result<(), String> {
-        for url in self.store.backup_places().map_err(|error| chain(&error))? {
-            let place = Place::parse(&url, false).map_err(|why| format!("{url}: {why}"))?;
-            let target = place.open(&self.control, Arc::clone(&self.stopped)).map_err(|why| format!("{url}: {why}"))?;
-            self.store.renew_backup_keys(&*target, &Budget::new(0)).map_err(|error| chain(&error))?;
+        let places = self.store.backup_places().map_err(|error| chain(&error))?;
+        // A place that cannot be reached holds up no other.
+        let failed: Vec<String> = places.iter().filter_map(|url| self.renew_at(url).err()).collect();
+        if !failed.is_empty() {
+            return Err(failed.join("; "));
         }
         self.store.backup_keys_renewed(due).map_err(|error| chain(&error))
+    }
+
+    fn renew_at(&self, url: &str) -> Result<(), String> {
+        let place = Place::parse(url, false).map_err(|why| format!("{url}: {why}"))?;
+        let target = place.open(&self.control, Arc::clone(&self.stopped)).map_err(|why| format!("{url}: {why}"))?;
+        self.store.renew_backup_keys(&*target, &Budget::new(0)).map_err(|error| chain(&error))
     }
 }
 
