@@ -16,6 +16,7 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path;
 use object_store::{ClientOptions, Error, ObjectStore, PutMode, PutOptions, PutPayload, RetryConfig};
 
+use super::chain;
 use crate::control::Control;
 
 /// Longest time of one request: 8 MiB within it is 28 KiB a second.
@@ -98,19 +99,7 @@ fn failed(error: Error) -> TargetError {
     match error {
         Error::NotFound { .. } => TargetError::NotFound,
         Error::AlreadyExists { .. } | Error::Precondition { .. } => TargetError::Exists,
-        other => {
-            let mut text = other.to_string();
-            let mut source = std::error::Error::source(&other);
-            while let Some(cause) = source {
-                let cause_text = cause.to_string();
-                if !text.contains(&cause_text) {
-                    text.push_str(": ");
-                    text.push_str(&cause_text);
-                }
-                source = cause.source();
-            }
-            TargetError::Failed(text)
-        }
+        other => TargetError::Failed(chain(&other)),
     }
 }
 
