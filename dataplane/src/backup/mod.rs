@@ -10,13 +10,14 @@ pub mod reading;
 mod s3;
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
-use millrace_storage::{ArchiveDone, ArchiveError, ArchiveRule, BackupDone, Batch, Budget, KeysDue, Store};
+use millrace_storage::{ArchiveDone, ArchiveError, ArchiveRule, BackupDone, Batch, Budget, KeysDue, Store, Target};
 use serde::{Deserialize, Serialize};
 
 use crate::config::BackupOptions;
@@ -232,20 +233,17 @@ impl Backups {
         }
     }
 
-    /// A note in `batch`, to be made durable before a user is forgotten, and how many places hold copies of keys.
-    /// `None` when there are none.
-    pub fn forgetting(&self, batch: &mut Batch) -> Result<Option<(KeysDue, usize)>, ArchiveError> {
+    /// A note in `batch`, to be made durable before a user is forgotten, and how many places hold copies of keys. The
+    /// note is made where there are none as well: the first backup may begin at this moment.
+    pub fn forgetting(&self, batch: &mut Batch) -> Result<(KeysDue, usize), ArchiveError> {
         let places = self.inner.store.backup_places()?.len();
-        if places == 0 {
-            return Ok(None);
-        }
         let mut salt = [0; 16];
         getrandom::fill(&mut salt).map_err(|error| ArchiveError::Io {
             act: "get random bytes for",
             path: "a note".into(),
             source: std::io::Error::other(error.to_string()),
         })?;
-        Ok(Some((Store::backup_keys_due(batch, salt), places)))
+        Ok((Store::backup_keys_due(batch, salt), places))
     }
 
     /// The user of this note is forgotten, or it failed: the copies are overwritten with what is there now.
@@ -365,19 +363,26 @@ impl Inner {
         }
         let target = job.place.open(&self.control, Arc::clone(&self.stopped));
         let target = target.map_err(|why| format!("{url} cannot be used: {why}"));
-        let result = target.and_then(|target| match job.act {
-            Act::Backup { keep } => {
-                tracing::info!(place = url, run = job.run, "a backup begins");
-                let done = self.store.backup(&*target, keep, &budget).map_err(|error| chain(&error))?;
-                Ok(Ended::Backup(self.made(done, url, began)))
+        let act = |target: Box<dyn Target>| -> Result<Ended, String> {
+            match job.act {
+                Act::Backup { keep } => {
+                    tracing::info!(place = url, run = job.run, "a backup begins");
+                    let done = self.store.backup(&*target, keep, &budget).map_err(|error| chain(&error))?;
+                    Ok(Ended::Backup(self.made(done, url, began)))
+                }
+                Act::Archive(rule) => {
+                    let done = self.store.archive(&*target, rule, &budget).map_err(|error| chain(&error))?;
+                    self.archived(done, &url);
+                    Ok(Ended::Archive(done))
+                }
             }
-            Act::Archive(rule) => {
-                let done = self.store.archive(&*target, rule, &budget).map_err(|error| chain(&error))?;
-                self.archived(done, &url);
-                Ok(Ended::Archive(done))
-            }
+        };
+        // One run must not end the thread of all later ones.
+        let caught = target.and_then(|target| {
+            let panicked = |_| "it panicked; the log says where".to_owned();
+            catch_unwind(AssertUnwindSafe(|| act(target))).map_err(panicked)
         });
-        self.end(job.run, job.act, result);
+        self.end(job.run, job.act, caught.and_then(|result| result));
     }
 
     fn archived(&self, done: ArchiveDone, place: &str) {

@@ -41,10 +41,8 @@ impl Gateway {
         self.bridge.forgotten(tenant, user);
         // The note that copies in backups are to be overwritten comes first, so that no crash forgets it.
         let mut batch = Batch::new();
-        let noted = self.shared.backups.forgetting(&mut batch).map_err(|error| unnoted(&error))?;
-        if noted.is_some() {
-            self.commit(batch).await?;
-        }
+        let (note, backups) = self.shared.backups.forgetting(&mut batch).map_err(|error| unnoted(&error))?;
+        self.commit(batch).await?;
         let (told, outcome) = tokio::sync::oneshot::channel();
         // The caller may have left; the user is forgotten all the same.
         let done = Box::new(move |result| drop(told.send(result)));
@@ -54,10 +52,7 @@ impl Gateway {
         };
         // Also after a failure, which may have come when the rows were gone already.
         self.bridge.forgotten(tenant, user);
-        let backups = noted.as_ref().map_or(0, |(_, places)| *places);
-        if let Some((note, _)) = noted {
-            self.shared.backups.forgotten(note);
-        }
+        self.shared.backups.forgotten(note);
         result?.map_err(|error| uncommitted(&error))?;
         // The audit line names the user by the id that rows carry: the log must not remember whom it should not.
         tracing::info!(

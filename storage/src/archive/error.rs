@@ -111,6 +111,15 @@ pub enum ArchiveError {
     /// Another run has not ended.
     #[error("a backup is running already. Wait for its end")]
     Running,
+    /// A target that held copies of user keys holds none: it is not the one that it was.
+    #[error(
+        "{place} held copies of user keys and holds none now, so what lies elsewhere may still open what was forgotten. \
+         Mount it; or, if it is gone for good, make a backup there"
+    )]
+    Away {
+        /// Where.
+        place: String,
+    },
     /// The key of keys was renewed while a backup was made, each time anew.
     #[error("the key of keys is being renewed. Try again when that is done")]
     KeyRenewed,

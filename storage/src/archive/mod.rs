@@ -123,14 +123,17 @@ impl Store {
         let _copying = inner.archive.copy_keys();
         let slots = create::slots(inner)?;
         let place = target.place();
-        if let Some(line) = file.line {
-            // Where this store has never been, nothing is to be overwritten.
-            let known = inner.shared.meta(&create::place_name(&place))?.is_some();
-            if known {
-                user_keys::write(target, &line, &slots, budget)?;
-            }
+        // Where this store has never been, nothing is to be overwritten.
+        let known = inner.shared.meta(&create::place_name(&place))?.is_some();
+        let own = file.line.filter(|_| known);
+        let ancestors: Vec<_> = file.ancestors.iter().filter(|ancestor| ancestor.place == place).collect();
+        if (own.is_some() || !ancestors.is_empty()) && !user_keys::any(target)? {
+            return Err(ArchiveError::Away { place });
         }
-        for ancestor in file.ancestors.iter().filter(|ancestor| ancestor.place == place) {
+        if let Some(line) = own {
+            user_keys::write(target, &line, &slots, budget)?;
+        }
+        for ancestor in ancestors {
             user_keys::erase(target, &ancestor.line, ancestor.slots, &slots, budget)?;
         }
         Ok(())

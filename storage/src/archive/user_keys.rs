@@ -25,8 +25,17 @@ const DIGEST_BYTES: usize = 32;
 const PART_SLOTS: usize = 8_192;
 const PART_BYTES_MAX: u64 = (HEADER_BYTES + PART_SLOTS * SLOT_BYTES + DIGEST_BYTES) as u64;
 
+/// Below it lie the copies of all lines.
+const FOLDER: &str = "keys";
+
 fn folder(line: &LineId) -> String {
-    format!("keys/{}", hex(line))
+    format!("{FOLDER}/{}", hex(line))
+}
+
+/// Whether a target holds copies at all. A folder whose disk is not mounted holds none.
+pub(crate) fn any(target: &dyn Target) -> Result<bool, ArchiveError> {
+    let found = target.list(FOLDER).map_err(at(target, "list", FOLDER))?;
+    Ok(!found.is_empty())
 }
 
 fn name(line: &LineId, part: usize) -> String {

@@ -478,6 +478,11 @@ fn whoever_is_forgotten_is_in_no_backup_any_more() {
     assert_eq!(store.backup_keys_noted().unwrap(), std::slice::from_ref(&note));
     assert_eq!(kept(&place), 2, "until the copy is overwritten the key is in it");
     assert_eq!(store.backup_places().unwrap(), [place.target().place()]);
+    // A disk that is not mounted: nothing is made in its place, and the copy on it is not taken for overwritten.
+    fs::rename(place.path("target"), place.path("unmounted")).unwrap();
+    let away = store.renew_backup_keys(&place.target(), &free());
+    assert!(matches!(away, Err(ArchiveError::Away { .. })) && !place.path("target").exists(), "{away:?}");
+    fs::rename(place.path("unmounted"), place.path("target")).unwrap();
     store.renew_backup_keys(&place.target(), &free()).unwrap();
     store.backup_keys_renewed(&[note]).unwrap();
     assert_eq!(store.backup_keys_noted().unwrap(), []);
