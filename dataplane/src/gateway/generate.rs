@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use millrace_agent::Finish;
 use millrace_proto::api::{ApiError, ChatRequest, CompletionRequest, EmbeddingRequest, Prompt};
+use millrace_proto::id::UserId;
 use millrace_proto::sse;
 
 use super::calls::Calls;
@@ -36,12 +37,21 @@ pub(super) type Headers = Vec<(&'static str, String)>;
 /// The answers that the bridge has begun.
 pub(super) struct Begun {
     pub shape: Shape,
+    /// For whom they are made: the user of the key, or the one for whom the request speaks.
+    user: UserId,
     streams: bool,
     /// The stream is kept for a client that loses its connection.
     resumes: bool,
     pub answers: Answers,
     /// The prompt, when each answer is to repeat it.
     pub echo: Option<String>,
+}
+
+impl Begun {
+    /// The key that asked, with the user for whom it did.
+    pub fn owner(&self, principal: &Principal) -> Principal {
+        Principal { user: self.user, ..principal.clone() }
+    }
 }
 
 /// What the next event of some answers turned out to be.
@@ -73,8 +83,12 @@ impl Gateway {
                 shape.expect_calls(|| Calls::new(syntax, names.clone(), !used.parallel));
             }
             let (streams, resumes) = (request.wants_stream(), request.wants_resume());
+            // Whether the key may speak for that user is decided where the answers begin.
+            let acting = self.bridge.acting_for(principal, request.user.as_deref());
+            let user = acting.map_or(principal.user, |acting| acting.user);
             self.bridge.chat(principal, request, patience).map(|answers| Begun {
                 shape,
+                user,
                 streams,
                 resumes,
                 answers,
@@ -105,6 +119,7 @@ impl Gateway {
             let (streams, resumes) = (request.wants_stream(), request.wants_resume());
             self.bridge.complete(principal, request, patience).map(|answers| Begun {
                 shape,
+                user: principal.user,
                 streams,
                 resumes,
                 answers,

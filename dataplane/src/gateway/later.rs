@@ -41,7 +41,7 @@ impl Gateway {
             Style::Chat => format!("/v1/chat/completions/{name}"),
             Style::Text => format!("/v1/completions/{name}"),
         };
-        let kept = common.later.open(principal, &name, &bounds, common.now_ms());
+        let kept = common.later.open(&begun.owner(principal), &name, &bounds, common.now_ms());
         let request_id = out.request_id().to_owned();
         let work = make(Arc::clone(&kept), begun, request_id, Arc::clone(common));
         spawn_for(&kept, work, || failure(&ended_early()));

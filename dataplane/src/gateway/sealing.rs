@@ -38,7 +38,7 @@ impl Gateway {
         governs(principal, tenant)?;
         let user = UserId::of(tenant, &wanted.user);
         // Before, so that no batch is made of what is in memory; and after, for what was loaded meanwhile.
-        self.bridge.forgotten(tenant, user);
+        self.drop_from_memory(tenant, user);
         // The note that copies in backups are to be overwritten comes first, so that no crash forgets it.
         let mut batch = Batch::new();
         let (note, backups) = self.shared.backups.forgetting(&mut batch).map_err(|error| unnoted(&error))?;
@@ -51,7 +51,7 @@ impl Gateway {
             Err(busy) => Err(ApiError::overloaded(format!("The store is busy: {busy}."), 1)),
         };
         // Also after a failure, which may have come when the rows were gone already.
-        self.bridge.forgotten(tenant, user);
+        self.drop_from_memory(tenant, user);
         self.shared.backups.forgotten(note);
         result?.map_err(|error| uncommitted(&error))?;
         // The audit line names the user by the id that rows carry: the log must not remember whom it should not.
@@ -64,6 +64,14 @@ impl Gateway {
         );
         let body = json!({"user": wanted.user, "tenant": tenant.0, "forgotten": true, "backup_places": backups});
         Ok(Response::json(200, to_json(&body)))
+    }
+
+    fn drop_from_memory(&self, tenant: TenantId, user: UserId) {
+        self.bridge.forgotten(tenant, user);
+        let common = &self.shared.gateway;
+        common.completions.forget(tenant, user);
+        common.later.forget(tenant, user);
+        common.turns.forget(tenant, user);
     }
 
     /// Answers when the new keys are in use; older rows are brought to them in the background.

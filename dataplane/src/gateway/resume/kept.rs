@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use millrace_proto::id::TenantId;
+use millrace_proto::id::{TenantId, UserId};
 
 use super::replay::{Missed, Progress, Replay};
 use crate::gateway::meter::Subject;
@@ -184,6 +184,7 @@ pub struct Replies<T> {
 #[derive(Debug)]
 struct Entry<T> {
     subject: Subject,
+    user: UserId,
     name: String,
     kept: Arc<Kept<T>>,
 }
@@ -249,7 +250,12 @@ impl<T> Replies<T> {
         let grace_ms = u64::try_from(bounds.grace.as_millis()).unwrap_or(u64::MAX);
         let kept = Arc::new(Kept { state: Mutex::new(state), grace_ms });
         if listed {
-            entries.push(Entry { subject: principal.subject, name: name.to_owned(), kept: Arc::clone(&kept) });
+            entries.push(Entry {
+                subject: principal.subject,
+                user: principal.user,
+                name: name.to_owned(),
+                kept: Arc::clone(&kept),
+            });
         }
         kept
     }
@@ -285,6 +291,19 @@ impl<T> Replies<T> {
         (!forsaken).then_some(&found.kept)
     }
 
+    /// Gives up what was made for a user who is forgotten.
+    pub fn forget(&self, tenant: TenantId, user: UserId) {
+        let mut tenants = self.tenants();
+        let Some(entries) = tenants.get_mut(&tenant) else { return };
+        entries.retain(|entry| {
+            let stays = entry.user != user;
+            if !stays {
+                entry.kept.unlist();
+            }
+            stays
+        });
+    }
+
     /// Forgets what nobody has come back for; `drain` = nobody can come back. Cheap: most calls do nothing.
     pub fn sweep(&self, now_ms: u64, drain: bool) {
         let due = self.sweep_ms.load(Ordering::Relaxed);
@@ -308,8 +327,6 @@ impl<T> Replies<T> {
 
 #[cfg(test)]
 mod tests {
-    use millrace_proto::id::UserId;
-
     use super::*;
 
     const BOUNDS: Bounds = Bounds { events_max: 8, replies_max: 2, grace: Duration::from_secs(10) };
@@ -337,6 +354,18 @@ mod tests {
         for (stranger, name) in [(principal(1, 2), "a"), (principal(2, 1), "a"), (principal(1, 1), "b")] {
             assert!(replies.find(&stranger, name).is_none());
         }
+    }
+
+    #[test]
+    fn what_was_made_for_a_forgotten_user_is_found_no_more() {
+        let replies: Replies<u32> = Replies::default();
+        let (ada, other) = (principal(1, 1), Principal { user: UserId::of(TenantId(1), "bob"), ..principal(1, 1) });
+        replies.open(&ada, "a", &BOUNDS, 0);
+        replies.open(&other, "b", &BOUNDS, 0);
+        replies.forget(TenantId(2), ada.user);
+        assert!(replies.find(&ada, "a").is_some(), "another tenant's user of the same name");
+        replies.forget(TenantId(1), ada.user);
+        assert!(replies.find(&ada, "a").is_none() && replies.find(&ada, "b").is_some());
     }
 
     #[test]

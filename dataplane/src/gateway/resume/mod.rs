@@ -68,7 +68,7 @@ impl Gateway {
     ) -> Result<(), Gone> {
         let name = begun.shape.id().to_owned();
         let common = &self.shared.gateway;
-        let (kept, reader) = common.completions.begin(principal, &name, &self.bounds(), common);
+        let (kept, reader) = common.completions.begin(&begun.owner(principal), &name, &self.bounds(), common);
         let work = produce(Arc::clone(&kept), begun, out.request_id().to_owned());
         spawn_for(&kept, work, || Frame::Failed(ended_early()));
         self.follow(reader, &name, extra, out).await
