@@ -4,6 +4,7 @@
 //! the store and the models side by side, then engine, control and shards. Readiness comes last. The end
 //! runs the other way round: readiness first, shards, engine, store.
 
+mod doors;
 mod engines;
 
 use std::io::Write as _;
@@ -25,7 +26,6 @@ use signal_hook::iterator::Signals;
 
 use crate::backup::Backups;
 use crate::bridge::Pace;
-use crate::certificate;
 use crate::config::{self, Config, IoMode, Loaded, StorageType, human_bytes};
 use crate::control::Control;
 use crate::control::platforms::Platforms;
@@ -36,8 +36,7 @@ use crate::handover::{Doorkeeper, Inherited};
 use crate::identity::issuers::Issuers;
 use crate::identity::{self, Authority};
 use crate::models::{self, Found};
-use crate::net::tls::Tls;
-use crate::net::{self, Listeners, QuicSockets};
+use crate::net;
 use crate::obs::{self, BackupSnapshot, Health, Metrics, NodeFacts};
 use crate::plan::Plan;
 use crate::reload::Reloader;
@@ -47,12 +46,11 @@ use crate::shard::{self, Shards, Shared, StartOptions};
 use crate::sys;
 use crate::trouble::Trouble;
 
+use self::doors::{Doors, Secure, open_tls, tell_certificate};
 use self::engines::{observe, start_embedder, start_engine, start_extraction, start_small};
 
 /// Folder in the data folder whose content can be made again.
 const CACHE_FOLDER: &str = "cache";
-/// How many ports are tried for one that is free on TCP and UDP, when the system chooses.
-const PORT_TRIES_MAX: u32 = 8;
 /// What stopping may take beyond the drain before it is reported.
 const STOP_SLOW: Duration = Duration::from_secs(5);
 
@@ -167,59 +165,6 @@ fn wait_for_end(ended: &AtomicBool, reload: impl Fn(), keeper: &Doorkeeper) -> R
         }
     }
     Ok(End::Stop)
-}
-
-/// The sockets of a node.
-struct Doors {
-    plain: Listeners,
-    secure: Option<Secure>,
-}
-
-/// What the TLS port needs.
-struct Secure {
-    listeners: Listeners,
-    /// The UDP sockets beside it, when QUIC is served.
-    quic: Option<QuicSockets>,
-    tls: Arc<Tls>,
-}
-
-/// Binds the TLS port and reads its certificate, if there is to be one.
-fn open_tls(config: &Config, inherited: &mut Inherited) -> Result<Option<Secure>, Trouble> {
-    let Some(options) = &config.tls else { return Ok(None) };
-    if options.self_signed && certificate::ensure_self_signed(options)? {
-        let path = options.files.certificate.display();
-        tracing::warn!(%path, "made a self-signed certificate: clients must be told to trust it");
-    }
-    let tls = Tls::open(options.files.clone()).map_err(|error| in_parts(&error))?;
-    tell_certificate(&options.files.certificate);
-    let tls = Arc::new(tls);
-    let mut tries = PORT_TRIES_MAX;
-    loop {
-        let listeners = match inherited.secure(options.listen, config.workers) {
-            Some(listeners) => listeners,
-            None => net::listen(options.listen, config.workers).map_err(|error| in_parts(&error))?,
-        };
-        if !options.quic {
-            return Ok(Some(Secure { listeners, quic: None, tls }));
-        }
-        if let Some(quic) = inherited.quic(listeners.address, config.workers) {
-            return Ok(Some(Secure { listeners, quic: Some(quic), tls }));
-        }
-        match net::bind_quic(listeners.address, config.workers) {
-            Ok(quic) => return Ok(Some(Secure { listeners, quic: Some(quic), tls })),
-            // The port that the system chose for TCP has another owner on UDP: it may choose again.
-            Err(_) if options.listen.port() == 0 && tries > 1 => tries -= 1,
-            Err(error) => return Err(in_parts(&error)),
-        }
-    }
-}
-
-fn tell_certificate(path: &Path) {
-    match certificate::inspect(path) {
-        Ok(facts) if facts.days_left() == 0 => tracing::error!(subject = facts.subject, "the certificate has expired"),
-        Ok(facts) => tracing::info!(subject = facts.subject, days_left = facts.days_left(), "certificate in use"),
-        Err(why) => tracing::warn!(why, "the certificate's dates cannot be read"),
-    }
 }
 
 /// Makes the data folder and, on a first start, a commented configuration in it.
