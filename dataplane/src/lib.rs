@@ -4,6 +4,7 @@ pub mod backup;
 pub mod bridge;
 pub mod certificate;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod console;
 pub mod control;

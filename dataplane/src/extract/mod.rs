@@ -12,7 +12,7 @@ mod model;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use millrace_agent::extract::{self, ASKED_MESSAGES_MAX, ExtractError, Extractor, Findings, Said};
@@ -20,6 +20,7 @@ use millrace_proto::id::{TenantId, UserId};
 use millrace_proto::statement::{MessageId, Statement};
 use millrace_storage::{Batch, CommitError, Extracted, PendingFrom, PendingMessages, ReadError, StatementQuery, Store};
 
+use crate::clock::unix_ms;
 use crate::obs::ExtractSnapshot;
 use budget::Budget;
 pub use model::{ModelExtractor, Quiet};
@@ -226,7 +227,7 @@ impl Worker {
     fn write(&mut self, pending: &PendingMessages, findings: &Findings) -> Round {
         let (tenant, user) = (pending.tenant, pending.user);
         let settled = match self.known(tenant, user, findings) {
-            Ok(known) => extract::settle(&findings.claims, known, now_ms()),
+            Ok(known) => extract::settle(&findings.claims, known, unix_ms()),
             Err(error) => {
                 tracing::error!(%error, "the statements of a user cannot be read");
                 return Round::Failed;
@@ -266,11 +267,6 @@ impl Worker {
         }
         Ok(known)
     }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

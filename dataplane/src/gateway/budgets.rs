@@ -3,13 +3,12 @@
 //! A crash forgives what was spent since the last time. Rates of a minute are not stored: a restart takes a
 //! good part of one.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use millrace_proto::digest::{hex, unhex};
 use millrace_storage::{Batch, Store};
 use serde::{Deserialize, Serialize};
 
 use super::Common;
+use crate::clock::unix_ms;
 
 /// Name of the stored value.
 const ROW: &str = "limits/day";
@@ -58,10 +57,6 @@ pub fn save(store: &Store, common: &Common) {
     if let Err(error) = store.commit(batch) {
         tracing::warn!(%error, "what was spent of day budgets is not stored");
     }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

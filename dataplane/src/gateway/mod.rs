@@ -34,7 +34,6 @@ use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use millrace_proto::api::{ApiError, ModelList, ModelObject};
 use millrace_proto::http1::{BodyFraming, Method, RequestHead, percent_decode};
@@ -50,6 +49,7 @@ use overload::Overload;
 use routes::{Access, Endpoint, Found, Row, Segments};
 
 use crate::bridge::Bridge;
+use crate::clock::unix_ms;
 use crate::identity;
 use crate::identity::issuers::Foreign;
 use crate::net::line::Line;
@@ -614,8 +614,4 @@ fn json(value: &impl Serialize) -> Vec<u8> {
         tracing::error!(%error, "an answer could not be written as JSON");
         ApiError::internal("The answer could not be written as JSON.").to_json()
     })
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use monoio::net::TcpListener;
 
@@ -17,6 +17,7 @@ use super::mailbox::MAILBOX_DRAIN_MAX;
 use super::reactor::{self, Backend, ReactorError};
 use super::{MailboxReceiver, Shared, topology};
 use crate::bridge::Bridge;
+use crate::clock::unix_ms;
 use crate::gateway::Gateway;
 use crate::net::accept::accept_loop;
 use crate::net::quic::Door;
@@ -369,8 +370,4 @@ async fn run(seat: Seat) -> Result<(), StartError> {
 /// Says that HTTP/3 is served on `port` (RFC 7838); good for a day.
 fn alternative(port: u16) -> String {
     format!("h3=\":{port}\"; ma=86400")
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
