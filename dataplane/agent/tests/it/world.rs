@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use millrace_agent::{
     Agent, AgentConfig, Arrival, ConversationKey, DraftPart, Effect, Event, Fact, Fault, Finish, GenerationOptions,
-    Inbound, Loaded, OpId, Output, PromptMessage, Prompter, Reply, RunId, Ticket, Timings, TurnError, Usage, Write,
+    Inbound, Loaded, OpId, Output, PromptMessage, Prompter, Reply, RunId, Ticket, Timings, Usage, Write,
 };
 use millrace_proto::id::{ConversationId, EffectKey, TenantId, UserId};
 use millrace_proto::record::{ChatAddress, InboxRecord, Message, OutboxJob, Role, SessionHead};
