@@ -68,6 +68,13 @@ impl State {
         Self { arrival_ns }
     }
 
+    /// The state that admits one unit at `until_ns` and none before, whatever was left of the burst.
+    #[must_use]
+    pub fn held(self, until_ns: u64, limit: &Limit) -> Self {
+        let rest = limit.interval_ns.saturating_mul(u64::from(limit.burst.saturating_sub(1)));
+        Self { arrival_ns: self.arrival_ns.max(until_ns.saturating_add(rest)) }
+    }
+
     /// Whether the bucket is full again: such a state says no more than a new one.
     pub fn is_idle(&self, now_ns: u64) -> bool {
         self.arrival_ns <= now_ns
@@ -108,6 +115,17 @@ mod tests {
         assert_eq!(check(&mut state, start + 999_999_999, 1, &limit), Err(1));
         assert_eq!(check(&mut state, start + 1_000_000_000, 1, &limit), Ok(()));
         assert_eq!(check(&mut state, start, 4, &limit), Err(u64::MAX));
+    }
+
+    #[test]
+    fn a_held_bucket_admits_one_unit_when_the_hold_ends() {
+        let limit = Limit::per_minute(60, 3);
+        let (now, until) = (5_000_000_000, 9_000_000_000);
+        let mut state = State::default().held(until, &limit);
+        assert_eq!(check(&mut state, now, 1, &limit), Err(until - now));
+        assert_eq!(check(&mut state, until, 1, &limit), Ok(()));
+        assert_eq!(check(&mut state, until, 1, &limit), Err(limit.interval_ns));
+        assert_eq!(state.held(now, &limit), state, "a hold never shortens a wait");
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::seal::{self, Kek, KeySource, NO_USER, Suite, VaultError};
 use crate::store::{BackendKind, Inner, Store};
 use millrace_proto::id::TenantId;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -55,6 +56,7 @@ pub type Rotated = Box<dyn FnOnce(Result<RotationDone, RotateError>) + Send>;
 #[derive(Default)]
 pub(crate) struct Rotations {
     stop: Arc<AtomicBool>,
+    running: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -70,15 +72,27 @@ impl Rotations {
         }
     }
 
-    fn start(&self, work: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<(), RotateError> {
+    /// Runs `work` on a thread of its own, unless another rotation runs.
+    fn start(&self, work: impl FnOnce(Running, &AtomicBool) + Send + 'static) -> Result<(), RotateError> {
         let mut slot = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.as_ref().is_some_and(|running| !running.is_finished()) {
+        if self.running.swap(true, AcqRel) {
             return Err(RotateError::Running);
         }
+        let running = Running(Arc::clone(&self.running));
         let stop = Arc::clone(&self.stop);
-        let thread = std::thread::Builder::new().name("store-rotate".into()).spawn(move || work(&stop));
+        let thread = std::thread::Builder::new().name("store-rotate".into()).spawn(move || work(running, &stop));
+        // A thread that is replaced here has only its answer left to give.
         *slot = Some(thread.map_err(RotateError::Thread)?);
         Ok(())
+    }
+}
+
+/// Held while a rotation runs. Given up before the last answer, so that whoever has it may start the next one.
+struct Running(Arc<AtomicBool>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.store(false, Release);
     }
 }
 
@@ -88,17 +102,17 @@ impl Store {
     pub fn rotate_keys(&self, tenant: TenantId, suite: Option<Suite>, done: Rotated) -> Result<(), RotateError> {
         // The thread must not keep the store open: it only borrows it for a page at a time.
         let store = Arc::downgrade(self.inner());
-        self.inner().rotations.start(move |stop| {
-            let made = with(&store, |inner| make_keys(inner, tenant, suite));
-            let go_on = matches!(made, Some(Ok(_)));
-            if go_on {
-                // Before the answer: whoever was answered sees that rows are on their way.
-                with(&store, |inner| inner.shared.stats.rotations_running.store(1, Relaxed));
+        self.inner().rotations.start(move |running, stop| {
+            let made = with(&store, |inner| make_keys(inner, tenant, suite))
+                .unwrap_or(Err(RotateError::Write(CommitError::Closed)));
+            if made.is_err() {
+                drop(running);
+                return done(made);
             }
-            done(made.unwrap_or(Err(RotateError::Write(CommitError::Closed))));
-            if go_on {
-                sweep(&store, &[tenant], stop);
-            }
+            // Before the answer: whoever was answered sees that rows are on their way.
+            with(&store, |inner| inner.shared.stats.rotations_running.store(1, Relaxed));
+            done(made);
+            sweep(&store, &[tenant], stop);
         })
     }
 
@@ -106,8 +120,10 @@ impl Store {
     /// the file's place. From a command: it is asked again and must give the new one.
     pub fn rotate_master_key(&self, done: Rotated) -> Result<(), RotateError> {
         let store = Arc::downgrade(self.inner());
-        self.inner().rotations.start(move |_| {
-            done(with(&store, renew_master).unwrap_or(Err(RotateError::Write(CommitError::Closed))));
+        self.inner().rotations.start(move |running, _| {
+            let made = with(&store, renew_master).unwrap_or(Err(RotateError::Write(CommitError::Closed)));
+            drop(running);
+            done(made);
         })
     }
 
@@ -119,7 +135,7 @@ impl Store {
         }
         let store = Arc::downgrade(self.inner());
         self.shared().stats.rotations_running.store(tenants.len(), Relaxed);
-        let started = self.inner().rotations.start(move |stop| sweep(&store, &tenants, stop));
+        let started = self.inner().rotations.start(move |_running, stop| sweep(&store, &tenants, stop));
         started.map_err(|error| std::io::Error::other(error.to_string()))
     }
 }

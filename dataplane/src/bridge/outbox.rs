@@ -207,10 +207,15 @@ impl State {
         let (inlet, platforms, owner) =
             (Arc::clone(&self.inlet), self.shared.platforms.clone(), token.map(|token| (account.clone(), token)));
         let kind = account.kind;
+        let (shared, called, chat) = (Arc::clone(&self.shared), account.clone(), job.address.chat.clone());
         let edits = self.draft_message(job).is_some();
         let done = move |result: Result<HttpReply, CallError>| {
-            let refused =
-                matches!(&result, Ok(reply) if matches!(classify(kind, reply), channel::Delivery::TokenRefused { .. }));
+            let told = result.as_ref().ok().map(|reply| classify(kind, reply));
+            if let Some(channel::Delivery::Retry { after: Some(pause), .. }) = told {
+                // A reply that is being written in this chat keeps it too.
+                shared.pace.hold(&called, &chat, pause);
+            }
+            let refused = matches!(told, Some(channel::Delivery::TokenRefused { .. }));
             let renewable = owner.as_ref().is_some_and(|(account, _)| account.bot_token.is_none());
             if let (true, Some((account, token))) = (refused && renewable, &owner) {
                 platforms.token_refused(account, token);

@@ -62,14 +62,33 @@ impl Pace {
         self.admit_at(account, chat, 1, self.now_ns())
     }
 
+    /// A platform asked not to be called about this chat for so long: it holds for whatever would be said there.
+    pub fn hold(&self, account: &Account, chat: &str, pause: Duration) {
+        let until_ns = self.now_ns().saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+        self.hold_until(account, chat, until_ns);
+    }
+
+    fn hold_until(&self, account: &Account, chat: &str, until_ns: u64) {
+        let Some(buckets) = self.buckets(account) else { return };
+        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = rates::of(account.kind).of_chat(account.kind, chat);
+        // Only a chat that was admitted is called, so it has a bucket, unless it was quiet for long since.
+        let bucket = buckets.chats.entry(chat.to_owned()).or_default();
+        *bucket = bucket.held(until_ns, &limit);
+    }
+
+    fn buckets(&self, account: &Account) -> Option<Arc<Mutex<Buckets>>> {
+        let key = key(account);
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        accounts.iter().find(|(known, _)| *known == key).map(|(_, buckets)| Arc::clone(buckets))
+    }
+
     fn now_ns(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn admit_at(&self, account: &Account, chat: &str, spare: u32, now_ns: u64) -> Result<(), Duration> {
-        let key = key(account);
-        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, buckets)) = accounts.iter().find(|(known, _)| *known == key) else { return Ok(()) };
+        let Some(buckets) = self.buckets(account) else { return Ok(()) };
         let rates = rates::of(account.kind);
         let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.chats.len() >= CHATS_MAX && !buckets.chats.contains_key(chat) {
@@ -117,6 +136,20 @@ mod tests {
         pace.admit_at(&account, "C1", 0, now + u64::try_from(wait.as_nanos()).expect("short")).expect("after the wait");
         let sent = (0..10_000).filter(|chat| pace.admit_at(&account, &format!("D{chat}"), 0, now).is_ok()).count();
         assert!(sent <= rates.account.burst as usize, "{sent}");
+    }
+
+    #[test]
+    fn a_pause_that_the_platform_asked_for_holds_for_edits_and_messages() {
+        let account = Account::new(ChannelKind::Telegram, "a", TenantId(1));
+        let pace = Pace::new(std::slice::from_ref(&account));
+        pace.admit_at(&account, "C1", 1, SECOND).expect("an edit");
+        pace.hold_until(&account, "C1", 9 * SECOND);
+        for spare in [0, 1] {
+            let wait = pace.admit_at(&account, "C1", spare, 2 * SECOND).expect_err("the platform said no");
+            assert!(wait >= Duration::from_secs(7), "{wait:?}");
+        }
+        pace.admit_at(&account, "C2", 0, 2 * SECOND).expect("another chat");
+        pace.admit_at(&account, "C1", 0, 9 * SECOND).expect("the finished reply");
     }
 
     #[test]

@@ -260,6 +260,13 @@ impl State {
         let now_ms = self.clock.now_ms();
         let Some(draft) = self.drafts.get_mut(&key) else { return };
         draft.busy = false;
+        if let DraftAnswer::Sent(delivery) | DraftAnswer::Edited(delivery) = &answer
+            && let channel::Delivery::Retry { after: Some(pause), .. } = delivery
+            && let Some(account) = account_of(&self.shared, draft.tenant, &draft.address)
+        {
+            // The finished reply keeps it too.
+            self.shared.pace.hold(&account, &draft.address.chat, *pause);
+        }
         match answer {
             DraftAnswer::Announced { durable: false } => draft.cadence.postpone(now_ms + LOOK_AGAIN_MS),
             DraftAnswer::Announced { durable: true } => return self.send_draft(key, now_ms),
