@@ -122,6 +122,7 @@ impl Gateway {
         };
         let platforms = &self.shared.platforms;
         let mut last = Reject::Misconfigured("no random numbers");
+        let mut nothing_comes = false;
         for _ in 0..VERIFICATIONS_MAX {
             let mut entropy = [0; 16];
             if getrandom::fill(&mut entropy).is_err() {
@@ -130,11 +131,12 @@ impl Gateway {
             let ambient = Ambient { now_s: unix_ms() / 1_000, keys: &platforms.keys_of(account), entropy };
             let decoded = channel::decode(account, &incoming, &ambient);
             let Err(Reject::KeysNeeded { url, unknown_key }) = decoded else { return decoded };
-            let waited = self.bridge.keys_came(account, &url, unknown_key).await;
-            last = Reject::KeysNeeded { url, unknown_key };
-            if !waited {
-                break;
+            if nothing_comes {
+                return Err(Reject::KeysNeeded { url, unknown_key });
             }
+            // A fetch that ended between the look at the keys and this question is not waited for: one more look.
+            nothing_comes = !self.bridge.keys_came(account, &url, unknown_key).await;
+            last = Reject::KeysNeeded { url, unknown_key };
         }
         Err(last)
     }
