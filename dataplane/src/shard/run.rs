@@ -362,7 +362,7 @@ async fn run(seat: Seat) -> Result<(), StartError> {
         net.lines.stop();
     }
     if let Some(door) = &door {
-        door.close().await;
+        door.close(!net.refuses_work()).await;
     }
     Ok(())
 }

@@ -140,9 +140,12 @@ impl Door {
         }
     }
 
-    /// Closes what is left and tells the peers.
-    pub async fn close(&self) {
-        self.endpoint.close(VarInt::from_u32(0), b"the node is shutting down");
+    /// Closes what is left and tells the peers. A door whose socket lives on in another image (`handed_over`) goes on
+    /// ignoring who comes, because an endpoint that was closed refuses them.
+    pub async fn close(&self, handed_over: bool) {
+        if !handed_over {
+            self.endpoint.close(VarInt::from_u32(0), b"the node is shutting down");
+        }
         let _ = within(CLOSE_WAIT, self.endpoint.wait_idle()).await;
     }
 
