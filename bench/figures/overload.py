@@ -77,7 +77,8 @@ async def closed_loop(door, senders, seconds, first):
         while time.perf_counter() < end:
             number += 1
             status, took = await door.ask(number)
-            served += status == 200 and took <= SLO_S
+            # As in the flood, what is answered after the end is no merit of the time before it.
+            served += status == 200 and took <= SLO_S and time.perf_counter() <= end
 
     await asyncio.gather(*(sender() for _ in range(senders)))
     return served / seconds, number

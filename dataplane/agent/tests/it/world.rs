@@ -446,7 +446,8 @@ impl World {
             if self.agent.wants_flush() {
                 self.step(Event::Flush);
             }
-            let waits = self.agent.waiting_messages() > 0;
+            // A look into the inbox that failed is repeated, also where no message is known to wait.
+            let waits = self.agent.waiting_messages() > 0 || self.agent.next_deadline_ms().is_some();
             if self.agent.open_turns() == 0 && self.tasks.is_empty() && self.runs.is_empty() && !waits {
                 break;
             }
