@@ -2,7 +2,9 @@
 //!
 //! Cost sketch: a sync costs 40 to 150 microseconds on the disks we know; a 32 KiB group costs
 //! little more than a 512-byte one. So nothing waits for company: whatever arrived while the last
-//! group was being synced is the next group, and throughput grows with load by itself.
+//! group was being synced is the next group, and throughput grows with load by itself. (Measured with 64
+//! writers: waiting 10 or 30 microseconds for the next one makes groups of 43 or 53 instead of 38, and 85 to
+//! 111 thousand appends a second instead of 107 to 112.)
 //!
 //! A failed group fails all its batches. The thread then tries at intervals to make the back end
 //! writable again; until it succeeds, new batches fail at once with the reason, and reads go on.
