@@ -211,9 +211,8 @@ impl State {
         let edits = self.draft_message(job).is_some();
         let done = move |result: Result<HttpReply, CallError>| {
             let told = result.as_ref().ok().map(|reply| classify(kind, reply));
-            if let Some(channel::Delivery::Retry { after: Some(pause), .. }) = told {
-                // A reply that is being written in this chat keeps it too.
-                shared.pace.hold(&called, &chat, pause);
+            if let Some(delivery) = &told {
+                shared.pace.heed(&called, &chat, delivery);
             }
             let refused = matches!(told, Some(channel::Delivery::TokenRefused { .. }));
             let renewable = owner.as_ref().is_some_and(|(account, _)| account.bot_token.is_none());

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use millrace_proto::channel::{Account, ChannelKind, rates};
+use millrace_proto::channel::{Account, ChannelKind, Delivery, rates};
 use millrace_proto::gcra;
 use millrace_proto::id::TenantId;
 
@@ -31,6 +31,16 @@ type Key = (ChannelKind, TenantId, String);
 struct Buckets {
     account: gcra::State,
     chats: HashMap<String, gcra::State>,
+}
+
+impl Buckets {
+    /// Whether the table has a place for this chat; full buckets leave for it.
+    fn make_room(&mut self, chat: &str, now_ns: u64) -> bool {
+        if self.chats.len() >= CHATS_MAX && !self.chats.contains_key(chat) {
+            self.chats.retain(|_, bucket| !bucket.is_idle(now_ns));
+        }
+        self.chats.len() < CHATS_MAX || self.chats.contains_key(chat)
+    }
 }
 
 impl Pace {
@@ -62,19 +72,26 @@ impl Pace {
         self.admit_at(account, chat, 1, self.now_ns())
     }
 
-    /// A platform asked not to be called about this chat for so long: it holds for whatever would be said there.
-    pub fn hold(&self, account: &Account, chat: &str, pause: Duration) {
-        let until_ns = self.now_ns().saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
-        self.hold_until(account, chat, until_ns);
+    /// Notes what a platform answered in a chat: when it asked for a pause, that holds for whatever would be
+    /// said there, replies that are being written as well as finished ones.
+    pub fn heed(&self, account: &Account, chat: &str, answer: &Delivery) {
+        if let Delivery::Retry { after: Some(pause), .. } = answer {
+            let now_ns = self.now_ns();
+            let until_ns = now_ns.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+            self.hold_until(account, chat, now_ns, until_ns);
+        }
     }
 
-    fn hold_until(&self, account: &Account, chat: &str, until_ns: u64) {
+    fn hold_until(&self, account: &Account, chat: &str, now_ns: u64, until_ns: u64) {
         let Some(buckets) = self.buckets(account) else { return };
         let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let limit = rates::of(account.kind).of_chat(account.kind, chat);
-        // Only a chat that was admitted is called, so it has a bucket, unless it was quiet for long since.
-        let bucket = buckets.chats.entry(chat.to_owned()).or_default();
-        *bucket = bucket.held(until_ns, &limit);
+        // Only a chat that was admitted is called, so there was room for it. If it has lost it since, what asks
+        // next is told the same by the platform.
+        if buckets.make_room(chat, now_ns) {
+            let limit = rates::of(account.kind).of_chat(account.kind, chat);
+            let bucket = buckets.chats.entry(chat.to_owned()).or_default();
+            *bucket = bucket.held(until_ns, &limit);
+        }
     }
 
     fn buckets(&self, account: &Account) -> Option<Arc<Mutex<Buckets>>> {
@@ -91,11 +108,8 @@ impl Pace {
         let Some(buckets) = self.buckets(account) else { return Ok(()) };
         let rates = rates::of(account.kind);
         let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.chats.len() >= CHATS_MAX && !buckets.chats.contains_key(chat) {
-            buckets.chats.retain(|_, bucket| !bucket.is_idle(now_ns));
-            if buckets.chats.len() >= CHATS_MAX {
-                return Err(CROWDED);
-            }
+        if !buckets.make_room(chat, now_ns) {
+            return Err(CROWDED);
         }
         let mut chat_bucket = buckets.chats.get(chat).copied().unwrap_or_default();
         take(&mut chat_bucket, now_ns, spare, &rates.of_chat(account.kind, chat))?;
@@ -143,7 +157,7 @@ mod tests {
         let account = Account::new(ChannelKind::Telegram, "a", TenantId(1));
         let pace = Pace::new(std::slice::from_ref(&account));
         pace.admit_at(&account, "C1", 1, SECOND).expect("an edit");
-        pace.hold_until(&account, "C1", 9 * SECOND);
+        pace.hold_until(&account, "C1", SECOND, 9 * SECOND);
         for spare in [0, 1] {
             let wait = pace.admit_at(&account, "C1", spare, 2 * SECOND).expect_err("the platform said no");
             assert!(wait >= Duration::from_secs(7), "{wait:?}");
@@ -172,6 +186,19 @@ mod tests {
             pace.admit_at(&account, &chat.to_string(), 0, now).expect("slowly enough");
         }
         assert!(pace.accounts.read().expect("a lock")[0].1.lock().expect("a lock").chats.len() <= CHATS_MAX);
+    }
+
+    #[test]
+    fn pauses_keep_the_table_bounded() {
+        let account = Account::new(ChannelKind::Telegram, "a", TenantId(1));
+        let pace = Pace::new(std::slice::from_ref(&account));
+        for chat in 0..CHATS_MAX + 10 {
+            pace.hold_until(&account, &chat.to_string(), 0, 60 * SECOND);
+        }
+        assert_eq!(pace.accounts.read().expect("a lock")[0].1.lock().expect("a lock").chats.len(), CHATS_MAX);
+        pace.admit_at(&account, "0", 0, SECOND).expect_err("a held chat stays held");
+        assert_eq!(pace.admit_at(&account, "new", 0, SECOND), Err(CROWDED));
+        pace.admit_at(&account, "new", 0, 120 * SECOND).expect("the pauses are over");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A checkpoint (hard links, a second folder inside the data folder) holds still what is copied. Files of the database
 //! never change once they are closed, so a table that the last backup has is not read again; of a log only its own
 //! records are read (see `wal`); parts are named after their content, so what a run that was cut off has sent is not
-//! sent again. The manifest comes last and makes everything before it a backup. Then older backups go, and after them what no manifest names.
+//! sent again. The manifest comes last and makes everything before it a backup. Then older backups go, and after them
+//! what no manifest names.
 
 use super::budget::Budget;
 use super::keys;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use millrace_agent::DraftPart;
 use millrace_proto::channel::cadence::{Cadence, Step};
-use millrace_proto::channel::{self, Account, ChannelKind, EncodeError, OutboundCall, Outgoing, Secret, access};
+use millrace_proto::channel::{self, Account, EncodeError, OutboundCall, Outgoing, Secret, access};
 use millrace_proto::id::{EffectKey, TenantId};
 use millrace_proto::record::{ChatAddress, DeliveryState, OutboxJob};
 use millrace_storage::{Batch, CommitError, crash};
@@ -221,7 +221,7 @@ impl State {
             channel::edit(&outgoing(&account, draft, &key, &text, token, now_ms), id).transpose()
         });
         match call {
-            Ok(Some(call)) => self.show(key, account.kind, call, DraftAnswer::Edited),
+            Ok(Some(call)) => self.show(key, &account, call, DraftAnswer::Edited),
             Ok(None) | Err(None) => self.with_cadence(key, Cadence::only_typing),
             Err(Some(after_ms)) => self.with_cadence(key, |cadence| cadence.done(false, Some(after_ms), now_ms)),
         }
@@ -231,24 +231,27 @@ impl State {
     fn show(
         &mut self,
         key: EffectKey,
-        kind: ChannelKind,
+        account: &Arc<Account>,
         call: OutboundCall,
         wrap: fn(channel::Delivery) -> DraftAnswer,
     ) {
-        let inlet = Arc::clone(&self.inlet);
+        let Some(draft) = self.drafts.get_mut(&key) else { return };
+        draft.busy = true;
+        let (inlet, shared) = (Arc::clone(&self.inlet), Arc::clone(&self.shared));
+        let (called, chat) = (Arc::clone(account), draft.address.chat.clone());
         let done = move |result: Result<HttpReply, CallError>| {
             let answer = wrap(match result {
-                Ok(reply) => classify(kind, &reply),
+                Ok(reply) => {
+                    let answer = classify(called.kind, &reply);
+                    shared.pace.heed(&called, &chat, &answer);
+                    answer
+                }
                 Err(error) if error.may_have_been_sent() => channel::Delivery::Unknown { why: error.to_string() },
                 Err(error) => channel::Delivery::Retry { after: None, why: error.to_string() },
             });
             inlet.complete(Completion::Draft { key, answer });
         };
-        let busy = self.shared.control.http(call, SHOW_TIMEOUT, Box::new(done)).is_err();
-        if let Some(draft) = self.drafts.get_mut(&key) {
-            draft.busy = true;
-        }
-        if busy {
+        if self.shared.control.http(call, SHOW_TIMEOUT, Box::new(done)).is_err() {
             let why = "too many calls are waiting".to_owned();
             let after = Some(Duration::from_millis(LOOK_AGAIN_MS));
             self.draft_answered(key, wrap(channel::Delivery::Retry { after, why }));
@@ -260,13 +263,6 @@ impl State {
         let now_ms = self.clock.now_ms();
         let Some(draft) = self.drafts.get_mut(&key) else { return };
         draft.busy = false;
-        if let DraftAnswer::Sent(delivery) | DraftAnswer::Edited(delivery) = &answer
-            && let channel::Delivery::Retry { after: Some(pause), .. } = delivery
-            && let Some(account) = account_of(&self.shared, draft.tenant, &draft.address)
-        {
-            // The finished reply keeps it too.
-            self.shared.pace.hold(&account, &draft.address.chat, *pause);
-        }
         match answer {
             DraftAnswer::Announced { durable: false } => draft.cadence.postpone(now_ms + LOOK_AGAIN_MS),
             DraftAnswer::Announced { durable: true } => return self.send_draft(key, now_ms),
@@ -297,7 +293,7 @@ impl State {
             channel::send(&outgoing(&account, draft, &key, &text, token, now_ms)).map(Some)
         });
         match call {
-            Ok(Some(call)) if !draft.ended => self.show(key, account.kind, call, DraftAnswer::Sent),
+            Ok(Some(call)) if !draft.ended => self.show(key, &account, call, DraftAnswer::Sent),
             // Nothing has left, and the row says otherwise.
             _ => self.draft_sent(key, channel::Delivery::Dead { why: "it cannot be sent".to_owned() }, now_ms),
         }
