@@ -188,7 +188,7 @@ impl Bridge {
         match self.judge(account, &event)? {
             people::Verdict::Ignore(why) => return Ok(Ingested::Ignored { why }),
             people::Verdict::Command(command) => {
-                return self.command(account, event, command).await;
+                return Box::pin(self.command(account, event, command)).await;
             }
             people::Verdict::Turn => {}
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,7 +81,8 @@ pub(super) enum Call {
     Keys(Once<()>),
 }
 
-type DedupKey = (TenantId, String, String);
+/// Tenant, scope and event key of a channel event that is being stored.
+type DedupKey = Rc<(TenantId, String, String)>;
 
 pub(super) struct State {
     pub index: usize,
@@ -512,7 +514,7 @@ impl State {
     /// Hands a channel event to the agent, unless it was here before.
     fn store_event(&mut self, message: Inbound) {
         let Inbound { record, dedup_scope, ticket } = &message;
-        let (ticket, dedup) = (*ticket, (record.tenant, dedup_scope.clone(), record.event_key.clone()));
+        let (ticket, dedup) = (*ticket, Rc::new((record.tenant, dedup_scope.clone(), record.event_key.clone())));
         if let Some(copies) = self.storing.get_mut(&dedup) {
             // The first copy is on its way to the disk: this one shares its fate and is answered after it.
             if copies.len() >= self.agent.config().queue_turns_max {
@@ -529,7 +531,7 @@ impl State {
                 self.answer_ingest(ticket, Err(storage_error(&Fault::Io(String::new()))));
             }
             Ok(false) => {
-                self.storing.insert(dedup.clone(), Vec::new());
+                self.storing.insert(Rc::clone(&dedup), Vec::new());
                 self.storing_tickets.insert(ticket, dedup);
                 self.events.push_back(Event::Received(Box::new(message)));
                 self.drive();

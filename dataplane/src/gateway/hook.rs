@@ -82,7 +82,8 @@ impl Gateway {
         let account = &*account;
         match self.decode(account, request).await {
             Ok(Decoded::Events { mut events, .. }) if events[0].kind == EventKind::StreamPoll => {
-                self.tell_progress(account, events.swap_remove(0)).await
+                // Few requests are of this kind: all of them would carry its timer, which is large.
+                Box::pin(self.tell_progress(account, events.swap_remove(0))).await
             }
             Ok(Decoded::Events { .. }) if self.channel_is_full(account) => {
                 self.net.metrics().rejected(Rejection::RateLimited);
@@ -124,10 +125,7 @@ impl Gateway {
         let mut last = Reject::Misconfigured("no random numbers");
         let mut nothing_comes = false;
         for _ in 0..VERIFICATIONS_MAX {
-            let mut entropy = [0; 16];
-            if getrandom::fill(&mut entropy).is_err() {
-                return Err(last);
-            }
+            let Some(entropy) = self.entropy.draw() else { return Err(last) };
             let ambient = Ambient { now_s: unix_ms() / 1_000, keys: &platforms.keys_of(account), entropy };
             let decoded = channel::decode(account, &incoming, &ambient);
             let Err(Reject::KeysNeeded { url, unknown_key }) = decoded else { return decoded };
@@ -171,10 +169,7 @@ impl Gateway {
             }
         };
         self.net.metrics().channel(account.kind, ChannelOutcome::Asked);
-        let mut entropy = [0; 16];
-        if getrandom::fill(&mut entropy).is_err() {
-            return come_back();
-        }
+        let Some(entropy) = self.entropy.draw() else { return come_back() };
         // What does not fit comes with the finished reply.
         let text = channel::split_text(account.kind, &progress.text).into_iter().next().unwrap_or_default();
         let part = StreamPart { id: &id, text: &text, finished: progress.finished };

@@ -14,6 +14,7 @@ mod calls;
 mod clients;
 mod console;
 mod corpora;
+mod entropy;
 mod generate;
 mod hook;
 mod later;
@@ -44,6 +45,7 @@ use tokio::sync::oneshot;
 
 pub use auth::{Common, Principal};
 use auth::{Form, Keys, Unknown};
+use entropy::Entropy;
 use meter::Meter;
 use overload::Overload;
 use routes::{Access, Endpoint, Found, Row, Segments};
@@ -70,6 +72,7 @@ pub struct Gateway {
     models_json: OnceCell<Rc<[u8]>>,
     /// Places for bodies that are longer than those of messengers.
     large_bodies: Rc<Cell<usize>>,
+    entropy: Entropy,
 }
 
 /// What `admit` decided.
@@ -106,6 +109,7 @@ impl Gateway {
             started_unix_s: unix_ms() / 1_000,
             models_json: OnceCell::new(),
             large_bodies: Rc::new(Cell::new(LARGE_BODIES_MAX)),
+            entropy: Entropy::default(),
             shared,
             net,
             bridge,
