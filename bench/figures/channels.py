@@ -1,6 +1,7 @@
 """Channels: what verifying costs, signed events at full speed, acknowledgements beside a busy engine, idle memory."""
 import json
 import os
+import statistics
 import subprocess
 import tempfile
 import time
@@ -49,10 +50,10 @@ def thread_seconds(pid):
     return times
 
 
-def load(server, *arguments):
-    """One run of the load generator; its report."""
+def load(server, *arguments, prefix=()):
+    """One run of the load generator; its report. `prefix` are words before the command."""
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
-        command = [str(Path(os.environ["MILLRACE_BIN"]).parent / "millrace-load"), "--target", server.base, "--workload", "slack",
+        command = [*prefix, str(Path(os.environ["MILLRACE_BIN"]).parent / "millrace-load"), "--target", server.base, "--workload", "slack",
                    "--account", "load", "--json", report.name, *arguments]
         done = subprocess.run(command, env={**os.environ, "MILLRACE_LOAD_SECRET": SECRET}, capture_output=True, text=True)
         text = Path(report.name).read_text()
@@ -91,20 +92,29 @@ def durable(show, wanted, note):
     show("channels.slack.durable_per_s", report["ok"] / ours if ours else None, "1/s per core", 40_000)
 
 
-def busy(show, wanted, note):
-    """Acknowledgements at 70 % of the rate that the busy server sustains, while the engine has more than it can do."""
+def busy(show, wanted, note, rounds=5):
+    """Acknowledgements at 70 % of the rate that the busy server sustains, while the engine has more than it can do. The server
+    has one core, engine and database included, and the generator the other. Each round asks anew what the server sustains:
+    the speed of a shared machine changes from one second to the next."""
     if not wanted("channels.ack.busy_p99_ms"):
         return
-    with servers.millrace(environment(MILLRACE_AGENT_REPLY_TOKENS_MAX="64"), CONFIG) as server:
+    cores = sorted(os.sched_getaffinity(0))
+    on = lambda core: ["taskset", "-c", str(core)]
+    limits = environment(MILLRACE_AGENT_REPLY_TOKENS_MAX="64", MILLRACE_ENGINE_THREADS="1")
+    with servers.millrace(limits, CONFIG, prefix=on(cores[0])) as server:
+        run = lambda *arguments: load(server, *arguments, "--conversations", "4000", prefix=on(cores[-1]))
         # The engine is full from here on: every message wants 64 tokens, and far more wait than it can answer.
-        load(server, "--closed", "64", "--conversations", "4000", "--requests", "4000", "--duration", "10s")
-        full = load(server, "--closed", "64", "--conversations", "4000", "--duration", "4s")
-        rate = 0.7 * full["ok"] / max(full["elapsed_s"], 1e-9)
-        report = load(server, "--rate", f"{rate:.1f}", "--conversations", "4000", "--duration", "6s")
-    take_notice("channels.ack.busy", report, note)
-    note(f"channels.ack.busy: sustained {full['ok'] / max(full['elapsed_s'], 1e-9):.0f}/s, offered {rate:.0f}/s, "
-         f"{report['ok']} of {report['requests']} acknowledged; sent late by the generator itself: p99 {report['dispatch_lag_ms']['p99']:.1f} ms")
-    show("channels.ack.busy_p99_ms", report["latency_ms"]["p99"], "ms", 10, better=-1)
+        run("--closed", "64", "--requests", "4000", "--duration", "10s")
+        tails = []
+        for _ in range(rounds):
+            full = run("--closed", "64", "--duration", "1s")
+            rate = 0.7 * full["ok"] / max(full["elapsed_s"], 1e-9)
+            report = run("--rate", f"{rate:.1f}", "--duration", "2s")
+            take_notice("channels.ack.busy", report, note)
+            tails.append(report["latency_ms"]["p99"])
+            note(f"channels.ack.busy: sustained {rate / 0.7:.0f}/s, offered {rate:.0f}/s: p99 {tails[-1]:.1f} ms; "
+                 f"sent late by the generator itself: p99 {report['dispatch_lag_ms']['p99']:.1f} ms")
+    show("channels.ack.busy_p99_ms", statistics.median(tails), "ms", 10, better=-1)
 
 
 def idle(show, wanted):

@@ -1,5 +1,6 @@
 //! The accept loop of one shard and its gate.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -36,13 +37,34 @@ static REFUSED: LazyLock<Vec<u8>> = LazyLock::new(|| {
 /// Refusals that may be written at once; beyond that the connection is just closed.
 const REFUSALS_MAX: usize = 64;
 
+/// Connections that one turn of an io_uring reactor may take. With a single accept in flight each takes a turn, which
+/// under load is so slow that the kernel's queue overflows: those who find it full come again after a second.
+const ACCEPTS_AT_ONCE: usize = 128;
+
 /// Pause after the process ran out of descriptors or memory for sockets.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the listener is shut, handing each stream to `serve`.
-pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr)) {
+pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr) + 'static) {
     let fd = listener.as_raw_fd();
     net.listener_fds.borrow_mut().push(fd);
+    // With epoll one loop takes all that wait, and a descriptor wakes one waiter only.
+    let at_once = if monoio::utils::is_legacy() { 1 } else { ACCEPTS_AT_ONCE };
+    let (door, exhausted) = (Rc::new((listener, serve)), Rc::new(Cell::new(false)));
+    let accepts = |_| monoio::spawn(accept_each(Rc::clone(&net), Rc::clone(&door), Rc::clone(&exhausted)));
+    let loops: Vec<_> = (0..at_once).map(accepts).collect();
+    for each in loops {
+        each.await;
+    }
+    net.listener_fds.borrow_mut().retain(|known| *known != fd);
+}
+
+async fn accept_each<S: Fn(TcpStream, SocketAddr)>(
+    net: Rc<Net>,
+    door: Rc<(TcpListener, S)>,
+    exhausted: Rc<Cell<bool>>,
+) {
+    let (listener, serve) = &*door;
     loop {
         let cancel = net.accepting.borrow().handle();
         match listener.cancelable_accept(cancel).await {
@@ -68,11 +90,14 @@ pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(Tcp
                 // The peer left between the handshake and the accept.
                 Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO) => {}
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                    tracing::warn!(
-                        %error, open = net.lines.len(),
-                        "cannot accept: out of descriptors or memory; raise `ulimit -n`"
-                    );
+                    if !exhausted.replace(true) {
+                        tracing::warn!(
+                            %error, open = net.lines.len(),
+                            "cannot accept: out of descriptors or memory; raise `ulimit -n`"
+                        );
+                    }
                     monoio::time::sleep(EXHAUSTED_PAUSE).await;
+                    exhausted.set(false);
                 }
                 _ => {
                     tracing::error!(%error, "accept failed");
@@ -81,7 +106,6 @@ pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(Tcp
             },
         }
     }
-    net.listener_fds.borrow_mut().retain(|known| *known != fd);
 }
 
 /// Closes the queues of the listeners: the pending accepts complete and the loops end.

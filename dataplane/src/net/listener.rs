@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Connections that the kernel may hold for one shard before it accepts them.
-const BACKLOG: i32 = 1024;
+/// Connections that the kernel may hold for one shard before it accepts them; it takes this down to
+/// `net.core.somaxconn`. Whoever finds the queue full tries again after one second, and then after two.
+const BACKLOG: i32 = 65_535;
 
 /// How long a busy port is retried. A killed process whose sockets sat in an io_uring keeps
 /// its port for some 7 ms after its exit was seen, because ring teardown is asynchronous.
