@@ -57,6 +57,7 @@ const STOP_SLOW: Duration = Duration::from_secs(5);
 /// Runs a node until a signal ends it.
 pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     let began = Instant::now();
+    sys::bound_heap_arenas();
     let mut loaded = loaded;
     obs::logs::start(&loaded.config.log_level, loaded.config.log_json);
     arm_crash_point()?;
@@ -91,6 +92,7 @@ pub fn run(loaded: Loaded, ready_json: bool) -> Result<ExitCode, Trouble> {
     let doors = Doors { plain: listeners, secure };
     let reloader = Reloader::new(&loaded);
     let node = Node::assemble(loaded.config, reloader, parts, Arc::clone(&metrics), Arc::clone(&health), doors, &plan)?;
+    sys::release_free_heap();
     health.set_ready();
     let ready =
         Ready { http, https, metrics: server.address(), api_key: node.first_key.clone(), model: node.model.clone() };

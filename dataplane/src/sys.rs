@@ -58,6 +58,26 @@ pub fn confine(memory_bytes: u64, cpu_seconds: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Keeps the C heap small: many threads would otherwise each keep an arena of freed memory.
+pub fn bound_heap_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) takes two integers and may be called at any time; this runs before threads start.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+    }
+}
+
+/// Gives freed heap pages back to the system, after a start that needed much for a short time.
+pub fn release_free_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Lets a descriptor of ours live on in the next image of this process.
 pub fn keep_over_exec(fd: RawFd) -> io::Result<()> {
     set_close_on_exec(fd, false)

@@ -5,6 +5,7 @@
 import asyncio
 import json
 import sys
+import urllib.request
 
 import websockets
 from websockets.asyncio.client import connect
@@ -115,6 +116,34 @@ async def a_wrong_key_is_refused():
             raise AssertionError("the connection stays open")
         except ConnectionClosed as closed:
             assert closed.rcvd and closed.rcvd.code in (1008, 3000), closed
+
+
+async def a_revoked_key_ends_its_sockets():
+    def administer(method, path, body=None):
+        request = urllib.request.Request(f"http://{HOST}/v1/admin/keys{path}", body and json.dumps(body).encode(),
+                                         {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=WAIT) as reply:
+            return reply.read()
+
+    made = json.loads(await asyncio.to_thread(administer, "POST", "", {"user": "leaver", "label": "leaver", "scopes": ["chat"]}))
+    frames = (
+        {"type": "send", "session": "s", "text": "hello", "id": 1},
+        {"type": "resume", "session": "s", "id": 1, "offset": 0},
+        {"type": "history", "session": "s"},
+    )
+    sockets = [await dial() for _ in frames]
+    for socket in sockets:
+        await enter(socket, made["key"])
+    await asyncio.to_thread(administer, "DELETE", f"?id={made['id']}")
+    for socket, frame in zip(sockets, frames):
+        await say(socket, **frame)
+        error = await receive(socket)
+        assert error["type"] == "error" and error["error"]["code"] == "invalid_api_key", (frame, error)
+        try:
+            await asyncio.wait_for(socket.recv(), WAIT)
+            raise AssertionError(f"the connection stays open after {frame}")
+        except ConnectionClosed as closed:
+            assert closed.rcvd and closed.rcvd.code == 1008, (frame, closed)
 
 
 async def nothing_works_before_the_key():

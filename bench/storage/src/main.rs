@@ -16,10 +16,6 @@ use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The heap of the product: the store is measured as it runs there.
-#[global_allocator]
-static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 /// Measures the store.
 #[derive(Parser)]
 #[command(name = "storage-figures")]

@@ -336,13 +336,8 @@ impl Talk<'_> {
                 Err(no_key())
             }
             (ClientFrame::Send { session, text, id }, Some(key)) => {
-                if let Err(error) = self.send(&key, session, text, id) {
-                    self.error(Some(id), &error);
-                    if error.status == 401 {
-                        return Err(End::Close(close_code::POLICY, "the key was revoked"));
-                    }
-                }
-                Ok(())
+                let sent = self.send(&key, session, text, id);
+                self.told(Some(id), sent)
             }
             (ClientFrame::Stop { id }, Some(_)) => {
                 if let Some(at) = self.runs.iter().position(|run| run.id == id) {
@@ -353,18 +348,21 @@ impl Talk<'_> {
                 Ok(())
             }
             (ClientFrame::Resume { session, id, offset }, Some(key)) => {
-                if let Err(error) = self.resume(&key, &session, id, offset) {
-                    self.error(Some(id), &error);
-                }
-                Ok(())
+                let resumed = self.resume(&key, &session, id, offset);
+                self.told(Some(id), resumed)
             }
             (ClientFrame::History { session }, Some(key)) => {
-                if let Err(error) = self.history(&key, &session).await {
-                    self.error(None, &error);
-                }
-                Ok(())
+                let listed = self.history(&key, &session).await;
+                self.told(None, listed)
             }
         }
+    }
+
+    /// Says what went wrong with a frame. A key that was revoked ends the socket, whatever it was used for.
+    fn told(&mut self, id: Option<u64>, outcome: Result<(), ApiError>) -> Result<(), End> {
+        let Err(error) = outcome else { return Ok(()) };
+        self.error(id, &error);
+        if error.status == 401 { Err(End::Close(close_code::POLICY, "the key was revoked")) } else { Ok(()) }
     }
 
     fn send(&mut self, key: &str, session: String, text: String, id: u64) -> Result<(), ApiError> {
