@@ -115,6 +115,14 @@ def millrace(environment=None, config="", data=None, binary=None, prefix=()):
     server.fail("millrace did not become ready")
 
 
+def new_key(server):
+    """A key with limits of its own."""
+    body = json.dumps({"user": "figures", "label": "figures", "scopes": ["chat"]}).encode()
+    headers = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(server.base + "/v1/admin/keys", body, headers), timeout=10) as reply:
+        return json.load(reply)["key"]
+
+
 def llama_server_binary():
     return os.environ.get("MILLRACE_LLAMA_SERVER") or shutil.which("llama-server")
 
