@@ -188,6 +188,7 @@ impl Bridge {
         match self.judge(account, &event)? {
             people::Verdict::Ignore(why) => return Ok(Ingested::Ignored { why }),
             people::Verdict::Command(command) => {
+                // Boxed like the other rare path of a signed event: all events would carry its state.
                 return Box::pin(self.command(account, event, command)).await;
             }
             people::Verdict::Turn => {}

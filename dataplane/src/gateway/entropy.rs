@@ -5,8 +5,8 @@ use std::cell::RefCell;
 const DRAW: usize = 16;
 const POOL: usize = 32 * DRAW;
 
-/// Bytes of the system's generator, taken in larger pieces: a call for each event costs more than checking its
-/// signature. Of each shard; what was drawn is erased.
+/// Bytes of the system's generator, taken in larger pieces, since few events need any and all would pay for the
+/// call. Of each shard; what was drawn is erased.
 pub struct Entropy {
     /// The first `left` bytes were not drawn yet.
     pool: RefCell<(usize, [u8; POOL])>,

@@ -50,8 +50,8 @@ pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(Tcp
     net.listener_fds.borrow_mut().push(fd);
     // With epoll one loop takes all that wait, and a descriptor wakes one waiter only.
     let at_once = if monoio::utils::is_legacy() { 1 } else { ACCEPTS_AT_ONCE };
-    let (door, exhausted) = (Rc::new((listener, serve)), Rc::new(Cell::new(false)));
-    let accepts = |_| monoio::spawn(accept_each(Rc::clone(&net), Rc::clone(&door), Rc::clone(&exhausted)));
+    let (door, complained) = (Rc::new((listener, serve)), Rc::new(Cell::new(false)));
+    let accepts = |_| monoio::spawn(accept_each(Rc::clone(&net), Rc::clone(&door), Rc::clone(&complained)));
     let loops: Vec<_> = (0..at_once).map(accepts).collect();
     for each in loops {
         each.await;
@@ -59,10 +59,11 @@ pub async fn accept_loop(net: Rc<Net>, listener: TcpListener, serve: impl Fn(Tcp
     net.listener_fds.borrow_mut().retain(|known| *known != fd);
 }
 
+/// One accept after the other. `complained` is shared by the loops of a door, so that one of them logs what all meet.
 async fn accept_each<S: Fn(TcpStream, SocketAddr)>(
     net: Rc<Net>,
     door: Rc<(TcpListener, S)>,
-    exhausted: Rc<Cell<bool>>,
+    complained: Rc<Cell<bool>>,
 ) {
     let (listener, serve) = &*door;
     loop {
@@ -90,18 +91,21 @@ async fn accept_each<S: Fn(TcpStream, SocketAddr)>(
                 // The peer left between the handshake and the accept.
                 Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO) => {}
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                    if !exhausted.replace(true) {
+                    if !complained.replace(true) {
                         tracing::warn!(
                             %error, open = net.lines.len(),
                             "cannot accept: out of descriptors or memory; raise `ulimit -n`"
                         );
                     }
                     monoio::time::sleep(EXHAUSTED_PAUSE).await;
-                    exhausted.set(false);
+                    complained.set(false);
                 }
                 _ => {
-                    tracing::error!(%error, "accept failed");
+                    if !complained.replace(true) {
+                        tracing::error!(%error, "accept failed");
+                    }
                     monoio::time::sleep(EXHAUSTED_PAUSE).await;
+                    complained.set(false);
                 }
             },
         }
