@@ -17,7 +17,7 @@ use crate::forget::forget;
 use crate::layout::ctl;
 use crate::memory::Derived;
 use crate::prepare::{Prepared, prepare, prepare_with_new_keys};
-use crate::priority::prompt_thread;
+use crate::priority::commit_thread;
 use crate::reseal::Guarded;
 use crate::seal::Owner;
 use crate::store::Shared;
@@ -97,7 +97,7 @@ impl Committer {
     pub fn start(shared: Arc<Shared>, seq: u64) -> std::io::Result<Self> {
         let (sender, receiver) = bounded(QUEUE_JOBS_MAX);
         let thread = std::thread::Builder::new().name("store-commit".into()).spawn(move || {
-            prompt_thread();
+            commit_thread();
             CommitLoop { shared, seq, failed: None }.run(&receiver);
         })?;
         Ok(Self { sender: RwLock::new(Some(sender)), thread: Mutex::new(Some(thread)) })

@@ -51,7 +51,7 @@ pub use memory::{Extracted, PendingFrom, PendingMessage, PendingMessages, STATEM
 pub use memory::{RECALL_LIMIT_MAX, RELEVANCE_MIN, RecallQuery, Recalled, Why};
 pub use memory::{SPACE_TAG_BYTES_MAX, SPACE_TAGS_MAX, SpaceFilter, SpaceHit, SpaceQuery, SpaceStats};
 pub use pool::{READ_QUEUE_MAX, READ_THREADS};
-pub use priority::prompt_thread;
+pub use priority::reactor_thread;
 pub use queue::{InboxFirst, RECEIPT_TTL_MS, Receipt};
 pub use rotate::{RotateError, RotationDone};
 pub use seal::{

@@ -5,7 +5,7 @@ use crate::{fresh, percentile, show};
 use anyhow::{Context, Result};
 use millrace_proto::id::{ConversationId, TenantId};
 use millrace_proto::record::{Message, Role};
-use millrace_storage::{Batch, Store, StoreOptions, prompt_thread};
+use millrace_storage::{Batch, Store, StoreOptions, reactor_thread};
 use serde_json::json;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -49,7 +49,7 @@ pub fn measure(folder: &Path, duration: Duration) -> Result<()> {
 /// Appends for a while; how long each waited.
 pub(crate) fn run(store: &Store, duration: Duration) -> Result<Vec<Duration>> {
     // As reactors do.
-    prompt_thread();
+    reactor_thread();
     let text = "x".repeat(TEXT_BYTES);
     let conversations: Vec<ConversationId> =
         (0..WRITERS).map(|writer| ConversationId::of(TenantId::DEFAULT, &format!("writer {writer}"))).collect();

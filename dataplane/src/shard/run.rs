@@ -246,7 +246,7 @@ fn live(seat: Seat) {
         tracing::warn!(shard = index, cpu, %error, "cannot pin the shard; it runs unpinned");
     }
     // Connections wait for this thread.
-    millrace_storage::prompt_thread();
+    millrace_storage::reactor_thread();
     let report = seat.report.clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut reactor = reactor::build(seat.options.backend)?;
