@@ -47,7 +47,9 @@ impl Agent {
             return;
         }
         let op = OpId(self.id());
-        let messages = Arc::new(std::mem::take(&mut self.received));
+        // The next batch is probably as long as this one.
+        let room = Vec::with_capacity(self.received.len());
+        let messages = Arc::new(std::mem::replace(&mut self.received, room));
         self.storing.insert(op, Arc::clone(&messages));
         effects.push(Effect::Accept { op, messages, dedup_expires_ms: now_ms + self.config.dedup_ttl_ms });
     }

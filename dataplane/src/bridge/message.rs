@@ -3,6 +3,8 @@
 //! Completions of storage, engine, encoder and outbound calls do not travel here: they wait in the shard's
 //! inlet and one [`ShardMessage::Doorbell`] says so. A full mailbox therefore cannot lose a completion.
 
+use std::pin::Pin;
+
 use millrace_agent::{Arrival, Inbound, Reply, Ticket};
 use millrace_proto::api::ApiError;
 use millrace_proto::channel::ChannelKind;
@@ -10,6 +12,7 @@ use millrace_proto::id::{EffectKey, TenantId, UserId};
 use millrace_proto::record::OutboxJob;
 
 use super::state::Progress;
+use super::stream::Once;
 
 /// One message from another thread to a shard.
 #[derive(Debug)]
@@ -79,6 +82,19 @@ pub enum ShardMessage {
         progress: Progress,
     },
 }
+
+/// A channel event on its way to the disk, or what is known of it at once.
+pub enum Ingest<'a> {
+    /// It is not stored, for this reason.
+    Known(IngestResult),
+    /// Told when it is durable.
+    Storing(Once<IngestResult>),
+    /// Few events are commands: what carries one out is not kept by all of them.
+    Command(Pin<Box<dyn Future<Output = IngestResult> + 'a>>),
+}
+
+/// What became of a channel event, or why it must be sent again.
+pub type IngestResult = Result<Ingested, ApiError>;
 
 /// What became of a channel event. The platform gets the same success for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,19 +40,19 @@ use millrace_proto::toolcall::CallSyntax;
 
 pub use answers::Answers;
 pub use ladder::Patience;
-pub use message::{Ingested, ShardMessage};
+pub use message::{Ingest, IngestResult, Ingested, ShardMessage};
 pub use pace::Pace;
 pub use people::Registry;
 pub use prompt::ModelPrompter;
 pub use state::Progress;
-pub use stream::{StreamEvent, TokenStream};
+pub use stream::{Once, StreamEvent, TokenStream};
 pub use views::{ContextView, FactView, MessageView};
 
 use crate::gateway::Principal;
 use crate::obs::Rung;
 use crate::shard::Shared;
 use state::{State, Waiter};
-use stream::{Once, Origin, StreamSender};
+use stream::{Origin, StreamSender};
 
 /// The bridge of one shard.
 pub struct Bridge {
@@ -183,28 +183,32 @@ impl Bridge {
         Ok(Answers::from(stream).reduced(rung, None))
     }
 
-    /// Stores a channel event and returns when it is durable. Two copies of an event have one effect.
-    pub async fn ingest(&self, account: &Account, event: InboundEvent) -> Result<Ingested, ApiError> {
-        match self.judge(account, &event)? {
-            people::Verdict::Ignore(why) => return Ok(Ingested::Ignored { why }),
-            people::Verdict::Command(command) => {
-                // Boxed like the other rare path of a signed event: all events would carry its state.
-                return Box::pin(self.command(account, event, command)).await;
+    /// Begins to store a channel event. Two copies of an event have one effect.
+    pub fn ingest<'a>(&'a self, account: &'a Account, event: InboundEvent) -> Ingest<'a> {
+        match self.judge(account, &event) {
+            Ok(people::Verdict::Turn) => {}
+            Ok(people::Verdict::Ignore(why)) => return Ingest::Known(Ok(Ingested::Ignored { why })),
+            Ok(people::Verdict::Command(command)) => {
+                return Ingest::Command(Box::pin(self.command(account, event, command)));
             }
-            people::Verdict::Turn => {}
+            Err(error) => return Ingest::Known(Err(error)),
         }
+        let waiter = Once::default();
+        match self.send_event(account, event, &waiter) {
+            Ok(()) => Ingest::Storing(waiter),
+            Err(error) => Ingest::Known(Err(error)),
+        }
+    }
+
+    fn send_event(&self, account: &Account, event: InboundEvent, waiter: &Once<IngestResult>) -> Result<(), ApiError> {
         let user = people::user_of(account, &event.user);
         let person = self.shared.people.person(&self.shared.store, account.tenant, user).map_err(|error| {
             tracing::error!(%error, "the links of a user cannot be read");
             errors::storage_error(&millrace_agent::Fault::Io(String::new()))
         })?;
-        let waiter: Once<Result<Ingested, ApiError>> = Once::default();
-        {
-            let mut state = self.state.borrow_mut();
-            let ticket = state.open_ticket(Waiter::Ingest(waiter.clone()))?;
-            state.send_ingest(inbound(account, event, person, ticket))?;
-        }
-        waiter.await
+        let mut state = self.state.borrow_mut();
+        let ticket = state.open_ticket(Waiter::Ingest(waiter.clone()))?;
+        state.send_ingest(inbound(account, event, person, ticket))
     }
 
     /// Waits until the fetch of a platform's keys has ended; false when none runs. The end of a fetch is
@@ -305,16 +309,16 @@ fn conversation_key(principal: &Principal, session: &str) -> ConversationKey {
 /// The conversation that an event belongs to: a chat, or a thread in it.
 fn channel_key(account: &Account, event: &InboundEvent) -> ConversationKey {
     // Lengths again: a chat id may contain the separator.
-    let unique = format!(
-        "channel:{}:{}:{}:{}:{}:{}",
-        account.kind,
-        account.name.len(),
-        account.name,
-        event.chat.len(),
-        event.chat,
-        event.thread.as_deref().unwrap_or_default()
-    );
-    ConversationKey { tenant: account.tenant, conversation: ConversationId::of(account.tenant, &unique) }
+    let unique = [
+        "channel",
+        account.kind.as_str(),
+        &account.name.len().to_string(),
+        &account.name,
+        &event.chat.len().to_string(),
+        &event.chat,
+        event.thread.as_deref().unwrap_or_default(),
+    ];
+    ConversationKey { tenant: account.tenant, conversation: ConversationId::of(account.tenant, &unique.join(":")) }
 }
 
 /// A channel event as a message of the person who sent it.
@@ -340,5 +344,5 @@ fn inbound(account: &Account, event: InboundEvent, person: UserId, ticket: Ticke
         deadline_ms: 0,
         attempt: 0,
     };
-    Inbound { record, dedup_scope: format!("{channel}/{}", account.name), ticket }
+    Inbound { record, dedup_scope: [channel, "/", &account.name].concat(), ticket }
 }

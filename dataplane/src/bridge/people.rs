@@ -101,7 +101,8 @@ fn chat_name(account: &Account, event: &InboundEvent) -> String {
 /// access to anybody else's memory.
 pub(super) fn user_of(account: &Account, user: &str) -> UserId {
     let channel = account.kind.as_str();
-    UserId::of(account.tenant, &format!("channel:{channel}:{}:{}:{user}", account.name.len(), account.name))
+    let length = account.name.len().to_string();
+    UserId::of(account.tenant, &["channel:", channel, ":", &length, ":", &account.name, ":", user].concat())
 }
 
 impl Bridge {

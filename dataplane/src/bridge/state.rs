@@ -19,7 +19,7 @@ use millrace_storage::{Batch, CommitError, InboxFirst, RELEVANCE_MIN, RecallQuer
 use super::errors::{storage_error, turn_error};
 use super::inlet::{Completion, Inlet};
 use super::ladder::Voice;
-use super::message::{Ingested, ShardMessage};
+use super::message::{IngestResult, Ingested, ShardMessage};
 use super::prompt::ModelPrompter;
 use super::stream::{Once, Origin, StreamEvent, StreamSender};
 use super::translate::{TICKET_SHARD_SHIFT, accept_batch, agent_config, batch_of, fault, shard_of};
@@ -51,7 +51,7 @@ const CLOCK_JUMP_MS: u64 = 5_000;
 /// Who waits on this shard.
 pub(super) enum Waiter {
     Stream(StreamSender),
-    Ingest(Once<Result<Ingested, ApiError>>),
+    Ingest(Once<IngestResult>),
     Resubmit(Once<Result<(), ApiError>>),
     Progress(Once<Progress>),
 }
@@ -95,6 +95,8 @@ pub(super) struct State {
     pub agent: Agent,
     pub delivery: Delivery,
     events: VecDeque<Event>,
+    /// Empty between two events: its memory is used again.
+    effects: Vec<Effect>,
     waiters: HashMap<Ticket, Waiter>,
     pub runs: HashMap<u64, Run>,
     agent_runs: HashMap<RunId, u64>,
@@ -147,6 +149,7 @@ impl State {
             agent,
             delivery,
             events: VecDeque::new(),
+            effects: Vec::new(),
             waiters: HashMap::new(),
             runs: HashMap::new(),
             agent_runs: HashMap::new(),
@@ -344,7 +347,7 @@ impl State {
 
     /// Steps the agent until nothing is left to do at once.
     pub fn drive(&mut self) {
-        let mut effects = Vec::new();
+        let mut effects = std::mem::take(&mut self.effects);
         while let Some(event) = self.events.pop_front() {
             let now_ms = self.clock.now_ms();
             self.agent.step(event, now_ms, &mut effects);
@@ -352,6 +355,7 @@ impl State {
                 self.carry_out(effect, now_ms);
             }
         }
+        self.effects = effects;
     }
 
     fn carry_out(&mut self, effect: Effect, now_ms: u64) {

@@ -181,7 +181,7 @@ fn keep_waker(slot: &mut Option<Waker>, context: &Context<'_>) {
 }
 
 /// A place for one value and the one who waits for it.
-pub(super) struct Once<T>(Rc<RefCell<(Option<T>, Option<Waker>)>>);
+pub struct Once<T>(Rc<RefCell<(Option<T>, Option<Waker>)>>);
 
 impl<T> Clone for Once<T> {
     fn clone(&self) -> Self {
@@ -196,7 +196,7 @@ impl<T> Default for Once<T> {
 }
 
 impl<T> Once<T> {
-    pub fn put(&self, value: T) {
+    pub(super) fn put(&self, value: T) {
         let mut slot = self.0.borrow_mut();
         slot.0 = Some(value);
         if let Some(waker) = slot.1.take() {

@@ -5,9 +5,11 @@
 //! durable: what is acknowledged here is never lost.
 
 use std::cell::Cell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::vec::IntoIter;
 
 use millrace_proto::channel::{
     self, Account, Ambient, Answer, ChannelKind, Decoded, EventKind, InboundEvent, Incoming, OutboundCall, Reject,
@@ -19,7 +21,7 @@ use millrace_storage::crash;
 
 use super::routes::{self, Row, Segments};
 use super::{Gateway, unix_ms};
-use crate::bridge::Ingested;
+use crate::bridge::{Ingest, Ingested};
 use crate::net::{Refused, Request, Response};
 use crate::obs::{ChannelOutcome, Rejection};
 
@@ -31,8 +33,26 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 /// the set.
 const VERIFICATIONS_MAX: usize = 3;
 
+/// What was found out about a request before its body was read.
+pub struct Hook {
+    pub account: Arc<Account>,
+    /// Held until the answer is made.
+    _large_body: Option<LargeBody>,
+}
+
+/// What is to be done for a request.
+enum Step<'a> {
+    Answer(Response),
+    /// Few requests wait for anything but the disk. What those few keep meanwhile is not carried by all.
+    Later(Pin<Box<dyn Future<Output = Response> + 'a>>),
+    Store {
+        events: IntoIter<InboundEvent>,
+        ack: Answer,
+    },
+}
+
 /// A place for one long body.
-pub struct LargeBody(Rc<Cell<usize>>);
+struct LargeBody(Rc<Cell<usize>>);
 
 impl LargeBody {
     fn take(places: &Rc<Cell<usize>>) -> Option<Self> {
@@ -50,7 +70,7 @@ impl Drop for LargeBody {
 
 impl Gateway {
     /// The cap of a request's body by its channel, before anything of it is read.
-    pub(super) fn admit_hook(&self, head: &RequestHead, row: &Row) -> Result<(usize, Option<LargeBody>), Refused> {
+    pub(super) fn admit_hook(&self, head: &RequestHead, row: &Row) -> Result<(usize, Hook), Refused> {
         let refused = |response: Response| Refused { response, metric: row.metric };
         let account = self.hook_account(row, head.path()).ok_or_else(|| refused(plain(404)))?;
         let cap = account.kind.spec().body_bytes_max.min(row.body_bytes_max);
@@ -65,10 +85,10 @@ impl Gateway {
             return Err(refused(plain(413).closing()));
         }
         if length <= WEBHOOK_BODY_BYTES_MAX {
-            return Ok((cap, None));
+            return Ok((cap, Hook { account, _large_body: None }));
         }
         match LargeBody::take(&self.large_bodies) {
-            Some(place) => Ok((cap, Some(place))),
+            Some(place) => Ok((cap, Hook { account, _large_body: Some(place) })),
             None => {
                 self.net.metrics().channel(account.kind, ChannelOutcome::Overloaded);
                 Err(refused(come_back().closing()))
@@ -76,21 +96,72 @@ impl Gateway {
         }
     }
 
-    pub(super) async fn hook(&self, request: &Request<'_>, row: &Row) -> Response {
+    pub(super) async fn hook(&self, account: &Account, request: &Request<'_>) -> Response {
         let started = Instant::now();
-        let Some(account) = self.hook_account(row, request.head.path()) else { return plain(404) };
-        let account = &*account;
-        match self.decode(account, request).await {
+        let step = match self.decode(account, request) {
+            Err(Reject::KeysNeeded { url, unknown_key }) => {
+                Step::Later(Box::pin(self.when_keys_came(account, request, url, unknown_key, started)))
+            }
+            decoded => self.act(account, decoded),
+        };
+        self.finish(account, step, started).await
+    }
+
+    /// Verifies and reads a request with the keys that are at hand.
+    fn decode(&self, account: &Account, request: &Request<'_>) -> Result<Decoded, Reject> {
+        let headers = request.head.header_pairs();
+        let incoming = Incoming {
+            method: request.head.method.as_str(),
+            path: request.head.path(),
+            query: request.head.query().unwrap_or_default(),
+            headers: &headers,
+            body: request.body,
+        };
+        let entropy = self.entropy.draw().ok_or(Reject::Misconfigured("no random numbers"))?;
+        let keys = self.shared.platforms.keys_of(account);
+        channel::decode(account, &incoming, &Ambient { now_s: unix_ms() / 1_000, keys: &keys, entropy })
+    }
+
+    /// Verifies again when the platform's keys have come.
+    async fn when_keys_came(
+        &self,
+        account: &Account,
+        request: &Request<'_>,
+        mut url: String,
+        mut unknown_key: bool,
+        started: Instant,
+    ) -> Response {
+        for _ in 1..VERIFICATIONS_MAX {
+            // A fetch that ended between the look at the keys and this question is not waited for: one more look.
+            let nothing_comes = !self.bridge.keys_came(account, &url, unknown_key).await;
+            match self.decode(account, request) {
+                Err(Reject::KeysNeeded { url: other, unknown_key: unknown }) => {
+                    (url, unknown_key) = (other, unknown);
+                    if nothing_comes {
+                        break;
+                    }
+                }
+                decoded => {
+                    let step = self.act(account, decoded);
+                    return self.finish(account, step, started).await;
+                }
+            }
+        }
+        self.refused(account, &Reject::KeysNeeded { url, unknown_key })
+    }
+
+    /// What follows from a request that was read, or not.
+    fn act<'a>(&'a self, account: &'a Account, decoded: Result<Decoded, Reject>) -> Step<'a> {
+        Step::Answer(match decoded {
             Ok(Decoded::Events { mut events, .. }) if events[0].kind == EventKind::StreamPoll => {
-                // Few requests are of this kind: all of them would carry its timer, which is large.
-                Box::pin(self.tell_progress(account, events.swap_remove(0))).await
+                return Step::Later(Box::pin(self.tell_progress(account, events.swap_remove(0))));
             }
             Ok(Decoded::Events { .. }) if self.channel_is_full(account) => {
                 self.net.metrics().rejected(Rejection::RateLimited);
                 self.net.metrics().channel(account.kind, ChannelOutcome::Overloaded);
                 plain(429).header("retry-after", RETRY_AFTER_S.to_string())
             }
-            Ok(Decoded::Events { events, ack }) => self.ingest(account, events, ack, started).await,
+            Ok(Decoded::Events { events, ack }) => return Step::Store { events: events.into_iter(), ack },
             Ok(Decoded::Handshake(answer)) => {
                 self.net.metrics().channel(account.kind, ChannelOutcome::Handshake);
                 respond(answer)
@@ -100,43 +171,22 @@ impl Gateway {
                 respond(ack)
             }
             Ok(Decoded::Confirm { call, answer }) => self.confirm(account, call, answer),
-            Err(reject) => {
-                self.refuse_event(account, &reject);
-                let mut response = respond(reject.answer(account.kind));
-                if response.status == 503 {
-                    response = response.header("retry-after", RETRY_AFTER_S.to_string());
-                }
-                response
-            }
+            Err(reject) => self.refused(account, &reject),
+        })
+    }
+
+    async fn finish(&self, account: &Account, step: Step<'_>, started: Instant) -> Response {
+        match step {
+            Step::Answer(response) => response,
+            Step::Later(response) => response.await,
+            Step::Store { events, ack } => self.store(account, events, ack, started).await,
         }
     }
 
-    /// Verifies and reads a request, waiting for the platform's keys when they are not at hand.
-    async fn decode(&self, account: &Account, request: &Request<'_>) -> Result<Decoded, Reject> {
-        let headers = request.head.header_pairs();
-        let incoming = Incoming {
-            method: request.head.method.as_str(),
-            path: request.head.path(),
-            query: request.head.query().unwrap_or_default(),
-            headers: &headers,
-            body: request.body,
-        };
-        let platforms = &self.shared.platforms;
-        let mut last = Reject::Misconfigured("no random numbers");
-        let mut nothing_comes = false;
-        for _ in 0..VERIFICATIONS_MAX {
-            let Some(entropy) = self.entropy.draw() else { return Err(last) };
-            let ambient = Ambient { now_s: unix_ms() / 1_000, keys: &platforms.keys_of(account), entropy };
-            let decoded = channel::decode(account, &incoming, &ambient);
-            let Err(Reject::KeysNeeded { url, unknown_key }) = decoded else { return decoded };
-            if nothing_comes {
-                return Err(Reject::KeysNeeded { url, unknown_key });
-            }
-            // A fetch that ended between the look at the keys and this question is not waited for: one more look.
-            nothing_comes = !self.bridge.keys_came(account, &url, unknown_key).await;
-            last = Reject::KeysNeeded { url, unknown_key };
-        }
-        Err(last)
+    fn refused(&self, account: &Account, reject: &Reject) -> Response {
+        self.refuse_event(account, reject);
+        let response = respond(reject.answer(account.kind));
+        if response.status == 503 { response.header("retry-after", RETRY_AFTER_S.to_string()) } else { response }
     }
 
     fn confirm(&self, account: &Account, call: OutboundCall, answer: Answer) -> Response {
@@ -181,12 +231,21 @@ impl Gateway {
 
     /// Stores the events in their order. All of them are durable before the platform hears of success; a
     /// repetition after a failure half-way meets the dedup keys of those that were stored.
-    async fn ingest(&self, account: &Account, events: Vec<InboundEvent>, ack: Answer, started: Instant) -> Response {
+    async fn store(&self, account: &Account, mut events: IntoIter<InboundEvent>, ack: Answer, started: Instant) -> Response {
         let metrics = self.net.metrics();
         let mut promised = false;
-        for event in events {
+        let mut next = || {
+            let event = events.next()?;
             promised |= event.stream.is_some();
-            match self.bridge.ingest(account, event).await {
+            Some((self.bridge.ingest(account, event), promised))
+        };
+        while let Some((ingest, promised)) = next() {
+            let stored = match ingest {
+                Ingest::Known(result) => result,
+                Ingest::Storing(waiter) => waiter.await,
+                Ingest::Command(outcome) => outcome.await,
+            };
+            match stored {
                 Ok(Ingested::Accepted) => {
                     metrics.webhook_accepted(started.elapsed());
                     metrics.channel(account.kind, ChannelOutcome::Accepted);

@@ -79,8 +79,8 @@ pub struct Gateway {
 pub struct Plan {
     row: &'static Row,
     caller: Caller,
-    /// Held until the answer is made.
-    _large_body: Option<hook::LargeBody>,
+    /// For events of channels.
+    hook: Option<hook::Hook>,
 }
 
 /// Who calls, as far as `admit` could find out without waiting.
@@ -468,8 +468,8 @@ impl Service for Gateway {
             let error = ApiError::bad_request("unexpected_body", format!("{method} {path} takes no body."));
             return Err(self.refuse(&error, row.metric, head));
         }
-        let (body_bytes_max, large_body) = match row.endpoint {
-            Endpoint::Hook => self.admit_hook(head, row)?,
+        let (body_bytes_max, hook) = match row.endpoint {
+            Endpoint::Hook => self.admit_hook(head, row).map(|(cap, hook)| (cap, Some(hook)))?,
             _ => (row.body_bytes_max, None),
         };
         let immediate = matches!(
@@ -485,7 +485,7 @@ impl Service for Gateway {
                 | Endpoint::OauthMetadata
         ) && !matches!(caller, Caller::Waiting(_));
         Ok(Admitted {
-            plan: Plan { row, caller, _large_body: large_body },
+            plan: Plan { row, caller, hook },
             metric: row.metric,
             body_bytes_max,
             cancel_on_leave: row.cancel_on_leave,
@@ -506,15 +506,16 @@ impl Service for Gateway {
         if self.overload.crowded(&self.net) {
             out.close_after();
         }
+        if let Some(hook) = &plan.hook {
+            // Boxed: the idle connection should not carry the handler's state.
+            let response = Box::pin(self.hook(&hook.account, &request)).await;
+            out.respond(response);
+            return Next::Continue;
+        }
         match (plan.row.endpoint, &principal) {
             (Endpoint::Healthz, _) => out.respond(self.healthz()),
             (Endpoint::Readyz, _) => out.respond(self.readyz()),
             (Endpoint::ConsoleIndex | Endpoint::ConsoleAsset, _) => out.respond(console::asset(request.head.path())),
-            (Endpoint::Hook, _) => {
-                // Boxed: the idle connection should not carry the largest handler's state.
-                let response = Box::pin(self.hook(&request, plan.row)).await;
-                out.respond(response);
-            }
             (Endpoint::OauthKeys, _) => out.respond(self.oauth_keys()),
             (Endpoint::OauthMetadata, _) => out.respond(self.oauth_metadata()),
             (endpoint @ (Endpoint::OauthToken | Endpoint::OauthIntrospect | Endpoint::OauthRevoke), _) => {

@@ -50,7 +50,7 @@ impl Platform for Adapter {
         proof::fresh(request, timestamp, Clock::Seconds)?;
         proof::header_mac(request, "x-slack-signature", |secret| {
             let mac = digest::hmac_sha256(secret, &[b"v0:", timestamp, b":", request.incoming.body]);
-            format!("v0={}", digest::hex(&mac))
+            ["v0=", &digest::hex(&mac)].concat()
         })?;
         Ok(Cow::Borrowed(request.incoming.body))
     }

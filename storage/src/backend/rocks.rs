@@ -57,6 +57,9 @@ pub struct RocksBackend {
     path: PathBuf,
     cache: Cache,
     buffers_bytes: usize,
+    /// For reads of single rows, anywhere and in memory only: making them anew costs as much as a look at a memtable.
+    anywhere: ReadOptions,
+    in_memory: ReadOptions,
     /// `None` only between closing and reopening in `recover`, or after a reopen failed.
     db: RwLock<Option<DB>>,
 }
@@ -68,7 +71,14 @@ impl RocksBackend {
         let cache = Cache::new_lru_cache(cache_bytes.max(1 << 20));
         let buffers_bytes = cache_bytes.clamp(*WRITE_BUFFERS_BYTES.start(), *WRITE_BUFFERS_BYTES.end());
         let db = open_patiently(path, &cache, buffers_bytes)?;
-        Ok(Self { path: path.to_owned(), cache, buffers_bytes, db: RwLock::new(Some(db)) })
+        Ok(Self {
+            path: path.to_owned(),
+            cache,
+            buffers_bytes,
+            anywhere: ReadOptions::default(),
+            in_memory: in_memory(),
+            db: RwLock::new(Some(db)),
+        })
     }
 
     fn read(&self) -> Result<OpenDb<'_>, KvError> {
@@ -264,7 +274,7 @@ fn walk(
 impl KvStore for RocksBackend {
     fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
         let db = self.read()?;
-        db.get_cf(family(&db, cf), key).map_err(kv_error)
+        db.get_cf_opt(family(&db, cf), key, &self.anywhere).map_err(kv_error)
     }
 
     fn multi_get(&self, cf: Cf, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, KvError> {
@@ -280,7 +290,7 @@ impl KvStore for RocksBackend {
 
     fn get_here(&self, cf: Cf, key: &[u8]) -> Result<Here<Option<Vec<u8>>>, KvError> {
         let Here::Found(db) = self.read_here()? else { return Ok(Here::Elsewhere) };
-        here(db.get_cf_opt(family(&db, cf), key, &in_memory()))
+        here(db.get_cf_opt(family(&db, cf), key, &self.in_memory))
     }
 
     fn scan_here(&self, cf: Cf, range: ScanRange<'_>, each: Visit<'_>) -> Result<Here<()>, KvError> {
