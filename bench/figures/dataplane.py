@@ -47,6 +47,20 @@ def nginx():
     return server
 
 
+def axum():
+    """axum on one thread on the server's core, built at its first use; nothing where it cannot be built."""
+    folder = Path(os.environ["MILLRACE_BIN"]).parent.parent / "axum-peer"
+    manifest = Path(__file__).resolve().parents[1] / "peers/axum/Cargo.toml"
+    build = ["cargo", "build", "--quiet", "--release", "--locked", "--manifest-path", str(manifest), "--target-dir", str(folder)]
+    if subprocess.run(build, env={**os.environ, "CARGO_TARGET_DIR": str(folder)}).returncode != 0:
+        return None
+    address = f"127.0.0.1:{servers.free_port()}"
+    server = servers.Server([*ON_SERVER_CORE, str(folder / "release/axum-peer"), address, PAGE], base=f"http://{address}")
+    server.drain_output()
+    servers.wait_healthy(server, server.base)
+    return server
+
+
 def wrk(url, key, connections, seconds):
     """Requests made, and the 99th percentile in microseconds."""
     command = [*ON_CLIENT_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-H", f"Authorization: Bearer {key}", url]
@@ -68,29 +82,38 @@ def children_cpu_s(parent):
 
 
 def h1(show, wanted, repeat):
-    """A list of models over kept-alive HTTP/1.1, through router, key, limits and metrics; rounds take turns with nginx."""
-    names = [f"dataplane.h1.c{connections}.{what}" for connections in (64, 1000) for what in ("cpu_us", "p99_us")]
+    """A list of models over kept-alive HTTP/1.1, through router, key, limits and metrics; rounds take turns with nginx and
+    axum, which answer with a page from memory."""
+    whats = ("cpu_us", "p99_us", "vs_nginx", "vs_axum")
+    names = [f"dataplane.h1.c{connections}.{what}" for connections in (64, 1000) for what in whats]
     if not wanted(*names) or not shutil.which("wrk"):
         return
-    peers = [(one_core(), "/v1/models", None)]
+    peers = {"ours": one_core()}
     if shutil.which("nginx"):
-        peers.append((nginx(), "/", True))
+        peers["nginx"] = nginx()
+    if server := axum():
+        peers["axum"] = server
     try:
-        for connections, goal in ((64, 7), (1000, 8)):
-            rounds = [[] for _ in peers]
+        for connections, goal, axum_goal in ((64, 7, 1.25), (1000, 8, 1.6)):
+            rounds = {name: [] for name in peers}
             for _ in range(repeat):
-                for at, (server, path, is_nginx) in enumerate(peers):
-                    cpu = (lambda: children_cpu_s(server.process.pid)) if is_nginx else server.cpu_s
-                    wrk(server.base + path, server.key, connections, 1)
+                for name, server in peers.items():
+                    cpu = (lambda: children_cpu_s(server.process.pid)) if name == "nginx" else server.cpu_s
+                    url = server.base + ("/v1/models" if name == "ours" else "/")
+                    wrk(url, server.key, connections, 1)
                     before = cpu()
-                    count, p99 = wrk(server.base + path, server.key, connections, 3)
-                    rounds[at].append(((cpu() - before) / count * 1e6, p99))
-            ours, *others = [[statistics.median(column) for column in zip(*runs)] for runs in rounds]
-            peer = others[0] if others else (None, None)
-            show(f"dataplane.h1.c{connections}.cpu_us", ours[0], "us", goal, peer[0], LOWER)
-            show(f"dataplane.h1.c{connections}.p99_us", ours[1], "us", None, peer[1], LOWER)
+                    count, p99 = wrk(url, server.key, connections, 3)
+                    rounds[name].append(((cpu() - before) / count * 1e6, p99))
+            cpu_us, p99_us = ({name: statistics.median(run[at] for run in runs) for name, runs in rounds.items()} for at in (0, 1))
+            show(f"dataplane.h1.c{connections}.cpu_us", cpu_us["ours"], "us", goal, cpu_us.get("nginx"), LOWER)
+            show(f"dataplane.h1.c{connections}.p99_us", p99_us["ours"], "us", None, p99_us.get("nginx"), LOWER)
+            for name, lead in (("nginx", 1.15), ("axum", axum_goal)):
+                if name in peers:
+                    # Time of a core for each request, theirs over ours.
+                    show(f"dataplane.h1.c{connections}.vs_{name}", cpu_us[name] / cpu_us["ours"], "x", lead)
+                    show(f"dataplane.h1.c{connections}.p99_us_{name}", p99_us[name], "us", None, better=LOWER)
     finally:
-        for server, *_ in peers:
+        for server in peers.values():
             server.__exit__()
 
 

@@ -98,7 +98,7 @@ impl Committer {
         let (sender, receiver) = bounded(QUEUE_JOBS_MAX);
         let thread = std::thread::Builder::new().name("store-commit".into()).spawn(move || {
             commit_thread();
-            CommitLoop { shared, seq, failed: None }.run(&receiver);
+            CommitLoop { shared, seq, ops: Vec::new(), waiting: Vec::new(), failed: None }.run(&receiver);
         })?;
         Ok(Self { sender: RwLock::new(Some(sender)), thread: Mutex::new(Some(thread)) })
     }
@@ -179,6 +179,9 @@ impl Committer {
 struct CommitLoop {
     shared: Arc<Shared>,
     seq: u64,
+    /// Rows of a group and who waits for it, empty between two groups: their memory is used again.
+    ops: Vec<KvOp>,
+    waiting: Vec<Done>,
     failed: Option<(KvError, Instant)>,
 }
 
@@ -205,10 +208,9 @@ impl CommitLoop {
     }
 
     fn group(&mut self, first: Job, jobs: &Receiver<Job>) {
-        let mut ops = Vec::new();
+        let (mut ops, mut waiting) = (std::mem::take(&mut self.ops), std::mem::take(&mut self.waiting));
         let mut derived = Vec::new();
         let mut guarded = Vec::new();
-        let mut waiting: Vec<Done> = Vec::new();
         let mut forget = None;
         let (mut bytes, mut count) = (0, 0);
         let seq = self.seq + 1;
@@ -249,8 +251,10 @@ impl CommitLoop {
                 unchanged.extend(writes);
             }
             ops.extend(unchanged);
-            self.write(seq, ops, derived, waiting);
+            self.write(seq, &mut ops, derived, &mut waiting);
         }
+        ops.clear();
+        (self.ops, self.waiting) = (ops, waiting);
         if let Some((owner, done)) = forget {
             self.forget(owner, done);
         }
@@ -301,7 +305,7 @@ impl CommitLoop {
         }
     }
 
-    fn write(&mut self, seq: u64, mut ops: Vec<KvOp>, derived: Vec<Derived>, waiting: Vec<Done>) {
+    fn write(&mut self, seq: u64, ops: &mut Vec<KvOp>, derived: Vec<Derived>, waiting: &mut Vec<Done>) {
         let stats = &self.shared.stats;
         ops.push(KvOp::Put(Cf::Ctl, ctl::SEQ.to_vec(), seq.to_be_bytes().to_vec()));
         let started = Instant::now();
@@ -309,7 +313,7 @@ impl CommitLoop {
             Some((error, _)) => Err(error.clone()),
             None => {
                 crash::point("commit.before_write");
-                let applied = self.shared.kv.apply(&ops, true);
+                let applied = self.shared.kv.apply(ops, true);
                 crash::point("commit.after_write");
                 applied
             }
@@ -327,7 +331,7 @@ impl CommitLoop {
                 self.seq = seq;
                 // Before `done`: whoever was answered finds what was written.
                 self.shared.memory.applied(&self.shared, seq, derived);
-                for done in waiting {
+                for done in waiting.drain(..) {
                     finish(done, Ok(seq));
                 }
             }
@@ -338,7 +342,7 @@ impl CommitLoop {
                 if self.failed.is_none() {
                     self.note_failure(error.clone());
                 }
-                for done in waiting {
+                for done in waiting.drain(..) {
                     finish(done, Err(error.clone().into()));
                 }
             }
