@@ -3,6 +3,10 @@
 //!
 //! `bench/figures/storage.py` runs it and sets peers beside it.
 
+/// The heap of the product: the store is measured as it runs there.
+#[global_allocator]
+static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 mod ann;
 mod append;
 mod backup;
