@@ -5,6 +5,7 @@ use millrace_proto::http1::{BodyDecoder, ResponseHead, parse_response};
 use std::cell::RefCell;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 /// Bodies above this are a fault of the server.
@@ -32,13 +33,16 @@ pub struct Connections {
     target: Target,
     reuse: bool,
     idle: RefCell<Vec<TcpStream>>,
+    /// One for each connection that may be in use.
+    places: Option<Semaphore>,
     reconnects: RefCell<u64>,
 }
 
 impl Connections {
-    /// Connections to `target`; kept alive if `reuse`.
-    pub fn new(target: Target, reuse: bool) -> Self {
-        Self { target, reuse, idle: RefCell::new(Vec::new()), reconnects: RefCell::new(0) }
+    /// Connections to `target`, no more than `max` in use at once; kept alive if `reuse`.
+    pub fn new(target: Target, reuse: bool, max: Option<u32>) -> Self {
+        let places = max.map(|max| Semaphore::new(max as usize));
+        Self { target, reuse, idle: RefCell::new(Vec::new()), places, reconnects: RefCell::new(0) }
     }
 
     /// Idle connections that the server had closed when they were needed.
@@ -53,6 +57,10 @@ impl Connections {
         request: &[u8],
         body: &mut dyn FnMut(u16, &[u8], Instant),
     ) -> Result<ResponseHead, Failure> {
+        let _place = match &self.places {
+            Some(places) => Some(places.acquire().await.expect("the places are never closed")),
+            None => None,
+        };
         let kept = self.idle.borrow_mut().pop();
         if let Some(stream) = kept {
             match self.attempt(stream, request, body).await {
@@ -81,18 +89,16 @@ impl Connections {
     ) -> Result<ResponseHead, Attempt> {
         let cut = |detail: String| Attempt::Unanswered(Failure::new("connection cut", detail));
         stream.write_all(request).await.map_err(|error| cut(error.to_string()))?;
-        let mut bytes = Vec::new();
-        let mut piece = vec![0; READ_BYTES];
+        let mut bytes = Vec::with_capacity(READ_BYTES);
         let (head, read_at) = loop {
-            let count = stream.read(&mut piece).await.map_err(|error| cut(error.to_string()))?;
+            let count = stream.read_buf(&mut bytes).await.map_err(|error| cut(error.to_string()))?;
             let read_at = Instant::now();
-            if count == 0 && bytes.is_empty() {
+            if bytes.is_empty() {
                 return Err(cut("closed before an answer".to_owned()));
             }
             if count == 0 {
                 return Err(Attempt::Failed(Failure::new("connection cut", "closed inside the head of the answer")));
             }
-            bytes.extend_from_slice(&piece[..count]);
             match parse_response(&bytes) {
                 Ok(Some(head)) if head.status == 100 => drop(bytes.drain(..head.head_bytes)),
                 Ok(Some(head)) => break (head, read_at),
@@ -119,7 +125,6 @@ impl Connections {
         let malformed = |reason: &str| Failure::new("malformed answer", reason);
         let mut decoder = BodyDecoder::new(head.framing, BODY_BYTES_MAX).map_err(|error| malformed(error.reason))?;
         let mut decoded = Vec::new();
-        let mut piece = vec![0; READ_BYTES];
         bytes.drain(..head.head_bytes);
         loop {
             decoded.clear();
@@ -130,8 +135,9 @@ impl Connections {
             if decoder.is_done() {
                 return Ok(progress.consumed == bytes.len());
             }
+            bytes.clear();
             let count =
-                stream.read(&mut piece).await.map_err(|error| Failure::new("connection cut", error.to_string()))?;
+                stream.read_buf(&mut bytes).await.map_err(|error| Failure::new("connection cut", error.to_string()))?;
             read_at = Instant::now();
             if count == 0 {
                 return match decoder.done_at_close() {
@@ -139,8 +145,6 @@ impl Connections {
                     false => Err(Failure::new("connection cut", "closed inside the body of the answer")),
                 };
             }
-            bytes.clear();
-            bytes.extend_from_slice(&piece[..count]);
         }
     }
 }

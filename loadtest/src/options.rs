@@ -75,6 +75,10 @@ pub struct Options {
     /// Requests under way at once; an arrival above it fails at once and is counted as such.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub in_flight_max: u32,
+    /// Connections at once. A request waits for one when all are in use, and that counts as its time: so do senders with a
+    /// pool, and a server that stalled is not flooded with new connections. [default: as many as requests are under way]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connections_max: Option<u32>,
     /// Open a fresh connection for each request instead of keeping connections alive.
     #[arg(long)]
     pub fresh_connections: bool,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::task::LocalSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// How often the lag of the thread is probed.
@@ -29,7 +29,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         .map_err(|error| anyhow::anyhow!("no server answers at {} ({error}); start it first", options.target))?;
     let start = Instant::now();
     let load = Rc::new(Load {
-        connections: Connections::new(target, !options.fresh_connections),
+        connections: Connections::new(target, !options.fresh_connections, options.connections_max),
         workload,
         stats: RefCell::default(),
         in_flight: Cell::new(0),
@@ -68,7 +68,7 @@ struct Load {
 async fn open_loop(load: &Rc<Load>) {
     let options = &load.options;
     let schedule = Schedule::new(options.arrivals, options.rate, options.seed).take_while(|at| *at < options.duration);
-    let mut tasks = Vec::new();
+    let mut tasks = JoinSet::new();
     for (n, at) in (0..options.requests.unwrap_or(u64::MAX)).zip(schedule) {
         let intended = load.start + at;
         sleep_until(intended).await;
@@ -82,14 +82,17 @@ async fn open_loop(load: &Rc<Load>) {
         }
         load.in_flight.set(load.in_flight.get() + 1);
         let load = Rc::clone(load);
-        tasks.push(tokio::task::spawn_local(async move {
+        tasks.spawn_local(async move {
             one(&load, n, intended).await;
             load.in_flight.set(load.in_flight.get() - 1);
-        }));
-        tasks.retain(|task| !task.is_finished());
+        });
+        // What has ended is forgotten at once; looking through all that is under way would make a stall longer.
+        while let Some(ended) = tasks.try_join_next() {
+            ended.expect("a request task does not panic");
+        }
     }
-    for task in tasks {
-        task.await.expect("a request task does not panic");
+    while let Some(ended) = tasks.join_next().await {
+        ended.expect("a request task does not panic");
     }
 }
 
