@@ -248,6 +248,23 @@ fn warm_up_is_left_out_and_the_limit_of_requests_in_flight_is_reported() {
     assert!(!report.valid && report.errors["in-flight limit"] >= 40, "{report}");
 }
 
+#[test]
+fn requests_wait_for_one_of_as_many_connections_as_there_may_be_and_the_wait_counts() {
+    let connections = Arc::new(Mutex::new(HashSet::new()));
+    let seen = Arc::clone(&connections);
+    let address = serve(move |_, _, _, stream| {
+        stream.peer_addr().map(|peer| seen.lock().unwrap().insert(peer))?;
+        std::thread::sleep(Duration::from_millis(100));
+        answer(stream, 200, "{}")
+    });
+    let arguments = format!("--workload webhook --secret {SECRET} --rate 100 --arrivals constant --duration 200ms");
+    let report = load(address, &format!("{arguments} --connections-max 2"));
+    assert_eq!((report.requests, report.ok), (20, 20), "{report}");
+    assert_eq!(connections.lock().unwrap().len(), 2);
+    // Twenty of 100 ms each on two connections take a second, of which the last arrival came after 190 ms.
+    assert!(report.latency_ms.as_ref().is_some_and(|latency| latency.max >= 800.0), "{report}");
+}
+
 /// The binary: exit codes, JSON, and the refusals before anything is sent.
 #[test]
 fn the_command_line() {

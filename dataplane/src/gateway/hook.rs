@@ -231,7 +231,13 @@ impl Gateway {
 
     /// Stores the events in their order. All of them are durable before the platform hears of success; a
     /// repetition after a failure half-way meets the dedup keys of those that were stored.
-    async fn store(&self, account: &Account, mut events: IntoIter<InboundEvent>, ack: Answer, started: Instant) -> Response {
+    async fn store(
+        &self,
+        account: &Account,
+        mut events: IntoIter<InboundEvent>,
+        ack: Answer,
+        started: Instant,
+    ) -> Response {
         let metrics = self.net.metrics();
         let mut promised = false;
         let mut next = || {
