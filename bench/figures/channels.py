@@ -98,15 +98,14 @@ def busy(show, wanted, note, rounds=5):
     the speed of a shared machine changes from one second to the next."""
     if not wanted("channels.ack.busy_p99_ms"):
         return
-    cores = sorted(os.sched_getaffinity(0))
-    on = lambda core: ["taskset", "-c", str(core)]
     limits = environment(MILLRACE_AGENT_REPLY_TOKENS_MAX="64", MILLRACE_ENGINE_THREADS="1")
     tails = []
     for _ in range(rounds):
         # A server of its own: what it has promised and not answered yet is bounded, and the engine answers little of it.
-        with servers.millrace(limits, CONFIG, prefix=on(cores[0])) as server:
+        with servers.millrace(limits, CONFIG, prefix=servers.ON_SERVER_CORE) as server:
             # Platforms send through pools of connections; waiting for one counts.
-            run = lambda *arguments: load(server, *arguments, "--conversations", "4000", "--connections-max", "256", prefix=on(cores[-1]))
+            pool = ("--conversations", "4000", "--connections-max", "256")
+            run = lambda *arguments: load(server, *arguments, *pool, prefix=servers.ON_CLIENT_CORE)
             # The engine is full from here on: every message wants 64 tokens, and far more wait than it can answer.
             run("--closed", "64", "--requests", "4000", "--duration", "10s")
             full = run("--closed", "64", "--duration", "2s", "--warmup", "1s")

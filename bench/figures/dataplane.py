@@ -18,12 +18,9 @@ from pathlib import Path
 import hooks
 import overload
 import servers
+from servers import ON_CLIENT_CORE, ON_SERVER_CORE
 
 LOWER, HIGHER = -1, 1
-CORES = sorted(os.sched_getaffinity(0))[:2]
-SERVER_CORE, CLIENT_CORE = CORES[0], CORES[-1]
-ON_SERVER_CORE = ["taskset", "-c", str(SERVER_CORE)]
-ON_CLIENT_CORE = ["taskset", "-c", str(CLIENT_CORE)]
 # Answers as long as ours, so that both servers write the same.
 PAGE = json.dumps({"status": "ok", "text": "a small answer of the size of a list of models" + "." * 90})
 
@@ -84,16 +81,16 @@ def children_cpu_s(parent):
 def h1(show, wanted, repeat):
     """A list of models over kept-alive HTTP/1.1, through router, key, limits and metrics; rounds take turns with nginx and
     axum, which answer with a page from memory."""
-    whats = ("cpu_us", "p99_us", "vs_nginx", "vs_axum")
+    whats = ("cpu_us", "p99_us", "vs_nginx", "vs_axum", "p99_us_axum")
     names = [f"dataplane.h1.c{connections}.{what}" for connections in (64, 1000) for what in whats]
     if not wanted(*names) or not shutil.which("wrk"):
         return
     peers = {"ours": one_core()}
-    if shutil.which("nginx"):
-        peers["nginx"] = nginx()
-    if server := axum():
-        peers["axum"] = server
     try:
+        if shutil.which("nginx"):
+            peers["nginx"] = nginx()
+        if server := axum():
+            peers["axum"] = server
         for connections, goal, axum_goal in ((64, 7, 1.25), (1000, 8, 1.6)):
             rounds = {name: [] for name in peers}
             for _ in range(repeat):
@@ -111,7 +108,8 @@ def h1(show, wanted, repeat):
                 if name in peers:
                     # Time of a core for each request, theirs over ours.
                     show(f"dataplane.h1.c{connections}.vs_{name}", cpu_us[name] / cpu_us["ours"], "x", lead)
-                    show(f"dataplane.h1.c{connections}.p99_us_{name}", p99_us[name], "us", None, better=LOWER)
+            if "axum" in peers:
+                show(f"dataplane.h1.c{connections}.p99_us_axum", p99_us["axum"], "us", None, better=LOWER)
     finally:
         for server in peers.values():
             server.__exit__()

@@ -124,8 +124,8 @@ def overload(show, wanted):
     if not wanted("dataplane.overload"):
         return
     cores = os.sched_getaffinity(0)
-    with servers.millrace(config=CONFIG, prefix=["taskset", "-c", str(min(cores))]) as server:
-        os.sched_setaffinity(0, {max(cores)})
+    with servers.millrace(config=CONFIG, prefix=servers.ON_SERVER_CORE) as server:
+        os.sched_setaffinity(0, {servers.CLIENT_CORE})
         try:
             result = asyncio.run(measure(server))
         finally:

@@ -12,6 +12,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+# Where it matters who takes whose time, the server has the first core of this process to itself, the client the second.
+CORES = sorted(os.sched_getaffinity(0))[:2]
+SERVER_CORE, CLIENT_CORE = CORES[0], CORES[-1]
+ON_SERVER_CORE = ["taskset", "-c", str(SERVER_CORE)]
+ON_CLIENT_CORE = ["taskset", "-c", str(CLIENT_CORE)]
 CHAT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

@@ -58,7 +58,7 @@ pub fn confine(memory_bytes: u64, cpu_seconds: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the C heap small: many threads would otherwise each keep an arena of freed memory.
+/// Keeps the C library's heap small, which is that of RocksDB and FAISS: many threads would otherwise each keep an arena of freed memory.
 pub fn bound_heap_arenas() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt(3) takes two integers and may be called at any time; this runs before threads start.
@@ -69,7 +69,7 @@ pub fn bound_heap_arenas() {
     }
 }
 
-/// Gives freed heap pages back to the system, after a start that needed much for a short time.
+/// Gives freed pages of the same heap back to the system, after a start that needed much for a short time.
 pub fn release_free_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) has no preconditions.

@@ -36,6 +36,8 @@ pub const QUEUE_BYTES_MAX: usize = 64 << 20;
 pub const GROUP_JOBS_MAX: usize = 1_024;
 /// Bytes of one group.
 pub const GROUP_BYTES_MAX: usize = 4 << 20;
+/// Rows for which the thread keeps room between two groups: those of a full group of messages. One batch may hold many more.
+const ROWS_KEPT_MAX: usize = 4 * GROUP_JOBS_MAX;
 /// Pause between two attempts to write again after a failure.
 const RECOVER_EVERY: Duration = Duration::from_millis(500);
 
@@ -254,6 +256,7 @@ impl CommitLoop {
             self.write(seq, &mut ops, derived, &mut waiting);
         }
         ops.clear();
+        ops.shrink_to(ROWS_KEPT_MAX);
         (self.ops, self.waiting) = (ops, waiting);
         if let Some((owner, done)) = forget {
             self.forget(owner, done);

@@ -57,7 +57,7 @@ pub struct RocksBackend {
     path: PathBuf,
     cache: Cache,
     buffers_bytes: usize,
-    /// For reads of single rows, anywhere and in memory only: making them anew costs as much as a look at a memtable.
+    /// For reads of single rows, anywhere and in memory only; the same for each of them.
     anywhere: ReadOptions,
     in_memory: ReadOptions,
     /// `None` only between closing and reopening in `recover`, or after a reopen failed.
