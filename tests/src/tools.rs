@@ -8,9 +8,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::hmac;
 
-/// The root of the repository.
+/// The root of the repository. Tests run in the folder of their package; a path from when they were built would name the
+/// checkout that they were built in, and a target folder may serve several.
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests package lies inside the repository").to_owned()
+    std::env::current_dir()
+        .expect("a working folder")
+        .parent()
+        .expect("the tests package lies inside the repository")
+        .to_owned()
 }
 
 fn cache() -> PathBuf {

@@ -33,7 +33,7 @@ pub fn language_model() -> Option<Gguf> {
 
 /// A recorded reference beside these tests.
 pub fn reference(name: &str) -> serde_json::Value {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let path = PathBuf::from("tests/data").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).expect("the reference is JSON")
 }

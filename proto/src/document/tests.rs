@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::path::Path;
 
 fn sample(name: &str) -> Result<Document, DocumentError> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/documents").join(name);
+    let path = Path::new("../tests/data/documents").join(name);
     read(name, &std::fs::read(path).expect("the sample is there"))
 }
 
@@ -241,7 +241,7 @@ proptest! {
         at in any::<prop::sample::Index>(),
         flip in 1..=255u8,
     ) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/documents").join(name);
+        let path = Path::new("../tests/data/documents").join(name);
         let mut bytes = std::fs::read(path).expect("the sample is there");
         let at = at.index(bytes.len());
         bytes[at] ^= flip;

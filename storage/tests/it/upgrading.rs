@@ -17,7 +17,7 @@ fn copy_of_v1(to: &Path) {
 }
 
 fn copy_of(name: &str, to: &Path) {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let from = Path::new("tests/data").join(name);
     fs::create_dir_all(to.join("db")).unwrap();
     for entry in fs::read_dir(from.join("db")).unwrap() {
         let entry = entry.unwrap();

@@ -26,7 +26,7 @@ struct Prompt {
 }
 
 fn here(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
+    Path::new("tests").join(path)
 }
 
 fn prompts(folder: &Path) -> BTreeMap<String, Vec<Prompt>> {
