@@ -329,6 +329,14 @@ fn keys_are_needed_everywhere_but_for_health_and_the_page() {
     }
     let list = server.get("/v1/admin/keys").expect(200).to_string();
     assert!(!list.contains(key) && !list.contains(&server.key), "a list never shows a key: {list}");
+    // A connection that sends the same head again and again is recognised by it, and not longer than its key holds.
+    let mut kept = client::Connection::open(server.http).expect("a connection");
+    let same = client::request_bytes(server.http, "GET", "/v1/models", key, &[], b"");
+    let mut status = || {
+        kept.send(&same).expect("sent");
+        kept.reply().expect("an answer").status
+    };
+    assert_eq!([status(), status(), status()], [200; 3]);
     let id = made["id"].as_str().unwrap_or_else(|| panic!("{made}"));
     let reply = client::request(server.http, "DELETE", &format!("/v1/admin/keys?id={id}"), &server.key, &[], b"")
         .expect("an answer");
@@ -338,6 +346,7 @@ fn keys_are_needed_everywhere_but_for_health_and_the_page() {
         401,
         "a revoked key is dead at once"
     );
+    assert_eq!([status(), status()], [401; 2], "also where it was recognised before");
 }
 
 #[test]

@@ -119,8 +119,13 @@ impl Default for Common {
 impl Common {
     /// Nanoseconds since the start: the clock of all meters, the same on every shard.
     pub fn now_ns(&self) -> u64 {
+        self.ns_at(Instant::now())
+    }
+
+    /// What that clock showed at an instant.
+    pub fn ns_at(&self, at: Instant) -> u64 {
         // Meters begin at zero, which must lie in the past.
-        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(at.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// The same in milliseconds: the clock of what waits for a reader.
@@ -166,10 +171,15 @@ impl Form {
     }
 }
 
-struct Known {
-    principal: Arc<Principal>,
-    meter: Arc<Meter>,
+/// Whom a text speaks for, and how long that may be believed without another look.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Who it is.
+    pub principal: Arc<Principal>,
+    /// Where its requests are counted.
+    pub meter: Arc<Meter>,
     expires_s: u64,
+    epoch: u64,
 }
 
 /// The keys and tokens as one shard knows them.
@@ -200,7 +210,7 @@ impl Keys {
     }
 
     /// Whom the text speaks for, when this shard has seen it since the last change of any key.
-    pub fn recall(&self, text: &str, now_s: u64) -> Result<(Arc<Principal>, Arc<Meter>), Unknown> {
+    pub fn recall(&self, text: &str, now_s: u64) -> Result<Known, Unknown> {
         let hash = sha256(text.as_bytes());
         // Read before anything else is: a change in between makes the entry stale, never fresh.
         let epoch = self.common.epoch();
@@ -208,27 +218,33 @@ impl Keys {
             self.known.borrow_mut().clear();
         }
         match self.known.borrow().get_key_value(&hash) {
-            Some((stored, known)) if constant_time_eq(stored, &hash) && now_s < known.expires_s => {
-                Ok((known.principal.clone(), known.meter.clone()))
-            }
+            Some((stored, known)) if constant_time_eq(stored, &hash) && now_s < known.expires_s => Ok(known.clone()),
             _ => Err(Unknown { hash, epoch }),
         }
     }
 
+    /// Whether what was recalled for an equal text still holds.
+    pub fn holds(&self, known: &Known, now_s: u64) -> bool {
+        known.epoch == self.common.epoch() && now_s < known.expires_s
+    }
+
     /// Remembers what was found out about a text.
-    pub fn remember(&self, unknown: &Unknown, granted: Granted) -> (Arc<Principal>, Arc<Meter>) {
-        let meter = self.common.meters.of(&granted.principal.subject);
-        let principal = Arc::new(granted.principal);
+    pub fn remember(&self, unknown: &Unknown, granted: Granted) -> Known {
+        let known = Known {
+            meter: self.common.meters.of(&granted.principal.subject),
+            principal: Arc::new(granted.principal),
+            expires_s: granted.expires_s.unwrap_or(u64::MAX),
+            epoch: unknown.epoch,
+        };
         let mut cache = self.known.borrow_mut();
         if cache.len() >= CACHE_ENTRIES_MAX {
             cache.clear();
         }
         // Found out before a change of the keys: true for this request, but not to be kept.
         if self.epoch.get() == unknown.epoch {
-            let expires_s = granted.expires_s.unwrap_or(u64::MAX);
-            cache.insert(unknown.hash, Known { principal: principal.clone(), meter: meter.clone(), expires_s });
+            cache.insert(unknown.hash, known.clone());
         }
-        (principal, meter)
+        known
     }
 }
 
@@ -299,7 +315,8 @@ mod tests {
         let (_, keys) = keys();
         let unknown = keys.recall(&text, 0).expect_err("nobody has looked it up");
         assert_eq!(*unknown.hash(), hash);
-        let (principal, _) = keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
+        let known = keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
+        let principal = known.principal;
         assert_eq!((principal.tenant, principal.user_name.as_str()), (TenantId(7), "ada"));
         assert_eq!((principal.user, principal.subject), (UserId::of(TenantId(7), "ada"), hash));
     }
@@ -309,19 +326,23 @@ mod tests {
         let (common, keys) = keys();
         let (text, hash) = make_key().expect("random");
         let unknown = keys.recall(&text, 0).expect_err("new");
-        keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
+        let known = keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
         keys.recall(&text, 5).expect("cached");
+        assert!(keys.holds(&known, 5));
         common.keys_changed();
+        assert!(!keys.holds(&known, 5));
         let unknown = keys.recall(&text, 5).expect_err("perhaps revoked");
         let ends = Granted { expires_s: Some(10), ..granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known") };
         keys.remember(&unknown, ends);
-        keys.recall(&text, 9).expect("a second is left");
+        let known = keys.recall(&text, 9).expect("a second is left");
+        assert!(keys.holds(&known, 9) && !keys.holds(&known, 10));
         let unknown = keys.recall(&text, 10).expect_err("over");
         // Keys change while the answer is on its way: it must not be kept.
         common.keys_changed();
         keys.recall("mr-other", 10).expect_err("the shard has seen the change");
-        keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
+        let stale = keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
         keys.recall(&text, 10).expect_err("not kept");
+        assert!(!keys.holds(&stale, 10));
     }
 
     #[test]

@@ -35,6 +35,7 @@ use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use millrace_proto::api::{ApiError, ModelList, ModelObject};
 use millrace_proto::http1::{BodyFraming, Method, RequestHead, percent_decode};
@@ -44,9 +45,8 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 pub use auth::{Common, Principal};
-use auth::{Form, Keys, Unknown};
+use auth::{Form, Keys, Known, Unknown};
 use entropy::Entropy;
-use meter::Meter;
 use overload::Overload;
 use routes::{Access, Endpoint, Found, Row, Segments};
 
@@ -56,9 +56,10 @@ use crate::identity;
 use crate::identity::issuers::Foreign;
 use crate::net::line::Line;
 use crate::net::wire::Reader;
-use crate::net::{Admitted, Net, Next, Outgoing, Peer, Refused, Request, Response, Service};
+use crate::net::{Admitted, Arrival, Net, Next, Outgoing, Refused, Request, Response, Service};
 use crate::obs::{Rejection, Route};
 use crate::shard::Shared;
+use crate::shard::live::Settings;
 
 /// The gateway of one shard.
 pub struct Gateway {
@@ -83,6 +84,13 @@ pub struct Plan {
     hook: Option<hook::Hook>,
 }
 
+/// What `admit` found out about the last head of a connection.
+#[derive(Default)]
+pub struct Memo {
+    row: Option<&'static Row>,
+    known: Option<Known>,
+}
+
 /// Who calls, as far as `admit` could find out without waiting.
 enum Caller {
     /// The route asks for nobody.
@@ -95,7 +103,7 @@ enum Caller {
 
 /// What a key or token turned out to be.
 enum Recognised {
-    Known(Arc<Principal>, Arc<Meter>),
+    Known(Known),
     /// It cannot be judged before the keys of its issuer have come.
     Waiting(oneshot::Receiver<()>),
 }
@@ -119,7 +127,10 @@ impl Gateway {
     /// Who a key or token speaks for, after its rate limit.
     fn identify(&self, text: &str) -> Result<Arc<Principal>, ApiError> {
         match self.recognise(text)? {
-            Recognised::Known(principal, meter) => self.metered(principal, &meter),
+            Recognised::Known(known) => {
+                self.metered(&known, &self.shared.live.now(), Instant::now())?;
+                Ok(known.principal)
+            }
             // The keys are being fetched now; a caller that cannot wait here comes back.
             Recognised::Waiting(_) => Err(keys_on_their_way()),
         }
@@ -129,7 +140,7 @@ impl Gateway {
     fn recognise(&self, text: &str) -> Result<Recognised, ApiError> {
         let form = Form::of(text)?;
         let unknown = match self.keys.recall(text, identity::now_s()) {
-            Ok((principal, meter)) => return Ok(Recognised::Known(principal, meter)),
+            Ok(known) => return Ok(Recognised::Known(known)),
             Err(unknown) => unknown,
         };
         self.look_up(form, text, &unknown)
@@ -163,8 +174,7 @@ impl Gateway {
                 }
             },
         };
-        let (principal, meter) = self.keys.remember(unknown, granted);
-        Ok(Recognised::Known(principal, meter))
+        Ok(Recognised::Known(self.keys.remember(unknown, granted)))
     }
 
     /// Nanoseconds since the start of the node, the same on all shards.
@@ -172,33 +182,32 @@ impl Gateway {
         self.shared.gateway.now_ns()
     }
 
-    /// Counts a request of `principal`.
-    fn metered(&self, principal: Arc<Principal>, meter: &Meter) -> Result<Arc<Principal>, ApiError> {
-        let live = self.shared.live.now();
-        let rates = &live.rates;
-        meter.admit(self.now_ns(), &rates.key_requests).map_err(|wait_s| {
+    /// Counts a request that came at `at`.
+    fn metered(&self, known: &Known, live: &Settings, at: Instant) -> Result<(), ApiError> {
+        let (rates, at_ns) = (&live.rates, self.shared.gateway.ns_at(at));
+        known.meter.admit(at_ns, &rates.key_requests).map_err(|wait_s| {
             let per_minute = rates.key_requests_per_minute;
-            let message = format!("The key {:?} may send {per_minute} requests a minute.", principal.key_label);
+            let message = format!("The key {:?} may send {per_minute} requests a minute.", known.principal.key_label);
             ApiError::rate_limited(message, wait_s)
         })?;
         if let Some(limit) = &rates.tenant_requests {
-            let meter = self.shared.gateway.meters.of(&meter::tenant(principal.tenant));
+            let meter = self.shared.gateway.meters.of(&meter::tenant(known.principal.tenant));
             meter
-                .admit(self.now_ns(), limit)
+                .admit(at_ns, limit)
                 .map_err(|wait_s| ApiError::rate_limited("The tenant of this key sends too many requests.", wait_s))?;
         }
-        Ok(principal)
+        Ok(())
     }
 
     /// Counts a request of an address, where that is configured. Health checks are always answered.
-    fn address_metered(&self, row: &Row, peer: Peer) -> Result<(), ApiError> {
-        let live = self.shared.live.now();
+    fn address_metered(&self, row: &Row, arrival: Arrival, live: &Settings) -> Result<(), ApiError> {
         let Some(limit) = live.rates.address_requests.as_ref().filter(|_| row.metric != Route::Health) else {
             return Ok(());
         };
-        let meter = self.shared.gateway.meters.of(&meter::address(peer.ip));
+        let common = &self.shared.gateway;
+        let meter = common.meters.of(&meter::address(arrival.peer.ip));
         meter
-            .admit(self.now_ns(), limit)
+            .admit(common.ns_at(arrival.at), limit)
             .map_err(|wait_s| ApiError::rate_limited("Too many requests come from this address.", wait_s))
     }
 
@@ -210,7 +219,7 @@ impl Gateway {
     fn rate_headers_of(&self, head: &RequestHead) -> Vec<(&'static str, String)> {
         let known = auth::bearer(head.header_bytes("authorization")).ok();
         let known = known.and_then(|text| self.keys.recall(text, identity::now_s()).ok());
-        known.map_or_else(Vec::new, |(principal, _)| self.rate_headers(&principal.subject))
+        known.map_or_else(Vec::new, |known| self.rate_headers(&known.principal.subject))
     }
 
     /// Headers of a generated answer beyond its own: of the rate, and for another origin's page.
@@ -229,23 +238,38 @@ impl Gateway {
         common.later.sweep(common.now_ms(), drain);
     }
 
-    /// What an `Authorization` header says, as far as can be said without waiting.
-    fn caller_of(&self, head: &RequestHead, scopes: u32) -> Result<Caller, ApiError> {
+    /// Who sends a request, as far as can be said without waiting. `memo` = who sent an equal one.
+    fn caller_of(
+        &self,
+        head: &RequestHead,
+        scopes: u32,
+        memo: &mut Option<Known>,
+        live: &Settings,
+        at: Instant,
+    ) -> Result<Caller, ApiError> {
+        let known = match memo.take().filter(|known| self.keys.holds(known, self.net.unix_s())) {
+            Some(known) => known,
+            None => match self.shown(head)? {
+                Recognised::Known(known) => known,
+                Recognised::Waiting(wait) => return Ok(Caller::Waiting(wait)),
+            },
+        };
+        self.metered(&known, live, at)?;
+        known.principal.require_any(scopes)?;
+        let principal = known.principal.clone();
+        *memo = Some(known);
+        Ok(Caller::Known(principal))
+    }
+
+    /// Whom the key or token in a head speaks for.
+    fn shown(&self, head: &RequestHead) -> Result<Recognised, ApiError> {
         if head.query_param("access_token").is_some() {
             // RFC 6750 section 2.3 advises against it: addresses end up in logs.
             let message = "A token in the address is not accepted.";
             return Err(ApiError::bad_request("invalid_request", message)
                 .with_next_step("Send it in the header `Authorization: Bearer ...`."));
         }
-        let text = auth::bearer(head.header_bytes("authorization"))?;
-        match self.recognise(text)? {
-            Recognised::Known(principal, meter) => {
-                let principal = self.metered(principal, &meter)?;
-                principal.require_any(scopes)?;
-                Ok(Caller::Known(principal))
-            }
-            Recognised::Waiting(wait) => Ok(Caller::Waiting(wait)),
-        }
+        self.recognise(auth::bearer(head.header_bytes("authorization"))?)
     }
 
     /// The caller of a plan, after a wait for the keys of another issuer if it must be.
@@ -419,11 +443,15 @@ impl Gateway {
 impl Service for Gateway {
     type Plan = Plan;
     type Upgrade = socket::Upgrade;
+    type Memo = Memo;
 
-    fn admit(&self, head: &RequestHead, peer: Peer) -> Result<Admitted<Plan>, Refused> {
+    fn admit(&self, head: &RequestHead, arrival: Arrival, memo: &mut Memo) -> Result<Admitted<Plan>, Refused> {
+        if !head.repeated {
+            *memo = Memo::default();
+        }
         let (method, path) = (head.method.as_str(), head.path());
-        let row = match routes::find(method, path) {
-            Found::Row(row, _) => row,
+        let row = match memo.row.map_or_else(|| routes::find(method, path), Found::Row) {
+            Found::Row(row) => row,
             Found::OtherMethod(allow) => {
                 if let Some(response) = self.preflight(head, &allow) {
                     return Err(Refused { response, metric: Route::Unknown });
@@ -445,14 +473,17 @@ impl Service for Gateway {
             let refused = self.refuse(&error, row.metric, head);
             return Err(Refused { response: refused.response.closing(), metric: row.metric });
         }
-        if let Err(error) = self.overload.admit(row, self).and_then(|()| self.address_metered(row, peer)) {
+        memo.row = Some(row);
+        let live = self.shared.live.now();
+        let admitted = self.overload.admit(row, self).and_then(|()| self.address_metered(row, arrival, &live));
+        if let Err(error) = admitted {
             let mut refused = self.refuse(&error, row.metric, head);
             refused.response.close |= self.overload.crowded(&self.net);
             return Err(refused);
         }
         let caller = match row.access {
             Access::Public | Access::Signed | Access::FirstFrame | Access::Client => Caller::Nobody,
-            Access::Key(scopes) => match self.caller_of(head, scopes) {
+            Access::Key(scopes) => match self.caller_of(head, scopes, &mut memo.known, &live, arrival.at) {
                 Ok(caller) => caller,
                 Err(error) => {
                     let mut refused = challenged(self.refuse(&error, row.metric, head), &error, scopes);

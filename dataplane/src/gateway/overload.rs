@@ -79,8 +79,11 @@ impl Overload {
             return Err(shed("This node is busier than it can keep up with."));
         }
         // Bulk work waits when people wait.
-        let engine = gateway.shared.engine.stats().waiting.get();
-        if row.metric == Route::Embeddings && engine * 4 >= gateway.shared.config.engine.queue_max as u64 * 3 {
+        let nearly_full = || {
+            let waiting = gateway.shared.engine.stats().waiting.get();
+            waiting * 4 >= gateway.shared.config.engine.queue_max as u64 * 3
+        };
+        if row.metric == Route::Embeddings && nearly_full() {
             return Err(shed("The engine's queue is nearly full; bulk work has to wait."));
         }
         Ok(())

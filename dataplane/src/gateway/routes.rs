@@ -114,8 +114,8 @@ pub struct Row {
     pub verb: Verb,
     /// The path; `{}` stands for one segment, a final `{*}` for the rest.
     pub path: &'static str,
-    /// The path has no variable segment: it is compared, not matched.
-    exact: bool,
+    /// Bytes of the path before its first variable segment: most requests are told apart by them.
+    fixed_bytes: usize,
     /// Who may call it.
     pub access: Access,
     /// What answers.
@@ -135,19 +135,16 @@ const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
 const ECHO_BODY_BYTES_MAX: usize = 64 * 1024;
 
 const fn row(verb: Verb, path: &'static str, access: Access, endpoint: Endpoint, metric: Route) -> Row {
-    let exact = !has_hole(path.as_bytes());
-    Row { verb, path, exact, access, endpoint, metric, body_bytes_max: 0, cancel_on_leave: false }
+    let fixed_bytes = bytes_before_hole(path.as_bytes());
+    Row { verb, path, fixed_bytes, access, endpoint, metric, body_bytes_max: 0, cancel_on_leave: false }
 }
 
-const fn has_hole(path: &[u8]) -> bool {
+const fn bytes_before_hole(path: &[u8]) -> usize {
     let mut at = 0;
-    while at < path.len() {
-        if path[at] == b'{' {
-            return true;
-        }
+    while at < path.len() && path[at] != b'{' {
         at += 1;
     }
-    false
+    at
 }
 
 const fn with_body(mut row: Row, body_bytes_max: usize) -> Row {
@@ -290,9 +287,9 @@ impl<'a> Segments<'a> {
 
 /// What the table says about a request.
 #[derive(Debug)]
-pub enum Found<'a> {
+pub enum Found {
     /// This row answers.
-    Row(&'static Row, Segments<'a>),
+    Row(&'static Row),
     /// The address exists for other methods; the value of `Allow`.
     OtherMethod(String),
     /// There is no such address.
@@ -300,19 +297,14 @@ pub enum Found<'a> {
 }
 
 /// Looks a request up.
-pub fn find<'a>(method: &str, path: &'a str) -> Found<'a> {
+pub fn find(method: &str, path: &str) -> Found {
     let mut others: Vec<&'static str> = Vec::new();
     for row in ROUTES {
-        let segments = match row.exact {
-            true if row.path == path => Segments::default(),
-            true => continue,
-            false => match matches(row.path, path) {
-                Some(segments) => segments,
-                None => continue,
-            },
-        };
+        if segments_of(row, path).is_none() {
+            continue;
+        }
         if row.verb.accepts(method) {
-            return Found::Row(row, segments);
+            return Found::Row(row);
         }
         others.push(row.verb.as_str());
         if row.verb == Verb::Get {
@@ -324,7 +316,14 @@ pub fn find<'a>(method: &str, path: &'a str) -> Found<'a> {
 
 /// The variable segments of a path that `row` has matched.
 pub fn segments<'a>(row: &Row, path: &'a str) -> Segments<'a> {
-    matches(row.path, path).unwrap_or_default()
+    segments_of(row, path).unwrap_or_default()
+}
+
+fn segments_of<'a>(row: &Row, path: &'a str) -> Option<Segments<'a>> {
+    if row.fixed_bytes == row.path.len() {
+        return (row.path == path).then(Segments::default);
+    }
+    path.starts_with(&row.path[..row.fixed_bytes]).then(|| matches(row.path, path))?
 }
 
 fn matches<'a>(pattern: &str, path: &'a str) -> Option<Segments<'a>> {
@@ -399,7 +398,7 @@ mod tests {
     fn every_row_is_reachable_and_bounded() {
         for row in ROUTES {
             let path = row.path.replace("{*}", "rest").replace("{}", "name");
-            let Found::Row(found, _) = find(row.verb.as_str(), &path) else { panic!("{path} is shadowed") };
+            let Found::Row(found) = find(row.verb.as_str(), &path) else { panic!("{path} is shadowed") };
             assert!(std::ptr::eq(found, row), "{path} answers from another row");
             let most = match row.endpoint {
                 Endpoint::AddDocument => DOCUMENT_BYTES_MAX,
@@ -452,13 +451,15 @@ mod tests {
 
     #[test]
     fn segments_are_cut_out() {
-        let Found::Row(row, segments) = find("POST", "/hooks/telegram/main") else { panic!() };
-        assert_eq!((row.endpoint, segments.get(0), segments.get(1)), (Endpoint::Hook, "telegram", "main"));
-        let Found::Row(row, segments) = find("PUT", "/hooks/matrix/team/_matrix/app/v1/transactions/t%2F1") else {
-            panic!()
+        let cut = |method: &str, path: &'static str| match find(method, path) {
+            Found::Row(row) => (row, segments(row, path)),
+            _ => panic!("{path}"),
         };
+        let (row, segments) = cut("POST", "/hooks/telegram/main");
+        assert_eq!((row.endpoint, segments.get(0), segments.get(1)), (Endpoint::Hook, "telegram", "main"));
+        let (row, segments) = cut("PUT", "/hooks/matrix/team/_matrix/app/v1/transactions/t%2F1");
         assert_eq!((row.endpoint, segments.get(1), segments.get(2)), (Endpoint::Hook, "team", "t%2F1"));
-        let Found::Row(row, segments) = find("HEAD", "/v1/models/org/name") else { panic!() };
+        let (row, segments) = cut("HEAD", "/v1/models/org/name");
         assert_eq!((row.endpoint, segments.get(0), segments.get(1)), (Endpoint::Model, "org/name", ""));
     }
 }

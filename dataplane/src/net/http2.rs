@@ -23,7 +23,7 @@ use millrace_proto::limits::HEAD_BYTES_MAX;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Net;
-use super::connection::{Admitted, Request, Service, contained, count, malformed, while_wanted};
+use super::connection::{Admitted, Arrival, Request, Service, contained, count, malformed, while_wanted};
 use super::line::{Line, Peer};
 use super::outgoing::{FLUSH_BYTES, Gone, Outgoing, Response};
 use super::wire::{Reader, Writer};
@@ -186,7 +186,9 @@ async fn exchange<S: Service>(shared: &Shared<S>, request: http::Request<RecvStr
         }
     };
     out.begin(head.header("x-request-id"), head.method == Method::Head, false, true);
-    let Admitted { plan, metric, body_bytes_max, cancel_on_leave, .. } = match service.admit(&head, *peer) {
+    let arrival = Arrival { peer: *peer, at: started };
+    let admitted = service.admit(&head, arrival, &mut S::Memo::default());
+    let Admitted { plan, metric, body_bytes_max, cancel_on_leave, .. } = match admitted {
         Ok(admitted) => admitted,
         Err(refused) => {
             out.respond(refused.response);

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use monoio::io::Canceller;
 
-pub use connection::{Admitted, Next, Refused, Request, Service};
+pub use connection::{Admitted, Arrival, Next, Refused, Request, Service};
 pub use line::Peer;
 pub use listener::{ListenError, Listeners, listen};
 pub use outgoing::{Body, Gone, Outgoing, Response};
@@ -168,6 +168,11 @@ impl Net {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
+    }
+
+    /// Seconds since 1970, as of the last tick.
+    pub fn unix_s(&self) -> u64 {
+        self.date.borrow().second()
     }
 
     /// The text of the `Date` header.

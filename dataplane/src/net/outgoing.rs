@@ -476,10 +476,8 @@ fn put_decimal(out: &mut Vec<u8>, mut number: usize) {
 
 /// Appends sixteen hexadecimal digits.
 fn put_hex(out: &mut String, number: u64) {
-    for at in (0..16).rev() {
-        let digit = (number >> (at * 4) & 15) as u8;
-        out.push(char::from(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 }));
-    }
+    let digits: [u8; 16] = std::array::from_fn(|at| b"0123456789abcdef"[(number >> (60 - at * 4) & 15) as usize]);
+    out.push_str(std::str::from_utf8(&digits).unwrap_or_default());
 }
 
 /// A client's id is echoed when it can stand in a header and in a log line as it is.

@@ -7,13 +7,14 @@ use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_proto::api::ApiError;
 use millrace_proto::http1::{BodyDecoder, BodyFraming, RequestHead, parse_response};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
+use socket2::SockRef;
 
 use super::accept::accept_loop;
 use super::line::Line;
@@ -44,8 +45,9 @@ impl Drop for TellOnDrop {
 impl Service for Probe {
     type Plan = ();
     type Upgrade = ();
+    type Memo = ();
 
-    fn admit(&self, head: &RequestHead, _: Peer) -> Result<Admitted<()>, Refused> {
+    fn admit(&self, head: &RequestHead, _: Arrival, (): &mut ()) -> Result<Admitted<()>, Refused> {
         let path = head.path();
         if path == "/refused" {
             let error = ApiError::unauthorized("no key");
@@ -115,6 +117,8 @@ struct Server {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
     drain: Arc<AtomicBool>,
+    /// Connections that are open, as of the last tick.
+    open: Arc<AtomicUsize>,
     left: mpsc::Receiver<()>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -127,8 +131,9 @@ impl Server {
     fn start_with(backend: Backend, limits: Limits, tls: Option<Arc<Tls>>) -> Self {
         let mut listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).expect("listen");
         let (stop, drain) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let open = Arc::new(AtomicUsize::new(0));
         let (told, left) = mpsc::channel();
-        let (stopped, drained) = (stop.clone(), drain.clone());
+        let (stopped, drained, opened) = (stop.clone(), drain.clone(), open.clone());
         let listener = listeners.sockets.remove(0);
         let thread = std::thread::spawn(move || {
             reactor::build(backend).expect("reactor").block_on(async move {
@@ -143,6 +148,7 @@ impl Server {
                 })));
                 while !stopped.load(Ordering::Acquire) {
                     net.tick();
+                    opened.store(net.lines.len(), Ordering::Release);
                     if drained.load(Ordering::Acquire) && !net.draining.get() {
                         net.drain();
                     }
@@ -152,7 +158,16 @@ impl Server {
                 monoio::time::sleep(Duration::from_millis(20)).await;
             });
         });
-        Self { address: listeners.address, stop, drain, left, thread: Some(thread) }
+        Self { address: listeners.address, stop, drain, open, left, thread: Some(thread) }
+    }
+
+    /// Waits until so many connections are open.
+    fn await_open(&self, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.open.load(Ordering::Acquire) != count {
+            assert!(Instant::now() < deadline, "{} connections are open", self.open.load(Ordering::Acquire));
+            std::thread::yield_now();
+        }
     }
 
     fn connect(&self) -> Client {
@@ -304,6 +319,34 @@ fn a_connection_serves_many_requests_and_pipelined_ones_in_order() {
         for expected in ["/now", "/b", "slow", "onetwothree", "/now", "/c"] {
             assert_eq!(client.answer().text(), expected);
         }
+    });
+}
+
+#[test]
+fn a_crowd_is_served_in_turn_and_who_leaves_is_let_go() {
+    on_every_backend(Limits::default(), |server| {
+        // More than wait in the queue of a listener by default, all at once.
+        let mut crowd: Vec<Client> = (0..1_500).map(|_| server.connect()).collect();
+        for path in ["/a", "/now", "/b"] {
+            crowd.iter_mut().for_each(|client| client.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")));
+            crowd.iter_mut().for_each(|client| assert_eq!(client.answer().text(), path));
+        }
+        let client = &mut crowd[0];
+        client.send("GET /c HTTP/1.1\r\nHost: x\r\n\r\nPOST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n");
+        assert_eq!(client.answer().text(), "/c");
+        client.send("hello");
+        assert_eq!(client.answer().text(), "hello");
+        client.send("nonsense\r\n\r\n");
+        assert_eq!(client.answer().status, 400);
+        // Half of them are reset while their answer is being made, so that writing it fails.
+        for client in &mut crowd[750..] {
+            client.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
+            SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).expect("linger");
+        }
+        crowd.truncate(750);
+        server.await_open(749);
+        drop(crowd);
+        server.await_open(0);
     });
 }
 

@@ -124,8 +124,12 @@ pub struct RequestHead {
     pub expect_continue: bool,
     /// Bytes of the head in the input: the body starts here.
     pub head_bytes: usize,
+    /// Byte for byte the head before it on its connection: what was found out about that one holds here.
+    pub repeated: bool,
     bytes: Vec<u8>,
     target: Span,
+    /// Bytes of the path, the first part of the target.
+    path_bytes: u16,
     fields: Vec<(Span, Span)>,
 }
 
@@ -137,13 +141,13 @@ impl RequestHead {
 
     /// The path, without decoding: routes compare it byte for byte.
     pub fn path(&self) -> &str {
-        let target = self.target();
-        target.split_once('?').map_or(target, |(path, _)| path)
+        self.text(Span(self.target.0, self.target.0 + self.path_bytes))
     }
 
     /// The query without its `?`, without decoding.
     pub fn query(&self) -> Option<&str> {
-        self.target().split_once('?').map(|(_, query)| query)
+        let mark = self.target.0 + self.path_bytes;
+        (mark < self.target.1).then(|| self.text(Span(mark + 1, self.target.1)))
     }
 
     /// The first value of a query parameter, decoded.
@@ -228,7 +232,9 @@ impl RequestHead {
             keep_alive: true,
             expect_continue: false,
             head_bytes: 0,
+            repeated: false,
             bytes,
+            path_bytes: path_bytes(path),
             target,
             fields: spans,
         })
@@ -239,11 +245,23 @@ impl RequestHead {
     }
 }
 
+/// Bytes of a target before its query.
+fn path_bytes(target: &str) -> u16 {
+    memchr::memchr(b'?', target.as_bytes()).unwrap_or(target.len()) as u16
+}
+
 /// Parses request heads as their bytes arrive; remembers how far it has looked, so that a head that drips
-/// in byte by byte costs linear time. One per connection; reusable after every head.
+/// in byte by byte costs linear time, and the head before, since programs send the same one again and again.
+/// One per connection; reusable after every head.
 #[derive(Clone, Debug, Default)]
 pub struct HeadParser {
-    spare: (Vec<u8>, Vec<(Span, Span)>),
+    last: Option<RequestHead>,
+    scan: Scan,
+}
+
+/// How far the present head has been looked at.
+#[derive(Clone, Debug, Default)]
+struct Scan {
     scanned: usize,
     line_start: usize,
     started: bool,
@@ -259,20 +277,26 @@ impl HeadParser {
     /// `bytes` is everything received since the last head ended (and its body was taken away); it may only
     /// grow between calls.
     pub fn parse(&mut self, bytes: &[u8]) -> Result<Option<RequestHead>, HttpError> {
-        let Some(end) = self.find_end(bytes)? else { return Ok(None) };
-        let spare = std::mem::take(&mut self.spare);
-        let head = read_head(&bytes[self.skipped..end], end, spare);
-        *self = Self::default();
-        head.map(Some)
+        // What a head says depends on its bytes alone, and no head is the beginning of another one.
+        if let Some(last) = self.last.take_if(|last| bytes.starts_with(&last.bytes)) {
+            self.scan = Scan::default();
+            return Ok(Some(RequestHead { head_bytes: last.bytes.len(), repeated: true, ..last }));
+        }
+        let Some(end) = self.scan.find_end(bytes)? else { return Ok(None) };
+        let spare = self.last.take().map_or_else(Default::default, |last| (last.bytes, last.fields));
+        let skipped = std::mem::take(&mut self.scan).skipped;
+        read_head(&bytes[skipped..end], end, spare).map(Some)
     }
 
-    /// Takes the memory of a head that is done with: the next one needs no allocation.
+    /// Takes a head that is done with: the next one needs no allocation, and one that is equal no parsing.
     pub fn recycle(&mut self, head: RequestHead) {
         if head.bytes.capacity() <= SPARE_BYTES_MAX {
-            self.spare = (head.bytes, head.fields);
+            self.last = Some(head);
         }
     }
+}
 
+impl Scan {
     /// Finds the end of the empty line that closes the head, checking line structure on the way. Jumps from one
     /// byte that matters to the next.
     fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, HttpError> {
@@ -355,12 +379,25 @@ fn read_head(head: &[u8], head_bytes: usize, spare: (Vec<u8>, Vec<(Span, Span)>)
         Version::Http11 | Version::Http2 => !facts.close,
         Version::Http10 => facts.keep_alive && !facts.close,
     };
+    let path_bytes = path_bytes(target);
     let target = Span::of(&bytes, target.as_bytes());
     let spans =
         request.headers.iter().map(|field| (Span::of(&bytes, field.name.as_bytes()), Span::of(&bytes, field.value)));
     fields.extend(spans);
     let (framing, expect_continue) = (facts.framing, facts.expect_continue && version == Version::Http11);
-    Ok(RequestHead { method, version, framing, keep_alive, expect_continue, head_bytes, bytes, target, fields })
+    Ok(RequestHead {
+        method,
+        version,
+        framing,
+        keep_alive,
+        expect_continue,
+        head_bytes,
+        repeated: false,
+        bytes,
+        target,
+        path_bytes,
+        fields,
+    })
 }
 
 fn parse_error(error: httparse::Error) -> HttpError {
@@ -442,10 +479,25 @@ impl<'a> Facts<'a> {
     }
 }
 
+/// Which bytes a `Host` may hold (RFC 3986 section 3.2). A table: this is asked for each byte of each request.
+static HOST_BYTES: [bool; 256] = {
+    let (mut table, others) = ([false; 256], b"-._~!$&'()*+,;=%:[]");
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
 fn host_value(value: &[u8]) -> Result<&str, HttpError> {
-    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(byte);
     match std::str::from_utf8(value) {
-        Ok(host) if !host.is_empty() && value.iter().all(allowed) => Ok(host),
+        Ok(host) if !host.is_empty() && value.iter().all(|byte| HOST_BYTES[usize::from(*byte)]) => Ok(host),
         _ => Err(HttpError::bad("malformed Host")),
     }
 }

@@ -18,7 +18,7 @@ use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 
 use super::{READ_BYTES_MAX, STREAMS_MAX, within};
 use crate::net::Net;
-use crate::net::connection::{Admitted, Request, Service, contained, count, malformed, while_wanted};
+use crate::net::connection::{Admitted, Arrival, Request, Service, contained, count, malformed, while_wanted};
 use crate::net::line::{Line, Peer};
 use crate::net::outgoing::{Gone, Outgoing, Response};
 use crate::obs::{Rejection, Route};
@@ -227,7 +227,9 @@ async fn exchange<S: Service>(shared: &Shared<S>, receive: RecvStream, sink: &Rc
         }
     };
     out.begin(head.header("x-request-id"), head.method == Method::Head, false, true);
-    let Admitted { plan, metric, body_bytes_max, cancel_on_leave, .. } = match service.admit(&head, *peer) {
+    let arrival = Arrival { peer: *peer, at: started };
+    let admitted = service.admit(&head, arrival, &mut S::Memo::default());
+    let Admitted { plan, metric, body_bytes_max, cancel_on_leave, .. } = match admitted {
         Ok(admitted) => admitted,
         Err(refused) => {
             out.respond(refused.response);
