@@ -161,19 +161,9 @@ def http():
     peer = (None, None)
     if shutil.which("nginx"):
         with servers.nginx() as server:
-            peer = cost(server, "/", lambda: workers_cpu_s(server.process.pid))
+            peer = cost(server, "/", lambda: dataplane.children_cpu_s(server.process.pid))
     show(names[0], ours[0], "us", None, peer[0], LOWER)
     show(names[1], ours[1], "1/s", None, peer[1])
-
-
-def workers_cpu_s(parent):
-    """The time of all children of a process: nginx works in its workers."""
-    children = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=True).stdout.split()
-    total = 0
-    for child in children:
-        fields = open(f"/proc/{child}/stat").read().rsplit(")", 1)[1].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / 100
 
 
 def acknowledgements():

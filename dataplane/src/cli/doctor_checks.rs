@@ -18,7 +18,7 @@ use crate::shard::reactor::{self, Backend, Preference, RingFlags};
 use crate::sys;
 
 /// First kernel with the ring flags that make completion IO cheap.
-const KERNEL_BEST: (u32, u32) = (6, 1);
+const KERNEL_BEST: (u32, u32) = (6, 0);
 /// First kernel whose io_uring the reactors can use.
 const KERNEL_LEAST: (u32, u32) = (5, 11);
 /// Less free space than this is a matter of hours.
@@ -29,13 +29,13 @@ const SYNC_SLOW: Duration = Duration::from_millis(10);
 const FILES_OTHER: u64 = 512;
 
 pub(super) fn kernel() -> Finding {
-    const WHY: &str = "from 6.1 on io_uring has the flags that save a tenth of the CPU of each request";
+    const WHY: &str = "from 6.0 on io_uring has the flags that save a tenth of the CPU of each request";
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
     match kernel_version(release) {
         Some(version) if version >= KERNEL_BEST => Finding::ok("kernel", format!("Linux {release}"), WHY),
         Some(version) if version >= KERNEL_LEAST => {
-            Finding::warning("kernel", format!("Linux {release}"), WHY, "upgrade to a kernel from 6.1 on, then reboot")
+            Finding::warning("kernel", format!("Linux {release}"), WHY, "upgrade to a kernel from 6.0 on, then reboot")
         }
         _ => Finding::warning(
             "kernel",
@@ -63,12 +63,12 @@ pub(super) fn io_uring(mode: IoMode) -> Finding {
             let refused: Vec<String> =
                 probe.refused.iter().map(|(flags, reason)| format!("{flags:?}: {reason}")).collect();
             match probe.backend {
-                Backend::Uring(RingFlags::Deferred) => Finding::ok("io_uring", probe.backend.to_string(), WHY),
+                Backend::Uring(RingFlags::Cooperative) => Finding::ok("io_uring", probe.backend.to_string(), WHY),
                 Backend::Uring(_) => Finding::warning(
                     "io_uring",
                     format!("{} (refused: {})", probe.backend, refused.join("; ")),
                     WHY,
-                    "upgrade to a kernel from 6.1 on",
+                    "upgrade to a kernel from 6.0 on",
                 ),
                 Backend::Epoll if mode == IoMode::Epoll => Finding::ok("io_uring", "turned off by io = epoll", WHY),
                 Backend::Epoll => Finding::warning(

@@ -317,13 +317,8 @@ impl Gateway {
     }
 
     fn allowed_origin<'a>(&self, head: &'a RequestHead) -> Option<&'a str> {
-        let live = self.shared.live.now();
-        let origins = &live.cors_origins;
-        if origins.is_empty() {
-            return None;
-        }
         let origin = head.header("origin")?;
-        origins.iter().any(|allowed| allowed == origin).then_some(origin)
+        self.shared.live.now().cors_origins.iter().any(|allowed| allowed == origin).then_some(origin)
     }
 
     fn preflight(&self, head: &RequestHead, allow: &str) -> Option<Response> {
@@ -449,20 +444,20 @@ impl Service for Gateway {
         if !head.repeated {
             *memo = Memo::default();
         }
-        let (method, path) = (head.method.as_str(), head.path());
-        let row = match memo.row.map_or_else(|| routes::find(method, path), Found::Row) {
+        let (method, path) = (head.method.as_str(), || head.path());
+        let row = match memo.row.map_or_else(|| routes::find(method, path()), Found::Row) {
             Found::Row(row) => row,
             Found::OtherMethod(allow) => {
                 if let Some(response) = self.preflight(head, &allow) {
                     return Err(Refused { response, metric: Route::Unknown });
                 }
-                let error = ApiError::method_not_allowed(method, path, &allow);
+                let error = ApiError::method_not_allowed(method, path(), &allow);
                 let mut refused = self.refuse(&error, Route::Unknown, head);
                 refused.response.headers.push(("allow", allow));
                 return Err(refused);
             }
             Found::Nothing => {
-                let error = ApiError::not_found(format!("There is nothing at {path}."));
+                let error = ApiError::not_found(format!("There is nothing at {}.", path()));
                 return Err(self.refuse(&error, Route::Unknown, head));
             }
         };
@@ -496,7 +491,7 @@ impl Service for Gateway {
             },
         };
         if row.body_bytes_max == 0 && head.framing != BodyFraming::None {
-            let error = ApiError::bad_request("unexpected_body", format!("{method} {path} takes no body."));
+            let error = ApiError::bad_request("unexpected_body", format!("{method} {} takes no body.", path()));
             return Err(self.refuse(&error, row.metric, head));
         }
         let (body_bytes_max, hook) = match row.endpoint {

@@ -275,7 +275,7 @@ impl Talk<'_> {
                 Some(Cut::Drain) => End::Close(close_code::GOING_AWAY, "the node is shutting down"),
                 Some(Cut::ReadTimeout) if self.key.is_none() => End::Close(close_code::POLICY, "no key came in time"),
                 Some(Cut::ReadTimeout) => End::Close(close_code::GOING_AWAY, "no sign of life"),
-                Some(Cut::Unwritable | Cut::Stop) | None => End::Gone,
+                Some(Cut::WriteTimeout | Cut::Stop) | None => End::Gone,
             }),
         }
     }

@@ -49,11 +49,6 @@ const READY_READS_MAX: u32 = 64;
 /// Pause of such a client.
 const YIELD: Duration = Duration::from_millis(1);
 
-/// Connections of a shard from which on each asks for its next request while its answer is being written. Asked for
-/// afterwards, a client that is quick has sent it by then and is served in the very next turn; with many such clients
-/// the others wait, since a turn of io_uring takes only 20 of those that had to be waited for.
-const CROWD: usize = 256;
-
 /// A request as the service sees it.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
@@ -420,8 +415,7 @@ impl<S: Service> Connection<'_, S> {
                     return Err(Broken::Answer(response, Rejection::Protocol));
                 }
             }
-            let together = out.buffered() > 0 && self.net.lines.len() >= CROWD && !self.net.draining.get();
-            if !together && out.flush().await.is_err() {
+            if out.flush().await.is_err() {
                 return Ok(Begun::Over);
             }
             wire::compact(input, *at);
@@ -439,11 +433,7 @@ impl<S: Service> Connection<'_, S> {
                 begun = true;
                 self.line.read_until(self.net.deadline(self.limits().head));
             }
-            let arrived = match together {
-                true => self.read_while_writing(reader, input, &mut ready_reads, out).await,
-                false => self.read(reader, input, &mut ready_reads).await,
-            };
-            match arrived {
+            match self.read(reader, input, &mut ready_reads).await {
                 Ok(1..) => {}
                 _ if partial && self.line.cut() == Some(Cut::ReadTimeout) => {
                     return Err(self.late("head", self.limits().head));
@@ -561,41 +551,6 @@ impl<S: Service> Connection<'_, S> {
         };
         *ready_reads = if waited { 0 } else { *ready_reads + 1 };
         result
-    }
-
-    /// Reads once, and writes what is buffered meanwhile. A peer that takes no answer is not read from.
-    async fn read_while_writing(
-        &self,
-        reader: &mut Reader,
-        input: &mut Vec<u8>,
-        ready_reads: &mut u32,
-        out: &mut Outgoing,
-    ) -> std::io::Result<usize> {
-        let mut write = pin!(out.flush());
-        let mut read = pin!(self.read(reader, input, ready_reads));
-        let (mut written, mut arrived) = (None, None);
-        poll_fn(|context| {
-            if written.is_none()
-                && let Poll::Ready(result) = write.as_mut().poll(context)
-            {
-                if result.is_err() {
-                    // The read is never dropped half-way: it ends with the line.
-                    self.line.break_off();
-                }
-                written = Some(result);
-            }
-            if arrived.is_none()
-                && let Poll::Ready(result) = read.as_mut().poll(context)
-            {
-                arrived = Some(result);
-            }
-            match written {
-                Some(Ok(())) => arrived.take().map_or(Poll::Pending, Poll::Ready),
-                Some(Err(_)) if arrived.is_some() => Poll::Ready(Ok(0)),
-                _ => Poll::Pending,
-            }
-        })
-        .await
     }
 
     fn late(&self, part: &str, allowed: Duration) -> Broken {

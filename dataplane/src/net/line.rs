@@ -36,8 +36,8 @@ pub struct Peer {
 pub enum Cut {
     /// Nothing arrived in time.
     ReadTimeout,
-    /// The peer takes nothing: not in time, or nothing any more.
-    Unwritable,
+    /// The peer took nothing in time.
+    WriteTimeout,
     /// The node drains and this line was idle.
     Drain,
     /// The node stops now.
@@ -125,11 +125,6 @@ impl Line {
         self.cut.get()
     }
 
-    /// Ends what is still pending on a line that cannot be written to.
-    pub fn break_off(&self) {
-        self.shut(Cut::Unwritable, Shutdown::Both);
-    }
-
     fn shut(&self, why: Cut, how: Shutdown) {
         if self.cut.get() == Some(why) {
             return;
@@ -192,7 +187,7 @@ impl Lines {
     pub fn sweep(&self, now_ms: u64, draining: bool) {
         for line in self.table.borrow().iter() {
             if line.write_until_ms.get() <= now_ms {
-                line.shut(Cut::Unwritable, Shutdown::Both);
+                line.shut(Cut::WriteTimeout, Shutdown::Both);
             } else if line.read_until_ms.get() <= now_ms {
                 line.shut(Cut::ReadTimeout, Shutdown::Read);
             } else if draining && line.idle.get() {
