@@ -112,9 +112,11 @@ async def measure(server, times=10, seconds=12):
     during = sum(at + took <= seconds for at, took in good)
     rejects = [took * 1e3 for _, status, took in answers if status in (429, 503)]
     other = sum(status not in (200, 429, 503) for _, status, _ in answers)
-    calm, _ = await open_loop(door, peak * 0.5, 10, number + 1)
+    calm, number = await open_loop(door, peak * 0.5, 10, number + 1)
     bad = [at for at, status, took in calm if status != 200 or took > SLO_S]
-    return {"peak": peak, "goodput": during / seconds, "accepted_p99_s": percentile([took for _, took in good], 99),
+    # The speed of a shared machine drifts: the flood is held against the peak before it and the one after it.
+    again, _ = await closed_loop(door, 24, 8, number + 1)
+    return {"peak": (peak + again) / 2, "goodput": during / seconds, "accepted_p99_s": percentile([took for _, took in good], 99),
             "rejects": len(rejects), "reject_p99_ms": percentile(rejects, 99), "broken": other, "normal_after_s": max(bad, default=0.0)}
 
 
