@@ -4,8 +4,9 @@
 //! SINGLE_ISSUER + COOP_TASKRUN makes it cheaper, so the ladder below starts with these two and gives flags up
 //! one by one. DEFER_TASKRUN is not among them: it runs at most 20 of the completions that had to be waited for
 //! in one turn, while those that were ready at once are not counted. Of many clients the quick ones are then served
-//! again and again before the others: with 1,000 connections the 99th percentile was 12 to 22 ms, and 8 with the
-//! cooperative flag, for an eighth less time a request (7.9 against 9.0 us); with 64 connections both cost the same.
+//! again and again before the others: with 1,000 connections the 99th percentile was 12 to 22 ms, with the
+//! cooperative flag 8, and a request took 7.0 against 6.7 us. Reading while the answer is written made it fair, at
+//! 9.0 against 7.9 us. With 64 connections all cost the same. Measured once, in turns; what lost is not kept.
 //! Container profiles that forbid io_uring answer EPERM to the first step and end at epoll.
 
 use std::fmt;
