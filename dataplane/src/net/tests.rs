@@ -1,6 +1,7 @@
 //! Connections over real sockets and a real reactor, on every back end that the kernel allows.
 //! The client is raw TCP: what is tested is bytes on the wire.
 
+mod crowd;
 mod tls;
 
 use std::future::Future;
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant};
 use millrace_proto::api::ApiError;
 use millrace_proto::http1::{BodyDecoder, BodyFraming, RequestHead, parse_response};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use socket2::SockRef;
 
 use super::accept::accept_loop;
 use super::line::Line;
@@ -319,34 +319,6 @@ fn a_connection_serves_many_requests_and_pipelined_ones_in_order() {
         for expected in ["/now", "/b", "slow", "onetwothree", "/now", "/c"] {
             assert_eq!(client.answer().text(), expected);
         }
-    });
-}
-
-#[test]
-fn a_crowd_is_served_in_turn_and_who_leaves_is_let_go() {
-    on_every_backend(Limits::default(), |server| {
-        // More than wait in the queue of a listener by default, all at once.
-        let mut crowd: Vec<Client> = (0..1_500).map(|_| server.connect()).collect();
-        for path in ["/a", "/now", "/b"] {
-            crowd.iter_mut().for_each(|client| client.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")));
-            crowd.iter_mut().for_each(|client| assert_eq!(client.answer().text(), path));
-        }
-        let client = &mut crowd[0];
-        client.send("GET /c HTTP/1.1\r\nHost: x\r\n\r\nPOST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n");
-        assert_eq!(client.answer().text(), "/c");
-        client.send("hello");
-        assert_eq!(client.answer().text(), "hello");
-        client.send("nonsense\r\n\r\n");
-        assert_eq!(client.answer().status, 400);
-        // Half of them are reset while their answer is being made, so that writing it fails.
-        for client in &mut crowd[750..] {
-            client.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
-            SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).expect("linger");
-        }
-        crowd.truncate(750);
-        server.await_open(749);
-        drop(crowd);
-        server.await_open(0);
     });
 }
 
