@@ -36,6 +36,9 @@ pub const KEY_TEXT_BYTES: usize = KEY_PREFIX.len() + 43;
 /// Keys that one shard remembers. An entry is some 200 bytes.
 const CACHE_ENTRIES_MAX: usize = 4_096;
 
+/// The end of what does not end.
+const NEVER_S: u64 = u64::MAX;
+
 /// SHA-256 of a key.
 pub type KeyHash = [u8; 32];
 
@@ -223,9 +226,9 @@ impl Keys {
         }
     }
 
-    /// Whether what was recalled for an equal text still holds.
-    pub fn holds(&self, known: &Known, now_s: u64) -> bool {
-        known.epoch == self.common.epoch() && now_s < known.expires_s
+    /// Whether what was recalled for an equal text still holds. The clock is asked for tokens only: keys do not end.
+    pub fn holds(&self, known: &Known, now_s: impl FnOnce() -> u64) -> bool {
+        known.epoch == self.common.epoch() && (known.expires_s == NEVER_S || now_s() < known.expires_s)
     }
 
     /// Remembers what was found out about a text.
@@ -233,7 +236,7 @@ impl Keys {
         let known = Known {
             meter: self.common.meters.of(&granted.principal.subject),
             principal: Arc::new(granted.principal),
-            expires_s: granted.expires_s.unwrap_or(u64::MAX),
+            expires_s: granted.expires_s.unwrap_or(NEVER_S),
             epoch: unknown.epoch,
         };
         let mut cache = self.known.borrow_mut();
@@ -328,21 +331,21 @@ mod tests {
         let unknown = keys.recall(&text, 0).expect_err("new");
         let known = keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
         keys.recall(&text, 5).expect("cached");
-        assert!(keys.holds(&known, 5));
+        assert!(keys.holds(&known, || 5));
         common.keys_changed();
-        assert!(!keys.holds(&known, 5));
+        assert!(!keys.holds(&known, || 5));
         let unknown = keys.recall(&text, 5).expect_err("perhaps revoked");
         let ends = Granted { expires_s: Some(10), ..granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known") };
         keys.remember(&unknown, ends);
         let known = keys.recall(&text, 9).expect("a second is left");
-        assert!(keys.holds(&known, 9) && !keys.holds(&known, 10));
+        assert!(keys.holds(&known, || 9) && !keys.holds(&known, || 10));
         let unknown = keys.recall(&text, 10).expect_err("over");
         // Keys change while the answer is on its way: it must not be kept.
         common.keys_changed();
         keys.recall("mr-other", 10).expect_err("the shard has seen the change");
         let stale = keys.remember(&unknown, granted(&hash, Some(&credential(SCOPE_CHAT))).expect("known"));
         keys.recall(&text, 10).expect_err("not kept");
-        assert!(!keys.holds(&stale, 10));
+        assert!(!keys.holds(&stale, || 10));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The gateway: what the public port answers.
 //!
 //! [`routes`] is the table of everything that exists; `callers` finds out who calls, by the keys and
-//! tokens of [`auth`], and holds them to their rates; the other modules are the handlers. A handler returns a whole [`Response`] or an [`ApiError`], or
-//! streams into the connection itself. What it asks of the node goes through the shard's
-//! bridge.
+//! tokens of [`auth`], and holds them to their rates; the other modules are the handlers. A handler
+//! returns a whole [`Response`] or an [`ApiError`], or streams into the connection itself. What it
+//! asks of the node goes through the shard's bridge.
 
 mod admin;
 mod archive;

@@ -27,11 +27,6 @@ impl DateCache {
         }
     }
 
-    /// The second, since 1970.
-    pub fn second(&self) -> u64 {
-        self.second
-    }
-
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.text

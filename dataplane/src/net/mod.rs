@@ -170,11 +170,6 @@ impl Net {
         mixed ^ (mixed >> 31)
     }
 
-    /// Seconds since 1970, as of the last tick.
-    pub fn unix_s(&self) -> u64 {
-        self.date.borrow().second()
-    }
-
     /// The text of the `Date` header.
     fn date(&self) -> Ref<'_, DateCache> {
         self.date.borrow()
