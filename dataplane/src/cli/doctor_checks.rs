@@ -17,7 +17,7 @@ use crate::plan::Plan;
 use crate::shard::reactor::{self, Backend, Preference, RingFlags};
 use crate::sys;
 
-/// First kernel with the ring flags that make completion IO cheap.
+/// First kernel with all the ring flags that the reactors ask for.
 const KERNEL_BEST: (u32, u32) = (6, 0);
 /// First kernel whose io_uring the reactors can use.
 const KERNEL_LEAST: (u32, u32) = (5, 11);
@@ -29,7 +29,7 @@ const SYNC_SLOW: Duration = Duration::from_millis(10);
 const FILES_OTHER: u64 = 512;
 
 pub(super) fn kernel() -> Finding {
-    const WHY: &str = "from 6.0 on io_uring has the flags that save a tenth of the CPU of each request";
+    const WHY: &str = "from 6.0 on io_uring need not interrupt a reactor for what has completed";
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
     match kernel_version(release) {

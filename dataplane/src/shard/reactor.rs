@@ -1,12 +1,15 @@
 //! The runtime of one shard: io_uring with the best flags the kernel takes, else epoll.
 //!
-//! A ring without flags is not better than epoll: the kernel interrupts the thread for each completion.
-//! SINGLE_ISSUER + COOP_TASKRUN makes it cheaper, so the ladder below starts with these two and gives flags up
-//! one by one. DEFER_TASKRUN is not among them: it runs at most 20 of the completions that had to be waited for
-//! in one turn, while those that were ready at once are not counted. Of many clients the quick ones are then served
-//! again and again before the others: with 1,000 connections the 99th percentile was 12 to 22 ms, with the
-//! cooperative flag 8, and a request took 7.0 against 6.7 us. Reading while the answer is written made it fair, at
-//! 9.0 against 7.9 us. With 64 connections all cost the same. Measured once, in turns; what lost is not kept.
+//! With COOP_TASKRUN the kernel does not interrupt the thread for what has completed, so the ladder below starts with
+//! it and SINGLE_ISSUER and gives flags up one by one; with one reactor and one client a ring without flags was as
+//! cheap (5.0 against 4.8 us a request, and 5.4 against 5.7).
+//!
+//! DEFER_TASKRUN is not among them: it runs at most 20 of the completions that had to be waited for in one turn,
+//! while those that were ready at once are not counted. Of many clients the quick ones are then served again and
+//! again before the others: with 1,000 connections the 99th percentile was 12 to 22 ms, with the cooperative flag 8,
+//! and a request took 7.0 against 6.7 us. Reading while the answer is written made it fair, at 9.0 against 7.9 us.
+//! With 64 connections all cost the same. Measured once, in turns; what lost is not kept.
+//!
 //! Container profiles that forbid io_uring answer EPERM to the first step and end at epoll.
 
 use std::fmt;
